@@ -1,4 +1,75 @@
+# Everything runs in .venv, which the first target that needs it creates.
+# Another interpreter: make PYTHON=python3.12 demo. More test processes: make JOBS=8 test.
+
 PYTHON ?= python3
-ext:
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*.h csrc/cpu/*.h csrc/cpu/*.cpp)
+
+# One thread per test process: OpenMP threads of several processes on the same cores stall one another.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install ext demo test test-slow bench lint format wheel clean distclean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch and the build tools come first, so that the second step can build against the torch that will run
+# (no isolated build, which would download torch a second time).
+$(VENV)/.torch: constraints.txt
+	@echo "==> $(VENV): Python environment with PyTorch (about 5 GB on disk, a few minutes the first time)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch numpy setuptools wheel ninja
+	@touch $@
+
+$(STAMP): $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
+	@echo "==> $(VENV): alt-kernels with its extras, compiling the CPU kernels"
+	$(PIP) --no-build-isolation -e ".[models,bench,dev]"
+	@touch $@
+
+install: $(STAMP) ## create .venv and install the package with every extra
+
+ext: ## rebuild the compiled library in place, with $(PYTHON)
 	$(PYTHON) setup.py -q build_ext --inplace
-.PHONY: ext
+
+demo: $(STAMP) ## the main job: patch a ViT-B/16, run photographs, print the table (ARGS="--help")
+	$(BIN)/alt demo $(ARGS)
+
+test: $(STAMP) ## the fast tests
+	$(PYTEST) -m "not slow and not gpu" -n $(JOBS) --benchmark-disable $(ARGS)
+
+test-slow: $(STAMP) ## builds of wheels, torch.compile, several processes: the rest of the CPU tests
+	$(PYTEST) -m "slow and not gpu" --benchmark-disable $(ARGS)
+
+bench: $(STAMP) ## benchmarks against their rivals (one thread)
+	$(PYTEST) benchmarks --benchmark-only $(ARGS)
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(STAMP) ## dist/: sdist and wheel; wheelhouse/: the wheel as manylinux, without libtorch
+	rm -rf dist wheelhouse
+	AK_REQUIRE_EXT=1 $(BIN)/python -m build --no-isolation
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w wheelhouse \
+	    --exclude 'libtorch*' --exclude 'libc10*' dist/*.whl
+
+clean: ## remove what builds and tests left
+	rm -rf build dist wheelhouse *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f alt_kernels/_C*.so
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## the environment as well
+	rm -rf $(VENV)

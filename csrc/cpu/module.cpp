@@ -2,6 +2,10 @@
 // registers the kernels (STABLE_TORCH_LIBRARY_IMPL in the other files of this folder).
 // Works after `import torch`, whose libraries this one is linked to.
 
+// Where Python's headers are not installed the library is built without it, which loses nothing but
+// the `import alt_kernels._C` statement: the package loads the file with torch.ops.load_library.
+
+#if __has_include(<Python.h>)
 #include <Python.h>
 
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
@@ -10,3 +14,4 @@ extern "C" PyMODINIT_FUNC PyInit__C(void) {
       nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }
+#endif
