@@ -1,0 +1,348 @@
+// Shared ground of every C++ kernel: types, dispatch, checks and allocation on the LibTorch stable ABI.
+//
+// Only torch/csrc/stable and torch/headeronly are included, so one binary serves several torch versions;
+// ATen headers must not appear here. Kernels of csrc/cpu include this file and nothing of each other.
+//
+//   alt::check(cond, parts...)             raise (ValueError in Python) with one sentence
+//   alt::accumulate_t<T>                   double for double, float otherwise
+//   alt::dispatch_floating(dtype, op, f)   call f(alt::TypeTag<T>{}) for double, float, half, bfloat16
+//   alt::load<Acc>(x), alt::store<T>(v)    one element to and from the accumulation type (vectorises)
+//   alt::new_empty({2, 3}, dtype)          new contiguous CPU tensor, uninitialised
+//   alt::as_contiguous(t or optional)      the tensor itself where it is contiguous, else a copy
+//   alt::as_rows_contiguous(t)             the same, asking only that the last dimension has stride 1
+//   alt::data<T>(t)                        typed pointer (T may be const), checks the dtype
+//   alt::data_or_null<T>(optional)         nullptr where the optional tensor is absent
+//   alt::Scratch<T>(count)                 aligned uninitialised memory
+//   alt::parallel_for(n, cost, f)          f(begin, end) over [0, n), serial where the work is small
+//   alt::Plan                              a checked merge plan, see below
+//   ALT_MULTIVERSION                       compile a function once per x86 level, chosen when loaded
+//
+// Exceptions must not leave the body of a parallel_for (they would lose their text): check first.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <memory>
+#include <new>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+// ALT_MULTIVERSION before a function (free, static or a template in an anonymous namespace) makes GCC compile it
+// for AVX-512, AVX2 and the baseline and choose when the library is loaded (ifunc: glibc only). Helpers called in
+// its loops must be ALT_INLINE; lambdas inside it are not cloned. -DALT_NO_MULTIVERSION compiles the plain path
+// alone, which is how tests reach it; under sanitizers, which ifunc resolvers would outrun, it is off as well.
+#if !defined(ALT_NO_MULTIVERSION) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
+    defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+#define ALT_HAS_MULTIVERSION 1
+#define ALT_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define ALT_HAS_MULTIVERSION 0
+#define ALT_MULTIVERSION
+#endif
+
+#if defined(__GNUC__)
+#define ALT_INLINE inline __attribute__((always_inline))
+#define ALT_RESTRICT __restrict__
+#else
+#define ALT_INLINE inline
+#define ALT_RESTRICT
+#endif
+
+#if defined(__GNUC__)
+namespace alt __attribute__((visibility("hidden"))) {  // as torch::stable::Tensor is
+#else
+namespace alt {
+#endif
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---------------------------------------------------------------------------------------------- checks
+
+// Raises std::invalid_argument (ValueError in Python) whose text is the parts put together.
+template <typename... Parts>
+inline void check(bool condition, const Parts&... parts) {
+  if (!condition) {
+    std::ostringstream text;
+    (text << ... << parts);
+    throw std::invalid_argument(text.str());
+  }
+}
+
+inline const char* dtype_name(ScalarType dtype) { return torch::headeronly::toString(dtype); }
+
+inline bool is_floating(ScalarType dtype) {
+  return dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+// The rank of an argument; the name is the one of the op's schema.
+inline void check_rank(const Tensor& t, int64_t rank, const char* name) {
+  check(t.dim() == rank, name, " must have ", rank, " dimensions, got ", t.dim());
+}
+
+inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
+  check(t.scalar_type() == dtype, name, " must have dtype ", dtype_name(dtype), ", got ",
+        dtype_name(t.scalar_type()));
+}
+
+// ----------------------------------------------------------------------------------------------- types
+
+// double accumulates in double, everything else in float.
+template <typename T>
+using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+struct TypeTag {
+  using type = T;
+};
+
+template <typename T>
+constexpr ScalarType scalar_type_of() {
+  if constexpr (std::is_same_v<T, double>) {
+    return ScalarType::Double;
+  } else if constexpr (std::is_same_v<T, float>) {
+    return ScalarType::Float;
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return ScalarType::Half;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return ScalarType::BFloat16;
+  } else if constexpr (std::is_same_v<T, int32_t>) {
+    return ScalarType::Int;
+  } else {
+    static_assert(std::is_same_v<T, int64_t>, "no scalar type for T");
+    return ScalarType::Long;
+  }
+}
+
+// The dtype sums are kept in, as a run-time value.
+inline ScalarType accumulate_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// torch.promote_types for the four floating types.
+inline ScalarType promote(ScalarType a, ScalarType b) {
+  if (a == b) {
+    return a;
+  }
+  return a == ScalarType::Double || b == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// f is a generic lambda: [&](auto tag) { using T = typename decltype(tag)::type; ... }.
+template <typename F>
+inline decltype(auto) dispatch_floating(ScalarType dtype, const char* op, F&& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(TypeTag<double>{});
+    case ScalarType::Float:
+      return f(TypeTag<float>{});
+    case ScalarType::Half:
+      return f(TypeTag<Half>{});
+    case ScalarType::BFloat16:
+      return f(TypeTag<BFloat16>{});
+    default:
+      check(false, op, " takes float64, float32, float16 or bfloat16 tensors, got ", dtype_name(dtype));
+      throw std::logic_error("unreachable");
+  }
+}
+
+// One element, widened. Branch-free, so that loops around it vectorise.
+template <typename Acc, typename T>
+ALT_INLINE Acc load(const T& x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const uint32_t bits = static_cast<uint32_t>(x.x) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return static_cast<Acc>(value);
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return static_cast<Acc>(static_cast<float>(x));
+  } else {
+    return static_cast<Acc>(x);
+  }
+}
+
+// One element, rounded to nearest even. NaN stays NaN.
+template <typename T, typename Acc>
+ALT_INLINE T store(Acc v) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const float value = static_cast<float>(v);
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return BFloat16(static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded), BFloat16::from_bits());
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return Half(static_cast<float>(v));
+  } else {
+    return static_cast<T>(v);
+  }
+}
+
+// --------------------------------------------------------------------------------------------- tensors
+
+// A new contiguous CPU tensor, uninitialised. Straight through the C shim: no dispatcher call.
+inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  constexpr size_t max_rank = 8;
+  int64_t shape[max_rank];
+  int64_t strides[max_rank];
+  const size_t rank = sizes.size();
+  check(rank <= max_rank, "at most ", max_rank, " dimensions, got ", rank);
+  std::copy(sizes.begin(), sizes.end(), shape);
+  int64_t stride = 1;
+  for (size_t i = rank; i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
+}
+
+// The last dimension contiguous, other strides free: what row kernels need, without copying most views.
+inline Tensor as_rows_contiguous(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+}
+
+// T may be const-qualified; the dtype is checked by torch.
+template <typename T>
+inline T* data(const Tensor& t) {
+  using Plain = std::remove_const_t<T>;
+  if constexpr (std::is_const_v<T>) {
+    return t.template const_data_ptr<Plain>();
+  } else {
+    return t.template mutable_data_ptr<Plain>();
+  }
+}
+
+template <typename T>
+inline T* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? data<T>(*t) : nullptr;
+}
+
+// Uninitialised scratch memory, 64-byte aligned, of trivially destructible T.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : memory_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(std::max<int64_t>(count, 1)),
+                                               std::align_val_t{64}))) {}
+  T* get() const { return memory_.get(); }
+  T& operator[](int64_t i) const { return memory_.get()[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { ::operator delete(static_cast<void*>(p), std::align_val_t{64}); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// --------------------------------------------------------------------------------------------- threads
+
+// f(begin, end) over [0, n). cost_per_item is a rough count of elementary operations (say, floats touched);
+// a thread gets at least 32768 of them, so small problems stay on the calling thread.
+template <typename F>
+inline void parallel_for(int64_t n, int64_t cost_per_item, const F& f) {
+  constexpr int64_t min_cost_per_thread = 32768;
+  if (n <= 0) {
+    return;
+  }
+  const int64_t grain = std::max<int64_t>(1, min_cost_per_thread / std::max<int64_t>(1, cost_per_item));
+  if (n <= grain) {
+    f(int64_t{0}, n);
+    return;
+  }
+  torch::stable::parallel_for(0, n, grain, f);
+}
+
+// ------------------------------------------------------------------------------------------------ plan
+
+// A merge plan: output row j of image b is made of the input tokens
+// indices[b, offsets[b, j] : offsets[b, j + 1]], and output_row[b, i] is the output row of input token i.
+// make_plan copies nothing that is contiguous and raises unless, for every image, offsets rise strictly from
+// 0 to N (every output row has a source) and all indices and output rows are in range. It does not check that
+// indices is a permutation and output_row its inverse: no kernel may rely on that for memory safety.
+struct Plan {
+  Tensor indices_tensor, offsets_tensor, output_row_tensor;  // keep the memory alive
+  const int32_t* indices = nullptr;                          // [B, N], nullptr where the op takes none
+  const int32_t* offsets = nullptr;                          // [B, M + 1]
+  const int32_t* output_row = nullptr;                       // [B, N]
+  int64_t batch = 0, tokens = 0, rows = 0;                   // B, N, M
+};
+
+// indices == nullptr: a backward op, which reads only offsets and output_row.
+inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor& output_row) {
+  check_rank(offsets, 2, "offsets");
+  check_rank(output_row, 2, "output_row");
+  check_dtype(offsets, ScalarType::Int, "offsets");
+  check_dtype(output_row, ScalarType::Int, "output_row");
+  Plan plan;
+  plan.batch = output_row.size(0);
+  plan.tokens = output_row.size(1);
+  plan.rows = offsets.size(1) - 1;
+  check(offsets.size(0) == plan.batch, "offsets must have ", plan.batch, " rows like output_row, got ",
+        offsets.size(0));
+  check(plan.rows >= 0 && plan.rows <= plan.tokens, "offsets must have between 1 and N + 1 = ",
+        plan.tokens + 1, " columns, got ", plan.rows + 1);
+  if (indices != nullptr) {
+    check_rank(*indices, 2, "indices");
+    check_dtype(*indices, ScalarType::Int, "indices");
+    check(indices->size(0) == plan.batch && indices->size(1) == plan.tokens, "indices must have shape [",
+          plan.batch, ", ", plan.tokens, "] like output_row, got [", indices->size(0), ", ", indices->size(1), "]");
+    plan.indices_tensor = as_contiguous(*indices);
+    plan.indices = data<const int32_t>(plan.indices_tensor);
+  }
+  plan.offsets_tensor = as_contiguous(offsets);
+  plan.output_row_tensor = as_contiguous(output_row);
+  plan.offsets = data<const int32_t>(plan.offsets_tensor);
+  plan.output_row = data<const int32_t>(plan.output_row_tensor);
+
+  const int64_t total = plan.batch * plan.tokens;
+  // Negative values become huge as unsigned, so one compare covers both ends; no early exit: it vectorises.
+  const uint32_t tokens = static_cast<uint32_t>(plan.tokens);
+  const uint32_t rows = static_cast<uint32_t>(plan.rows);
+  bool bad = false;
+  for (int64_t i = 0; plan.indices != nullptr && i < total; ++i) {
+    bad |= static_cast<uint32_t>(plan.indices[i]) >= tokens;
+  }
+  check(!bad, "indices must lie in [0, ", plan.tokens, ")");
+  for (int64_t i = 0; i < total; ++i) {
+    bad |= static_cast<uint32_t>(plan.output_row[i]) >= rows;
+  }
+  check(!bad, "output_row must lie in [0, ", plan.rows, ")");
+  for (int64_t b = 0; b < plan.batch; ++b) {
+    const int32_t* row = plan.offsets + b * (plan.rows + 1);
+    bad |= row[0] != 0 || row[plan.rows] != plan.tokens;
+    for (int64_t j = 0; j < plan.rows; ++j) {
+      bad |= row[j + 1] <= row[j];
+    }
+  }
+  check(!bad, "offsets must rise strictly from 0 to N = ", plan.tokens, " in every image");
+  return plan;
+}
+
+}  // namespace alt
