@@ -1,0 +1,340 @@
+"""Who may import whom, and that the packages import where an optional part is missing.
+
+The table below is the project's map. A new room is added here first, with what it may see.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("alt_kernels", "alt")
+
+# room (longest prefix of a module's name wins) -> rooms it may import, besides itself.
+KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
+BELOW_PATCH = {"alt_kernels"}
+BELOW_MODELS = BELOW_PATCH | {"alt.patch"}
+BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.data", "alt.cost"}
+JOBS = {"alt.train", "alt.evaluate", "alt.corpus", "alt.visualize", "alt.demo"}
+ROOMS: dict[str, set[str]] = {
+    "alt_kernels.types": set(),
+    "alt_kernels.checks": {"alt_kernels.types"},
+    "alt_kernels.library": KERNEL_BASE,
+    "alt_kernels.reference": KERNEL_BASE,
+    "alt_kernels.triton": KERNEL_BASE,
+    "alt_kernels.ops": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.reference", "alt_kernels.triton"},
+    "alt_kernels": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops"},
+    "alt_kernels.testing": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference", "alt_kernels"},
+    "alt.patch": BELOW_PATCH,
+    "alt.cost": BELOW_MODELS,
+    "alt.models": BELOW_MODELS,
+    "alt.data": set(),
+    "alt.corpus": {"alt.data"},
+    "alt.visualize": BELOW_JOBS,
+    "alt.evaluate": BELOW_JOBS,
+    "alt.train": BELOW_JOBS | {"alt.evaluate"},
+    "alt.demo": BELOW_JOBS | {"alt.visualize"},
+    "alt.cli": BELOW_JOBS | JOBS,
+    "alt": BELOW_MODELS | {"alt.cost"},  # re-exports; nothing inside alt imports it
+}  # fmt: skip
+# Rooms whose files stand alone: the contract of one op never imports another's.
+SEPARATE = {"alt_kernels.ops"}
+# Outside packages a room may name anywhere, and those it may only import inside a function.
+TENSORS = {"torch", "numpy"}
+OUTSIDE: dict[str, set[str]] = {room: TENSORS for room in ROOMS if room.startswith("alt_kernels")}
+OUTSIDE["alt_kernels.triton"] = TENSORS | {"triton"}
+# Never at the top of a module of ours outside alt_kernels/triton: they are slow, optional, or import Triton.
+LAZY_ONLY = {
+    "triton",
+    "open_clip",
+    "torchvision",
+    "timm",
+    "transformers",
+    "lightning",
+    "matplotlib",
+    "skimage",
+    "peft",
+}
+HEAVY_ROOMS = {"alt_kernels.triton", "alt.train", "alt.models", "alt.evaluate", "alt.visualize", "alt.corpus", "alt.data"}  # fmt: skip
+
+
+class Import(NamedTuple):
+    module: str  # importing
+    target: str  # imported, fully qualified, a module where it is one of ours
+    line: int
+    at_top: bool  # runs when the module is imported
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+    candidates = [room for room in ROOMS if module == room or module.startswith(room + ".")]
+    best = max(candidates, key=len, default="")
+    # A top-level module that no longer prefix claims is the package itself only if it *is* the package.
+    return best if best not in PACKAGES or module == best else ""
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports_of(module: str, source: str, is_package: bool) -> list[Import]:
+    """Every import statement of a file, those inside functions and ``if`` blocks included."""
+    found: list[Import] = []
+    package = module.split(".") if is_package else module.split(".")[:-1]
+
+    def add(target: str, line: int, at_top: bool) -> None:
+        found.append(Import(module, target, line, at_top))
+
+    def visit(node: ast.AST, at_top: bool) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                add(alias.name, node.lineno, at_top)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{origin}.{alias.name}"
+                add(inner if inner in MODULES else origin, node.lineno, at_top)
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_type_checking(
+            node
+        )  # type: ignore[arg-type]
+        for child in ast.iter_child_nodes(node):
+            visit(child, at_top and not inside)
+
+    visit(ast.parse(source), True)
+    return found
+
+
+def all_imports() -> list[Import]:
+    return [
+        found
+        for module, path in MODULES.items()
+        for found in imports_of(module, path.read_text(), path.name == "__init__.py")
+    ]
+
+
+def violations(imports: list[Import]) -> list[str]:
+    wrong = []
+    for found in imports:
+        room, top = room_of(found.module), found.target.split(".")[0]
+        where = f"{found.module}:{found.line} imports {found.target}"
+        if top in PACKAGES:
+            other = room_of(found.target)
+            own_package = found.target == found.module or found.module.startswith(found.target + ".")
+            if other == room:
+                if room in SEPARATE and not own_package and found.module != room:
+                    wrong.append(f"{where}: files of {room} do not import each other")
+            elif other not in ROOMS[room]:
+                # A submodule of an allowed public package is not allowed with it: only the package's face is.
+                wrong.append(f"{where}: {room} may import {sorted(ROOMS[room]) or 'nothing of ours'}")
+        elif top not in sys.stdlib_module_names:
+            if (
+                room in OUTSIDE
+                and top not in OUTSIDE[room]
+                and not (room == "alt_kernels.ops" and top == "triton" and not found.at_top)
+            ):
+                wrong.append(f"{where}: {room} uses {sorted(OUTSIDE[room])} only")  # fmt: skip
+            if found.at_top and top in LAZY_ONLY and room not in HEAVY_ROOMS:
+                wrong.append(f"{where}: only inside a function")
+    return wrong
+
+
+def test_every_module_has_a_room() -> None:
+    homeless = [m for m in MODULES if not room_of(m)]
+    assert not homeless, f"add to ROOMS, with what they may import: {homeless}"
+
+
+def test_rooms_are_layered() -> None:
+    """The table itself has no cycle, so an import that obeys it cannot make one between rooms."""
+    try:
+        order = list(TopologicalSorter(ROOMS).static_order())
+    except CycleError as error:
+        pytest.fail(f"rooms import each other in a circle: {error.args[1]}")
+    assert set(order) == set(ROOMS), "a room names another that is not in the table"
+
+
+def test_imports_obey_the_table() -> None:
+    wrong = violations(all_imports())
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_no_import_cycles() -> None:
+    """Between modules, counting what runs at import time."""
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for found in all_imports():
+        if found.at_top and found.target in MODULES and found.target != found.module:
+            graph[found.module].add(found.target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("import cycle: " + " -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "word"),
+    [
+        ("alt_kernels.types", "import alt", "nothing of ours"),
+        ("alt_kernels.reference.weighted_merge", "from ..ops import weighted_merge", "may import"),
+        ("alt_kernels.reference.weighted_merge", "def f():\n    import alt_kernels.triton.x", "may import"),
+        ("alt_kernels.ops.weighted_merge", "from .bipartite_matching import x", "each other"),
+        ("alt_kernels.ops.weighted_merge", "import triton", "only"),
+        ("alt_kernels.checks", "import open_clip", "only"),
+        ("alt_kernels.checks", "def f():\n    import timm", "only"),
+        ("alt.patch.openclip", "import open_clip", "inside a function"),
+        ("alt.patch.openclip", "from alt_kernels.ops.weighted_merge import weighted_merge", "may import"),
+        ("alt.patch.openclip", "from alt import models", "may import"),
+        ("alt.data.clips", "import alt_kernels", "nothing of ours"),
+        ("alt.models.alt", "from .. import cli", "may import"),
+    ],
+)
+def test_the_rules_bite(module: str, source: str, word: str) -> None:
+    found = imports_of(module, source, is_package=False)
+    # names that do not exist yet resolve to their package, which is no smaller offence
+    assert any(word in line for line in violations(found)), (found, violations(found))
+
+
+def test_function_level_triton_is_allowed_in_a_contract() -> None:
+    source = "def dispatch():\n    import triton\n    from ..triton import weighted_merge"
+    assert not violations(imports_of("alt_kernels.ops.weighted_merge", source, is_package=False))
+
+
+def test_csrc_rooms_do_not_include_one_another() -> None:
+    wrong = []
+    for path in sorted((ROOT / "csrc").rglob("*")):
+        if path.suffix not in {".h", ".hpp", ".cpp", ".cu", ".cuh"}:
+            continue
+        others = {"cpu", "cuda"} - {path.relative_to(ROOT / "csrc").parts[0]}
+        for name in re.findall(r'^\s*#\s*include\s+["<]([^">]+)[">]', path.read_text(), re.MULTILINE):
+            foreign = set(Path(name).parts) & others and not name.startswith(("torch/", "ATen/", "c10/"))
+            if foreign or name.startswith("ATen/"):  # ATen is not part of the stable ABI
+                wrong.append(f"{path.relative_to(ROOT)} includes {name}")
+    assert not wrong, wrong
+
+
+# --- fresh processes ------------------------------------------------------------------------------------------
+
+PRELUDE = """
+import sys, importlib.abc
+BLOCKED = set({blocked!r})
+IMPORTERS = []
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top == "triton" and name == "triton":
+            frame = sys._getframe(1)
+            while "importlib" in frame.f_code.co_filename:
+                frame = frame.f_back
+            IMPORTERS.append(frame.f_globals["__name__"])
+        if top in BLOCKED:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+        return None
+sys.meta_path.insert(0, Watch())
+import alt_kernels, alt
+import torch
+"""
+USE = """
+x = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0))
+plan = alt_kernels.bipartite_soft_matching(x, 3)
+merged = alt_kernels.weighted_merge(x, plan)
+assert merged.x.shape == (2, 6, 4)
+torch.testing.assert_close((merged.x * merged.size[..., None]).sum(1), x.sum(1))
+out = alt_kernels.proportional_attention(x[:, None], x[:, None], x[:, None])
+assert out.shape == (2, 1, 9, 4)
+assert alt_kernels.cosine_gumbel_assign(x, x[0], noise=None).index.dtype == torch.int64
+assert callable(alt.patch_clip) and callable(alt.count_macs)
+for name, (available, reason) in alt_kernels.backends().items():
+    assert isinstance(available, bool) and reason, name
+"""
+
+
+def fresh(code: str, blocked: tuple[str, ...] = (), root: Path = ROOT, **environment: str) -> str:
+    """Run in a new interpreter that sees ``root``'s packages first; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-c", PRELUDE.format(blocked=blocked) + code],
+        env={**os.environ, "PYTHONPATH": str(root), "ALT_KERNELS_DISABLE_CPP": "", **environment},
+        cwd=root.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "blocked",
+    [
+        ("triton",),
+        ("open_clip",),
+        ("torchvision",),
+        ("triton", "open_clip", "torchvision", "timm", "lightning"),
+    ],
+    ids="+".join,
+)
+def test_imports_and_works_without(blocked: tuple[str, ...]) -> None:
+    fresh(USE, blocked)
+
+
+def test_importing_is_light() -> None:
+    """Nothing optional is loaded, and whoever loads Triton is torch itself, never a module of ours.
+
+    (torch.utils.flop_counter, where the FLOP formulas are registered, imports Triton when it is there.)
+    """
+    code = """
+heavy = {"open_clip", "torchvision", "timm", "transformers", "lightning", "matplotlib", "typer", "rich", "skimage"}
+print(sorted(heavy & set(sys.modules)))
+print([name for name in IMPORTERS if not name.startswith("torch.")])
+assert callable(alt.patch_clip)
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert fresh(code).split("\n")[:3] == ["[]", "[]", "[]"]
+
+
+def test_library_switched_off() -> None:
+    code = USE + "print(*alt_kernels.backends()['cpp'])"
+    printed = fresh(code, ALT_KERNELS_DISABLE_CPP="1")
+    assert printed.startswith("False ")
+    assert "ALT_KERNELS_DISABLE_CPP" in printed
+
+
+def test_library_absent(tmp_path: Path) -> None:
+    """The packages without the file, as a pure-Python install leaves them; results are the reference's."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("_C*", "__pycache__", "*.so")
+        )
+    code = """
+print(alt_kernels.__file__)
+print(*alt_kernels.backends()["cpp"])
+try:
+    alt_kernels.bipartite_soft_matching(torch.ones(1, 4, 2), 1, impl="cpp")
+except RuntimeError as error:
+    print(error)
+"""
+    where, state, refusal = fresh(USE + code, root=tmp_path).strip().split("\n")
+    assert Path(where).is_relative_to(tmp_path)
+    assert state.startswith("False ")
+    assert "no compiled library" in state
+    assert refusal.startswith("impl: 'cpp' is not available")
