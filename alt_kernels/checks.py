@@ -1,0 +1,124 @@
+"""Argument checks shared by the contracts: one wording for every op.
+
+Each check names the argument, says what was expected and what came. They look at shapes, dtypes and devices
+only, never at values on a device, so that they cost no synchronisation and vanish under ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .types import Matching
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def tensor(name: str, value: Any, layout: str) -> Tensor:
+    """``value`` is a float tensor with as many dimensions as ``layout`` ("[B, N, C]") has letters."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor {layout}, got {type(value).__name__}")
+    ndim = layout.count(",") + 1
+    if value.dim() != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions {layout}, got shape {_shape(value)}")
+    return float_dtype(name, value)
+
+
+def float_dtype(name: str, value: Tensor) -> Tensor:
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {_dtype(value)}")
+    return value
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {_sizes(expected)} ({why}), got {_shape(value)}")
+
+
+def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
+
+
+def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    if value.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name} ({_dtype(other)}), got {_dtype(value)}")
+
+
+def integer(name: str, value: Any, minimum: int) -> int:
+    """A plain int (or a symbolic one while compiling), not a bool, not below ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int >= {minimum}, got {type(value).__name__} {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
+    expected = "a finite number > 0" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return float(value)
+
+
+def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_name: str, like: Tensor) -> None:
+    """Token sizes: float32 ``[B, N]``, on the device of the tokens, constant for autograd."""
+    if size is None:
+        return
+    if not isinstance(size, Tensor):
+        raise TypeError(f"{name}: expected a float32 tensor [B, N] or None, got {type(size).__name__}")
+    if size.dtype != torch.float32:
+        # bfloat16 cannot count: 256 + 1 = 256 there.
+        raise TypeError(f"{name}: expected float32, got {_dtype(size)}")
+    shape(name, size, (batch, tokens), f"one size for each token of {like_name}")
+    same_device(name, size, like_name, like)
+    if size.requires_grad:
+        raise ValueError(f"{name}: sizes are constants of the operation and get no gradient, got requires_grad=True")
+
+
+def matching_plan(matching: Any, batch: int, tokens: int | None, rows: int | None, like_name: str, like: Tensor) -> None:
+    """A plan for ``batch`` images of ``tokens`` input tokens (or ``rows`` output rows; None: not checked)."""
+    if not isinstance(matching, Matching):
+        if not (isinstance(matching, tuple) and len(matching) == 3 and all(isinstance(t, Tensor) for t in matching)):
+            raise TypeError(f"matching: expected a Matching from bipartite_soft_matching, got {type(matching).__name__}")
+    for field, value in zip(Matching._fields, matching, strict=True):
+        if value.dtype != torch.int32:
+            raise TypeError(f"matching.{field}: expected int32, got {_dtype(value)}")
+        if value.dim() != 2:
+            raise ValueError(f"matching.{field}: expected 2 dimensions, got shape {_shape(value)}")
+        same_device(f"matching.{field}", value, like_name, like)
+    indices, offsets, output_row = matching
+    if indices.shape != output_row.shape or offsets.shape[0] != indices.shape[0] or offsets.shape[1] < 1:
+        raise ValueError(
+            f"matching: indices {_shape(indices)}, offsets {_shape(offsets)} and output_row {_shape(output_row)}"
+            " do not belong to one plan"
+        )
+    if indices.shape[0] != batch:
+        raise ValueError(f"matching: expected a plan of {batch} images as in {like_name}, got {indices.shape[0]}")
+    if tokens is not None and indices.shape[1] != tokens:
+        raise ValueError(
+            f"matching: expected a plan of {tokens} input tokens as in {like_name} {_shape(like)},"
+            f" got a plan of {indices.shape[1]}"
+        )
+    if rows is not None and offsets.shape[1] - 1 != rows:
+        raise ValueError(
+            f"matching: expected a plan of {rows} output rows as in {like_name} {_shape(like)},"
+            f" got a plan of {offsets.shape[1] - 1}"
+        )
+
+
+def _shape(value: Tensor) -> str:
+    return _sizes(tuple(value.shape))
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    return "[" + ", ".join(str(s) for s in sizes) + "]"
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,90 @@
+"""Contract of bipartite soft matching: which tokens merge into which."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks, library
+from ..reference import bipartite_matching as reference
+from ..types import Impl, Matching
+
+_OPS = torch.ops.alt_kernels
+
+
+def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, impl: Impl = "auto") -> Matching:
+    r"""Match every token of A with its most similar token of B and plan the merging of the ``r`` best pairs.
+
+    A holds the even and B the odd positions of the sequence, without the first ``num_protected`` tokens, which
+    never merge (for one class token this is the split of the paper). With :math:`\hat m = m / |m|`,
+
+    .. math:: b(a) = \arg\max_{b \in B} \hat m_a \cdot \hat m_b, \qquad
+              \text{the } r \text{ tokens } a \text{ with the highest } \hat m_a \cdot \hat m_{b(a)}
+              \text{ merge into } b(a).
+
+    Ties go to the higher score, then the lower index of a; among equal b to the lowest. A row of zeros or with a
+    non-finite entry scores -inf as source and as destination; if ``r`` exceeds the number of finite candidates the
+    remaining sources are taken by index and go to the lowest unprotected b. Not differentiable. Deterministic.
+
+    Args:
+        metric: ``[B, N, C]``, C >= 1, what similarity is measured on (in a ViT the keys, averaged over heads).
+            float32, float16, bfloat16 (scores accumulate in float32) or float64 (in float64). Any strides.
+        r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``. 0 is the identity plan.
+        num_protected: how many leading tokens never merge (class token, registers), 0 to N.
+        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Returns:
+        Matching: the plan, N' = N - r output rows.
+
+    Raises:
+        TypeError: ``metric`` is no float tensor, ``r`` or ``num_protected`` no int.
+        ValueError: a shape or ``r`` outside the range above.
+        RuntimeError: ``impl`` names an implementation that cannot run here.
+
+    Source: Bolya et al., "Token Merging: Your ViT But Faster" (arXiv 2210.09461), section 3; ALT, Eq. 2.
+
+    Example:
+        >>> keys = torch.randn(2, 197, 64)
+        >>> plan = bipartite_soft_matching(keys, 8)
+        >>> plan.offsets.shape[1] - 1  # rows that are left
+        189
+    """
+    checks.tensor("metric", metric, "[B, N, C]")
+    tokens, channels = metric.shape[1], metric.shape[2]
+    if channels < 1:
+        raise ValueError(f"metric: expected at least one channel, got shape {list(metric.shape)}")
+    checks.integer("num_protected", num_protected, 0)
+    if num_protected > tokens:
+        raise ValueError(f"num_protected: expected at most the {tokens} tokens of metric, got {num_protected}")
+    checks.integer("r", r, 0)
+    limit = (tokens - num_protected) // 2
+    if r > limit:
+        raise ValueError(
+            f"r: expected at most {limit}, half of the {tokens - num_protected} unprotected tokens of metric, got {r}"
+        )
+    run = reference.bipartite_matching if library.use_reference(impl, metric) else _OPS.bipartite_matching
+    return Matching(*run(metric.detach(), r, num_protected))
+
+
+def _fake(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens, _ = metric.shape
+    indices = metric.new_empty((batch, tokens), dtype=torch.int32)
+    offsets = metric.new_empty((batch, tokens - r + 1), dtype=torch.int32)
+    return indices, offsets, torch.empty_like(indices)
+
+
+def _flops(metric_shape: tuple[int, ...], r: int, num_protected: int, **_: object) -> int:
+    """2 |A| |B| C per image for the scores; the identity plan (r = 0) computes none."""
+    batch, tokens, channels = metric_shape
+    even = (tokens + 1) // 2 - (num_protected + 1) // 2
+    odd = tokens // 2 - num_protected // 2
+    return 0 if r == 0 else 2 * batch * even * odd * channels
+
+
+library.register(
+    "bipartite_matching(Tensor metric, SymInt r, int num_protected)"
+    " -> (Tensor indices, Tensor offsets, Tensor output_row)",
+    reference=reference.bipartite_matching,
+    fake=_fake,
+    flops=_flops,
+)

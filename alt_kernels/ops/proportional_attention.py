@@ -1,0 +1,153 @@
+"""Contract of proportional attention: softmax attention in which a key of size s counts s times."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, library
+from ..reference import proportional_attention as reference
+from ..types import Impl
+
+_OPS = torch.ops.alt_kernels
+
+
+def proportional_attention(
+    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, *, scale: float | None = None, impl: Impl = "auto"
+) -> Tensor:
+    r"""Attention whose keys count as many times as the tokens they stand for.
+
+    .. math:: \mathrm{softmax}\left(q k^\top \cdot \mathrm{scale} + \log s\right) v
+
+    with log s added to every logit of a key. For integer sizes this equals plain attention over keys and values
+    repeated s times. A size of 0 masks a key; a row whose keys are all masked gives zeros. Scores and sums
+    accumulate in float32 (float64 for double). On CPU PyTorch's own fused kernel runs, with the sizes as a
+    broadcast key bias: never an N x N tensor.
+
+    Args:
+        q: ``[B, H, M, D]``, float32, float16, bfloat16 or float64; any strides (views of a packed QKV).
+        k, v: ``[B, H, N, D]`` of the same dtype and device.
+        size: ``[B, N]`` float32, the sizes of the keys, >= 0; None: ones. Constant, gets no gradient.
+        scale: a finite number; None: 1 / sqrt(D).
+        impl: ``"auto"``, ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Returns:
+        ``[B, H, M, D]`` in q's dtype. Gradients go to q, k and v.
+
+    Raises:
+        TypeError: a wrong type, or dtypes that differ (under autocast cast q, k, v alike first).
+        ValueError: a wrong shape or device, or a ``size`` that requires grad.
+        RuntimeError: ``impl`` names an implementation that cannot run here.
+
+    Source: ToMe (arXiv 2210.09461), Eq. 1; ALT, Eq. 2.
+    """
+    checks.tensor("q", q, "[B, H, M, D]")
+    batch, heads, _, depth = q.shape
+    if depth < 1:
+        raise ValueError(f"q: expected a head dimension of at least 1, got shape {list(q.shape)}")
+    for name, value in (("k", k), ("v", v)):
+        checks.tensor(name, value, "[B, H, N, D]")
+        checks.same_dtype(name, value, "q", q)
+        checks.same_device(name, value, "q", q)
+        checks.shape(name, value, (batch, heads, k.shape[2], depth), "B, H and D of q, N of k")
+    checks.token_size("size", size, batch, k.shape[2], "k", k)
+    scale = 1.0 / math.sqrt(depth) if scale is None else checks.finite_float("scale", scale)
+    use_reference = library.use_reference(impl, q, needs_compiled=False)
+    run = reference.proportional_attention if use_reference else _OPS.proportional_attention
+    return run(q, k, v, size, scale)[0]
+
+
+def _key_bias(q: Tensor, size: Tensor | None) -> Tensor | None:
+    """log s as ``[B, 1, 1, N]``: the fused kernel reads it with stride zero over heads and queries.
+
+    Half precision takes a float32 bias (log 3 in bfloat16 is off by 0.3 %), double takes double.
+    """
+    if size is None:
+        return None
+    return size.to(torch.float64 if q.dtype == torch.float64 else torch.float32).log()[:, None, None, :]
+
+
+def _unit_stride(*tensors: Tensor) -> list[Tensor]:
+    """The fused kernel takes any strides but along D."""
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+
+
+def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    if q.numel() == 0 or k.shape[2] == 0:
+        return reference.proportional_attention(q, k, v, size, scale)
+    q, k, v = _unit_stride(q, k, v)
+    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
+    )
+    return out, logsumexp
+
+
+def _cpu_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, out: Tensor, logsumexp: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if q.numel() == 0 or k.shape[2] == 0:
+        return reference.proportional_attention_backward(grad, q, k, v, size, out, logsumexp, scale)
+    grad, q, k, v, out = _unit_stride(grad, q, k, v, out)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, q, k, v, out, logsumexp, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
+    )
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    if q.device.type == "cpu":  # PyTorch's kernel chooses the strides: ask its own fake
+        return _cpu(q, k, v, size, scale)
+    statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=statistic)
+
+
+def _backward_fake(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, out: Tensor, logsumexp: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if q.device.type == "cpu":
+        return _cpu_backward(grad, q, k, v, size, out, logsumexp, scale)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _flops(q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object) -> int:
+    """Two products of ``[M, N]`` with depth D each: 4 B H M N D."""
+    batch, heads, queries, depth = q_shape
+    return 4 * batch * heads * queries * k_shape[2] * depth
+
+
+def _backward_flops(
+    grad_shape: tuple[int, ...], q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object
+) -> int:
+    """Five products: the scores again, dO V^T, P^T dO, dS K and dS^T Q."""
+    return 5 * _flops(q_shape, k_shape) // 2
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, size, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, size, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    return *_OPS.proportional_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+
+
+library.register(
+    "proportional_attention(Tensor q, Tensor k, Tensor v, Tensor? size, float scale) -> (Tensor out, Tensor logsumexp)",
+    reference=reference.proportional_attention,
+    fake=_fake,
+    flops=_flops,
+    cpu=_cpu,
+)
+library.register(
+    "proportional_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? size, Tensor out,"
+    " Tensor logsumexp, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    reference=reference.proportional_attention_backward,
+    fake=_backward_fake,
+    flops=_backward_flops,
+    cpu=_cpu_backward,
+)
+library.register_autograd("proportional_attention", _backward, _save)
+library.register_no_second_derivative("proportional_attention_backward")
