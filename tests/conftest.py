@@ -16,7 +16,7 @@ import numpy
 import pytest
 import torch
 
-# The same examples in every run, so that a failure is a change of the code. HYPOTHESIS_PROFILE=explore draws new ones.
+# The same examples in every run: a failure means changed code. HYPOTHESIS_PROFILE=explore draws new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

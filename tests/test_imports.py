@@ -34,7 +34,8 @@ ROOMS: dict[str, set[str]] = {
     "alt_kernels.triton": KERNEL_BASE,
     "alt_kernels.ops": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.reference", "alt_kernels.triton"},
     "alt_kernels": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops"},
-    "alt_kernels.testing": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference", "alt_kernels"},
+    "alt_kernels.testing": KERNEL_BASE
+    | {"alt_kernels", "alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference"},
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS,
@@ -46,26 +47,23 @@ ROOMS: dict[str, set[str]] = {
     "alt.demo": BELOW_JOBS | {"alt.visualize"},
     "alt.cli": BELOW_JOBS | JOBS,
     "alt": BELOW_MODELS | {"alt.cost"},  # re-exports; nothing inside alt imports it
-}  # fmt: skip
+}
 # Rooms whose files stand alone: the contract of one op never imports another's.
 SEPARATE = {"alt_kernels.ops"}
 # Outside packages a room may name anywhere, and those it may only import inside a function.
 TENSORS = {"torch", "numpy"}
 OUTSIDE: dict[str, set[str]] = {room: TENSORS for room in ROOMS if room.startswith("alt_kernels")}
 OUTSIDE["alt_kernels.triton"] = TENSORS | {"triton"}
-# Never at the top of a module of ours outside alt_kernels/triton: they are slow, optional, or import Triton.
-LAZY_ONLY = {
-    "triton",
-    "open_clip",
-    "torchvision",
-    "timm",
-    "transformers",
-    "lightning",
-    "matplotlib",
-    "skimage",
-    "peft",
+OUTSIDE_LAZY = {"alt_kernels.ops": {"triton"}}
+# Slow or optional: at the top of a file only in the rooms that are about them, elsewhere inside a function.
+HEAVY = {
+    *("triton", "open_clip", "torchvision", "timm", "transformers"),
+    *("lightning", "matplotlib", "skimage", "peft"),
 }
-HEAVY_ROOMS = {"alt_kernels.triton", "alt.train", "alt.models", "alt.evaluate", "alt.visualize", "alt.corpus", "alt.data"}  # fmt: skip
+HEAVY_ROOMS = {
+    *("alt_kernels.triton", "alt.train", "alt.models", "alt.evaluate"),
+    *("alt.visualize", "alt.corpus", "alt.data"),
+}
 
 
 class Import(NamedTuple):
@@ -94,7 +92,7 @@ def room_of(module: str) -> str:
     return best if best not in PACKAGES or module == best else ""
 
 
-def is_type_checking(node: ast.stmt) -> bool:
+def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
@@ -116,9 +114,7 @@ def imports_of(module: str, source: str, is_package: bool) -> list[Import]:
             for alias in node.names:
                 inner = f"{origin}.{alias.name}"
                 add(inner if inner in MODULES else origin, node.lineno, at_top)
-        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_type_checking(
-            node
-        )  # type: ignore[arg-type]
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_type_checking(node)
         for child in ast.iter_child_nodes(node):
             visit(child, at_top and not inside)
 
@@ -134,30 +130,33 @@ def all_imports() -> list[Import]:
     ]
 
 
+def violation(found: Import) -> str | None:
+    """What is wrong with an import, or None."""
+    room, top = room_of(found.module), found.target.split(".")[0]
+    if top in PACKAGES:
+        other = room_of(found.target)
+        if other == room:
+            alone = (
+                room in SEPARATE and room not in (found.module, found.target) and found.target != found.module
+            )
+            return f"files of {room} do not import each other" if alone else None
+        if other in ROOMS[room]:
+            return None
+        # Allowing a package allows its face (__init__) only, not its submodules: those are rooms of their own.
+        return f"{room} may import {sorted(ROOMS[room]) or 'nothing of ours'}"
+    if top in sys.stdlib_module_names:
+        return None
+    usable = OUTSIDE.get(room)
+    if usable is not None and top not in usable | (set() if found.at_top else OUTSIDE_LAZY.get(room, set())):
+        return f"{room} uses {sorted(usable)} only"
+    if found.at_top and top in HEAVY and room not in HEAVY_ROOMS:
+        return "only inside a function"
+    return None
+
+
 def violations(imports: list[Import]) -> list[str]:
-    wrong = []
-    for found in imports:
-        room, top = room_of(found.module), found.target.split(".")[0]
-        where = f"{found.module}:{found.line} imports {found.target}"
-        if top in PACKAGES:
-            other = room_of(found.target)
-            own_package = found.target == found.module or found.module.startswith(found.target + ".")
-            if other == room:
-                if room in SEPARATE and not own_package and found.module != room:
-                    wrong.append(f"{where}: files of {room} do not import each other")
-            elif other not in ROOMS[room]:
-                # A submodule of an allowed public package is not allowed with it: only the package's face is.
-                wrong.append(f"{where}: {room} may import {sorted(ROOMS[room]) or 'nothing of ours'}")
-        elif top not in sys.stdlib_module_names:
-            if (
-                room in OUTSIDE
-                and top not in OUTSIDE[room]
-                and not (room == "alt_kernels.ops" and top == "triton" and not found.at_top)
-            ):
-                wrong.append(f"{where}: {room} uses {sorted(OUTSIDE[room])} only")  # fmt: skip
-            if found.at_top and top in LAZY_ONLY and room not in HEAVY_ROOMS:
-                wrong.append(f"{where}: only inside a function")
-    return wrong
+    told = [(found, violation(found)) for found in imports if room_of(found.module)]
+    return [f"{f.module}:{f.line} imports {f.target}: {wrong}" for f, wrong in told if wrong]
 
 
 def test_every_module_has_a_room() -> None:
@@ -232,7 +231,7 @@ def test_csrc_rooms_do_not_include_one_another() -> None:
     assert not wrong, wrong
 
 
-# --- fresh processes ------------------------------------------------------------------------------------------
+# --- fresh processes ---
 
 PRELUDE = """
 import sys, importlib.abc
@@ -303,7 +302,7 @@ def test_importing_is_light() -> None:
     (torch.utils.flop_counter, where the FLOP formulas are registered, imports Triton when it is there.)
     """
     code = """
-heavy = {"open_clip", "torchvision", "timm", "transformers", "lightning", "matplotlib", "typer", "rich", "skimage"}
+heavy = {"open_clip", "torchvision", "timm", "transformers", "lightning", "matplotlib", "typer", "rich"}
 print(sorted(heavy & set(sys.modules)))
 print([name for name in IMPORTERS if not name.startswith("torch.")])
 assert callable(alt.patch_clip)
