@@ -81,11 +81,13 @@ def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_nam
         raise ValueError(f"{name}: sizes are constants of the operation and get no gradient, got requires_grad=True")
 
 
-def matching_plan(matching: Any, batch: int, tokens: int | None, rows: int | None, like_name: str, like: Tensor) -> None:
+def matching_plan(
+    matching: Any, batch: int, tokens: int | None, rows: int | None, like_name: str, like: Tensor
+) -> None:
     """A plan for ``batch`` images of ``tokens`` input tokens (or ``rows`` output rows; None: not checked)."""
-    if not isinstance(matching, Matching):
-        if not (isinstance(matching, tuple) and len(matching) == 3 and all(isinstance(t, Tensor) for t in matching)):
-            raise TypeError(f"matching: expected a Matching from bipartite_soft_matching, got {type(matching).__name__}")
+    plain = isinstance(matching, tuple) and len(matching) == 3 and all(isinstance(t, Tensor) for t in matching)
+    if not plain:
+        raise TypeError(f"matching: expected a Matching from bipartite_soft_matching, got {type(matching).__name__}")
     for field, value in zip(Matching._fields, matching, strict=True):
         if value.dtype != torch.int32:
             raise TypeError(f"matching.{field}: expected int32, got {_dtype(value)}")

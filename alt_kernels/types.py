@@ -56,5 +56,5 @@ class Assignment(NamedTuple):
     """
 
     output: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs here
     log_normalizer: Tensor

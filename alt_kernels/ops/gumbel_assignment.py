@@ -187,9 +187,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
     need_entities = ctx.needs_input_grad[1]
-    grad_x, grad_entities, grad_tau = _OPS.gumbel_assignment_backward(
-        grad, *ctx.saved_tensors, ctx.hard, need_entities
-    )
+    grad_x, grad_entities, grad_tau = _OPS.gumbel_assignment_backward(grad, *ctx.saved_tensors, ctx.hard, need_entities)
     return grad_x, grad_entities if need_entities else None, grad_tau, None, None, None
 
 

@@ -16,7 +16,13 @@ _OPS = torch.ops.alt_kernels
 
 
 def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None = None, *, scale: float | None = None, impl: Impl = "auto"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    impl: Impl = "auto",
 ) -> Tensor:
     r"""Attention whose keys count as many times as the tokens they stand for.
 
@@ -86,7 +92,14 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> 
 
 
 def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, out: Tensor, logsumexp: Tensor, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0 or k.shape[2] == 0:
         return reference.proportional_attention_backward(grad, q, k, v, size, out, logsumexp, scale)
@@ -104,7 +117,14 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) ->
 
 
 def _backward_fake(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, out: Tensor, logsumexp: Tensor, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         return _cpu_backward(grad, q, k, v, size, out, logsumexp, scale)

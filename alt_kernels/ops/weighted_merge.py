@@ -192,7 +192,13 @@ def _norm_fake(
     statistic = torch.float64 if dtype == torch.float64 else torch.float32
     merged = x.new_empty((*rows, x.shape[2]), dtype=dtype)
     mean = x.new_empty(rows, dtype=statistic)
-    return merged, torch.empty_like(merged), x.new_empty(rows, dtype=torch.float32), mean, torch.empty_like(mean)
+    return (
+        merged,
+        torch.empty_like(merged),
+        x.new_empty(rows, dtype=torch.float32),
+        mean,
+        torch.empty_like(mean),
+    )
 
 
 def _norm_backward_fake(
@@ -246,7 +252,12 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     x, residual, size, _indices, offsets, output_row, weight, bias, _eps = inputs
     merged, _normed, merged_size, mean, rstd = output
     ctx.mark_non_differentiable(merged_size, mean, rstd)
-    ctx.dtypes = (x.dtype, residual.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype)
+    ctx.dtypes = (
+        x.dtype,
+        residual.dtype,
+        None if weight is None else weight.dtype,
+        None if bias is None else bias.dtype,
+    )
     ctx.save_for_backward(merged, mean, rstd, weight, size, merged_size, offsets, output_row)
 
 
@@ -254,7 +265,17 @@ def _norm_backward(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tenso
     merged, mean, rstd, weight, size, merged_size, offsets, output_row = ctx.saved_tensors
     x, residual, weight_dtype, bias_dtype = ctx.dtypes
     grad, grad_weight, grad_bias = _OPS.merge_layer_norm_backward(
-        grad_merged, grad_normed, merged, mean, rstd, weight, bias_dtype is not None, size, merged_size, offsets, output_row
+        grad_merged,
+        grad_normed,
+        merged,
+        mean,
+        rstd,
+        weight,
+        bias_dtype is not None,
+        size,
+        merged_size,
+        offsets,
+        output_row,
     )
     return (
         grad.to(x),
@@ -274,7 +295,8 @@ library.register(
     flops=_no_matmul,
 )
 library.register(
-    "weighted_merge_backward(Tensor grad, Tensor? size, Tensor merged_size, Tensor offsets, Tensor output_row) -> Tensor",
+    "weighted_merge_backward(Tensor grad, Tensor? size, Tensor merged_size, Tensor offsets, Tensor output_row)"
+    " -> Tensor",
     reference=reference.weighted_merge_backward,
     fake=_merge_backward_fake,
     flops=_no_matmul,

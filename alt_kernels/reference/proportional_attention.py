@@ -13,9 +13,7 @@ def _scores(q: Tensor, k: Tensor, size: Tensor | None, scale: float) -> Tensor:
     return scores if size is None else scores + size.to(acc).log()[:, None, None, :]
 
 
-def proportional_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """out = softmax(q k^T scale + log s) v and the log-sum-exp of each row; a row without any key gives zeros."""
     scores = _scores(q, k, size, scale)
     if scores.shape[-1] == 0:
