@@ -136,13 +136,11 @@ def violation(found: Import) -> str | None:
     if top in PACKAGES:
         other = room_of(found.target)
         if other == room:
-            alone = (
-                room in SEPARATE and room not in (found.module, found.target) and found.target != found.module
-            )
+            alone = room in SEPARATE and room not in (found.module, found.target)
             return f"files of {room} do not import each other" if alone else None
         if other in ROOMS[room]:
             return None
-        # Allowing a package allows its face (__init__) only, not its submodules: those are rooms of their own.
+        # Allowing a package allows its face (__init__) only; its submodules are rooms of their own.
         return f"{room} may import {sorted(ROOMS[room]) or 'nothing of ours'}"
     if top in sys.stdlib_module_names:
         return None
@@ -321,9 +319,7 @@ def test_library_switched_off() -> None:
 def test_library_absent(tmp_path: Path) -> None:
     """The packages without the file, as a pure-Python install leaves them; results are the reference's."""
     for package in PACKAGES:
-        shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("_C*", "__pycache__", "*.so")
-        )
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("_C*", "__pycache__", "*.so"))
     code = """
 print(alt_kernels.__file__)
 print(*alt_kernels.backends()["cpp"])
