@@ -221,27 +221,27 @@ def _drop_user_hooks(tower: nn.Module) -> None:
 
 def _check_frames(frames: int) -> int:
     if isinstance(frames, bool):
-        raise TypeError("frames must be an int >= 1, got a bool.")
+        raise TypeError("frames must be an int >= 1, got a bool")
     try:
         number = operator.index(frames)
     except TypeError:
-        raise TypeError(f"frames must be an int >= 1, got {type(frames).__name__}.") from None
+        raise TypeError(f"frames must be an int >= 1, got {type(frames).__name__}") from None
     if number < 1:
-        raise ValueError(f"frames must be an int >= 1, got {number}.")
+        raise ValueError(f"frames must be an int >= 1, got {number}")
     return number
 
 
 def _image_tower(model: nn.Module) -> nn.Module:
     """The image tower of an open_clip model, or the model itself if it is one."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}.")
+        raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     tower = getattr(model, "visual", model)
     tower = getattr(tower, "_orig_mod", tower)
     if not isinstance(tower, nn.Module) or not hasattr(tower, "image_size"):
         raise TypeError(
             f"model must be an open_clip model or its image tower, got {type(model).__name__}, which has no "
-            "'visual' and no 'image_size'."
+            "'visual' and no 'image_size'"
         )
     return tower
 

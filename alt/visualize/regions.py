@@ -39,10 +39,10 @@ def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) ->
     if rows.ndim != 1 or rows.size != num_protected + height * width:
         raise ValueError(
             f"source must have {num_protected} + {height} x {width} = {num_protected + height * width} entries in one "
-            f"row (protected tokens, then the patches of grid {height} x {width}), got shape {tuple(rows.shape)}."
+            f"row (protected tokens, then the patches of grid {height} x {width}), got shape {tuple(rows.shape)}"
         )
     if not np.issubdtype(rows.dtype, np.integer):
-        raise ValueError(f"source must hold integers (output rows), got {rows.dtype}.")
+        raise ValueError(f"source must hold integers (output rows), got {rows.dtype}")
     return rows[num_protected:].reshape(height, width).astype(np.int64)
 
 
@@ -100,7 +100,7 @@ def merge_sheet(
         ValueError: no maps, or not one caption for each.
     """
     if not maps or len(maps) != len(captions):
-        raise ValueError(f"captions must have one line for each of the {len(maps)} maps (>= 1), got {len(captions)}.")
+        raise ValueError(f"captions must have one line for each of the {len(maps)} maps (>= 1), got {len(captions)}")
     scale = max(1, round(panel / max(image.shape[:2])))
     large = image.repeat(scale, axis=0).repeat(scale, axis=1)  # so that outlines are thin beside a patch
     panels = [large, *(draw_regions(large, m) for m in maps), outline_regions(large, maps[-1])]
@@ -128,11 +128,11 @@ def merge_sheet(
 def _to_pixels(image: Picture, regions: Regions) -> Regions:
     """Region of every pixel: [H, W]."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} of shape {tuple(image.shape)}.")
+        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} of shape {tuple(image.shape)}")
     height, width = image.shape[:2]
     if regions.ndim != 2 or not (0 < regions.shape[0] <= height and 0 < regions.shape[1] <= width):
         raise ValueError(
-            f"regions must be [h, w] with at most {height} x {width} cells, got shape {tuple(regions.shape)}."
+            f"regions must be [h, w] with at most {height} x {width} cells, got shape {tuple(regions.shape)}"
         )
     y = np.arange(height) * regions.shape[0] // height
     x = np.arange(width) * regions.shape[1] // width

@@ -1,0 +1,268 @@
+"""count_macs: the paper's numbers, the closed formula, and that nothing of the caller's is touched."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import alt
+from alt.cost import COMPONENTS, CostReport, count_macs
+
+transformer = pytest.importorskip("open_clip.transformer")
+
+CLIP_B16 = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, "heads": 12, "mlp_ratio": 4.0, "output_dim": 512}
+CLIP_L14 = {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24, "heads": 16, "mlp_ratio": 4.0, "output_dim": 768}
+TINY = {"image_size": 48, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "mlp_ratio": 4.0, "output_dim": 24}
+
+
+def tower(config: dict, device: str = "cpu", **options) -> nn.Module:
+    with torch.device(device):
+        return transformer.VisionTransformer(**config, **options)
+
+
+def patched(module: nn.Module, r: int) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alt.patch_clip(module, r=r)
+    return module
+
+
+def closed_formula(config: dict, r: int) -> tuple[int, int]:
+    """MACs of one frame, here and in the paper's convention; one class token, r never clipped."""
+    w, heads, d = config["width"], config["heads"], config["output_dim"]
+    patches = (config["image_size"] // config["patch_size"]) ** 2
+    native = patches * 3 * config["patch_size"] ** 2 * w + w * d
+    dense = 0
+    n = patches + 1
+    for _ in range(config["layers"]):
+        assert r <= (n - 1) // 2
+        native += 4 * n * w * w + 2 * n * n * w + 8 * (n - r) * w * w
+        if r:
+            even, odd = (n + 1) // 2 - 1, n // 2  # the class token sits at an even position
+            native += even * odd * (w // heads)
+            dense += n * n * w + n * (n - r) * w
+        n -= r
+    return native, native + dense
+
+
+@pytest.mark.parametrize(("r", "expected"), [(0, 140.5), (4, 122.6), (8, 104.9), (13, 83.0)])
+def test_vit_b16_matches_the_published_reconstruction(r: int, expected: float) -> None:
+    report = count_macs(patched(tower(CLIP_B16, "meta"), r), frames=8)
+    assert report.native_g == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize(("r", "expected"), [(0, 648.1), (8, 399.0)])
+def test_vit_l14_matches_the_published_reconstruction(r: int, expected: float) -> None:
+    report = count_macs(patched(tower(CLIP_L14, "meta"), r), frames=8)
+    assert report.native_g == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize("config", [TINY, CLIP_B16], ids=["tiny", "b16"])
+@pytest.mark.parametrize("r", [0, 1, 4])
+@pytest.mark.parametrize("frames", [1, 8])
+def test_equals_the_closed_formula_exactly(config: dict, r: int, frames: int) -> None:
+    native, paper = closed_formula(config, r)
+    report = count_macs(patched(tower(config, "meta"), r), frames)
+    assert report.native == frames * native
+    assert report.paper_convention == frames * paper
+
+
+def test_paper_convention_of_vit_b16_at_8() -> None:
+    """The dense similarity and merge are 3.47 of the 109.8 GFLOPs that explain the paper's 110."""
+    report = count_macs(patched(tower(CLIP_B16, "meta"), 8))
+    assert report.paper_convention_g - report.native_g == pytest.approx(3.47, abs=0.005)
+    bare = count_macs(tower(CLIP_B16, "meta"))
+    assert bare.paper_convention == bare.native
+
+
+def test_components_sum_to_native_and_are_where_they_belong() -> None:
+    r, w, layers = 4, TINY["width"], TINY["layers"]
+    report = count_macs(patched(tower(TINY), r), frames=3)
+    counts = [37 - r * i for i in range(layers)]
+    assert tuple(report.by_component) == COMPONENTS
+    assert sum(report.by_component.values()) == report.native
+    assert report.by_component == {
+        "patch_embedding": 3 * 36 * 3 * 64 * w,
+        "attention_projections": 3 * sum(4 * n * w * w for n in counts),
+        "attention": 3 * sum(2 * n * n * w for n in counts),
+        "matching": 3 * sum(((n + 1) // 2 - 1) * (n // 2) * 16 for n in counts),
+        "mlp": 3 * sum(8 * (n - r) * w * w for n in counts),
+        "pooling": 3 * w * TINY["output_dim"],
+        "other": 0,
+    }
+
+
+def test_agrees_with_the_counter_of_pytorch_where_that_one_sees_everything() -> None:
+    """With SDPA's math backend and training mode PyTorch's own counter misses nothing of an unpatched tower."""
+    module = tower(TINY).train()
+    with (
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module(torch.zeros(1, 3, 48, 48))
+    assert 2 * count_macs(module, frames=1).native == counter.get_total_flops()
+
+
+def test_devices_and_precisions_agree() -> None:
+    reports = [
+        count_macs(patched(tower(TINY, "meta"), 3)),
+        count_macs(patched(tower(TINY), 3)),
+        count_macs(patched(tower(TINY).bfloat16(), 3)),
+        count_macs(patched(tower(TINY).train(), 3)),
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        reports.append(count_macs(patched(tower(TINY), 3)))
+    module = tower(TINY)
+    module.set_grad_checkpointing()
+    reports.append(count_macs(patched(module.train(), 3)))
+    assert all(report == reports[0] for report in reports)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"qk_norm": True, "block_type": "custom"},
+        {"block_type": "custom"},
+        {"ls_init_value": 0.1},
+        {"pool_type": "avg"},
+        {"output_tokens": True},
+    ],
+    ids=["qk_norm", "custom", "layer_scale", "avg", "output_tokens"],
+)
+def test_variants_of_the_tower_cost_the_same(options: dict) -> None:
+    native, paper = closed_formula(TINY, 4)
+    report = count_macs(patched(tower(TINY, **options), 4), frames=1)
+    assert (report.native, report.paper_convention) == (native, paper)
+
+
+def test_attentional_pooling_is_pooling() -> None:
+    plain = count_macs(tower(TINY, pool_type="tok"))
+    pooled = count_macs(tower(TINY, attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=5))
+    assert pooled.by_component["pooling"] > plain.by_component["pooling"]
+    for name in set(COMPONENTS) - {"pooling"}:
+        assert pooled.by_component[name] == plain.by_component[name]
+
+
+def test_a_whole_model_is_counted_as_its_image_tower() -> None:
+    class Clip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = tower(TINY)
+            self.text = nn.Linear(1000, 1000)
+
+    model = Clip()
+    assert count_macs(model) == count_macs(model.visual)
+
+
+def test_follows_r_of_the_handle_and_removal() -> None:
+    module = tower(TINY)
+    bare = count_macs(module)
+    handle = alt.patch_clip(module, r=2)
+    two = count_macs(module)
+    handle.r = 5
+    five = count_macs(module)
+    assert five.native < two.native < bare.native
+    handle.remove()
+    assert count_macs(module) == bare
+
+
+def test_clipped_blocks_are_counted_as_clipped() -> None:
+    module = patched(tower(TINY), 16)
+    handle = alt.get_handle(module)
+    schedule = handle.schedule(37)
+    assert schedule.clipped, "the example must run out of tokens"
+    w, n, dense = TINY["width"], 37, 0
+    for removed in schedule.removed:
+        dense += n * n * w + n * (n - removed) * w if removed else 0
+        n -= removed
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # counting says nothing of its own
+        report = count_macs(module, frames=1)
+    assert report.paper_convention - report.native == dense
+
+
+def test_the_model_and_the_process_are_left_as_they_were() -> None:
+    module = tower(TINY).train()
+    handle = alt.patch_clip(module, r=4, trace_source=True)
+    seen: list[torch.Tensor] = []
+    module.transformer.resblocks[1].register_forward_hook(lambda m, args, out: seen.append(out))
+    module(torch.randn(2, 3, 48, 48))
+    seen.clear()
+    sizes, source = handle.sizes, handle.source
+    state = copy.deepcopy(module.state_dict())
+    flags = {name: (m.training, len(m._forward_hooks)) for name, m in module.named_modules()}
+    gradients = {name: p.requires_grad for name, p in module.named_parameters()}
+    rng = torch.get_rng_state()
+    torch.backends.mha.set_fastpath_enabled(True)
+
+    count_macs(module)
+
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not seen, "a hook of the caller's saw the trace"
+    assert handle.sizes is sizes
+    assert handle.source is source
+    assert alt.get_handle(module) is handle
+    assert flags == {name: (m.training, len(m._forward_hooks)) for name, m in module.named_modules()}
+    assert gradients == {name: p.requires_grad for name, p in module.named_parameters()}
+    assert all(type(p) is nn.Parameter for p in module.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+
+
+def test_the_users_choice_of_fast_path_survives_even_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(nn.Module):
+        image_size = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not torch.backends.mha.get_fastpath_enabled()
+            raise RuntimeError("broken tower")
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for chosen in (False, True):
+            torch.backends.mha.set_fastpath_enabled(chosen)
+            with pytest.raises(RuntimeError, match="broken tower"):
+                count_macs(Broken())
+            assert torch.backends.mha.get_fastpath_enabled() is chosen
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def test_report_is_a_plain_value() -> None:
+    report = count_macs(tower(TINY, "meta"), frames=2)
+    assert isinstance(report, CostReport)
+    native, paper, components = report
+    assert (native, paper) == (report.native, report.paper_convention)
+    assert isinstance(native, int)
+    assert all(isinstance(v, int) for v in components.values())
+    assert report.native_g == native / 1e9
+    assert pickle.loads(pickle.dumps(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda m: count_macs(m, 0), ValueError, "frames must be an int >= 1, got 0"),
+        (lambda m: count_macs(m, -2), ValueError, "frames must be an int >= 1, got -2"),
+        (lambda m: count_macs(m, 8.0), TypeError, "frames must be an int >= 1, got float"),
+        (lambda m: count_macs(m, True), TypeError, "frames must be an int >= 1, got a bool"),
+        (lambda m: count_macs(m.transformer), TypeError, "model must be an open_clip model or its image tower"),
+        (lambda m: count_macs(nn.Linear(2, 2)), TypeError, "got Linear"),
+        (lambda m: count_macs("ViT-B-16"), TypeError, "got str"),
+    ],
+)
+def test_bad_input(call: Callable[[nn.Module], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call(tower(TINY, "meta"))
+    assert "\n" not in str(caught.value)
