@@ -1,0 +1,113 @@
+"""Token merging inside an existing CLIP image tower: reversible, and without a change to its parameters."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import SupportsIndex
+
+from torch import nn
+
+from .handle import PatchHandle
+from .schedule import Schedule, check_reduction
+from .settings import PatchSettings
+
+__all__ = ["PatchHandle", "Schedule", "get_handle", "patch_clip", "unpatch"]
+
+
+def patch_clip(
+    model: nn.Module,
+    r: SupportsIndex | float | Sequence[int] = 8,
+    *,
+    inflection: float = 0.0,
+    prop_attn: bool = True,
+    trace_source: bool = False,
+    strict: bool = False,
+) -> PatchHandle:
+    """Merges similar tokens inside every block of an open_clip ViT image tower, in place and reversibly.
+
+    In each block, between attention and MLP, the r most similar pairs of tokens (cosine of the keys' mean
+    over heads, bipartite) become their size-weighted mean; attention adds ``log s_j`` to the logits of key j.
+    The class token never merges. Bolya et al. 2023 (ToMe), section 3; ALT, Eq. 2.
+
+    Parameters, buffers and ``state_dict`` stay as they are; with r = 0 outputs equal the unpatched model's to
+    rounding. Pooling over tokens weighs them by size; ``forward_intermediates`` returns the full grid;
+    ``output_tokens`` returns the merged tokens. Works in training, under autocast, gradient checkpointing,
+    ``torch.compile(fullgraph=True)``, DDP and FSDP2 (patch first, then ``fully_shard``).
+
+    Args:
+        model: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``VisionTransformer``, or that
+            tower itself. Only the image tower is patched.
+        r: int: tokens each block removes; list: one int per block; float in [0, 0.5]: share of each block's
+            unprotected tokens, rounded down. A block can lose half of its unprotected tokens.
+        inflection: in [-1, 1], tilts a constant r over depth: linear from int(r (1 - inflection)) to
+            2 r minus that; 1 merges late, -1 early.
+        prop_attn: add log s to attention logits (off, sizes still weigh the merges and the pooling).
+        trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
+        strict: raise where r is more than a block can lose, instead of one ``UserWarning`` that names the
+            blocks.
+
+    Returns:
+        The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
+
+    Raises:
+        TypeError: the model, one of its parts or an argument is of an unsupported type.
+        ValueError: the model is patched already; r or inflection out of range; ``strict`` and r too large.
+    """
+    family = _family()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}")
+    visual = family.find_tower(model)
+    if "_alt_patch" in visual.__dict__:
+        raise ValueError("the model is patched already: use alt.get_handle(model), or alt.unpatch(model) first")
+    family.check_tower(visual)
+    for name, flag in (("prop_attn", prop_attn), ("trace_source", trace_source), ("strict", strict)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    blocks = family.num_blocks(visual)
+    checked = check_reduction(r, inflection, blocks)
+    settings = PatchSettings(
+        checked,
+        inflection=float(inflection),
+        prop_attn=prop_attn,
+        trace_source=trace_source,
+        strict=strict,
+        native_tokens=family.native_tokens(visual),
+    )
+    settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched
+    family.put_on(visual, settings)
+    return PatchHandle(visual, family)
+
+
+def get_handle(model: nn.Module) -> PatchHandle:
+    """The handle of a patched model, also of one that was copied, unpickled, wrapped or sharded since.
+
+    Raises:
+        ValueError: nothing in the model is patched, or more than one tower is.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for candidate in (model, getattr(model, "visual", None)):
+        if isinstance(candidate, nn.Module) and "_alt_patch" in candidate.__dict__:
+            return PatchHandle(candidate, _family())
+    towers = [module for module in model.modules() if "_alt_patch" in module.__dict__]
+    if not towers:
+        raise ValueError(f"this {type(model).__name__} is not patched; alt.patch_clip(model) patches it")
+    if len(towers) > 1:
+        raise ValueError(f"{len(towers)} towers in this {type(model).__name__} are patched; pass one of them")
+    return PatchHandle(towers[0], _family())
+
+
+def unpatch(model: nn.Module) -> None:
+    """Removes the patch from a model, see :meth:`PatchHandle.remove`."""
+    get_handle(model).remove()
+
+
+def _family() -> ModuleType:
+    try:
+        return importlib.import_module(".open_clip", __name__)
+    except ImportError as error:
+        raise ImportError(
+            "alt.patch_clip needs open_clip, which is not installed: pip install 'alt-kernels[models]'"
+        ) from error

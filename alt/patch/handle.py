@@ -1,0 +1,127 @@
+"""The handle of a patched tower: what a person holds to change, inspect and remove the patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType, TracebackType
+from typing import Any, SupportsIndex
+
+import torch
+from torch import Tensor, nn
+
+from alt_kernels import source_map
+
+from .schedule import Reduction, Schedule, check_reduction, make_schedule
+from .settings import PatchSettings, Trace
+
+
+class PatchHandle:
+    """Returned by :func:`alt.patch_clip`; a context manager that removes the patch on leaving.
+
+    Holds no state of its own: two handles of one tower are the same patch.
+    """
+
+    def __init__(self, visual: nn.Module, family: ModuleType) -> None:
+        self.visual = visual
+        self._family: Any = family
+        self._settings: PatchSettings = visual.__dict__["_alt_patch"]
+
+    def _live(self) -> PatchSettings:
+        if self.visual.__dict__.get("_alt_patch") is not self._settings:
+            raise ValueError("this handle's patch was removed from the model; patch it again for a new handle")
+        return self._settings
+
+    def remove(self) -> None:
+        """Makes the tower bit for bit what it was before the patch: same classes, parameters and attributes.
+
+        Raises:
+            ValueError: the patch was removed before.
+            RuntimeError: a part was sharded (``fully_shard``) or wrapped after patching; nothing was changed.
+        """
+        self._live()
+        self._family.take_off(self.visual)
+
+    def __enter__(self) -> PatchHandle:
+        self._live()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.visual.__dict__.get("_alt_patch") is self._settings:  # it may have been removed inside
+            self._family.take_off(self.visual)
+
+    @property
+    def r(self) -> Reduction:
+        """Tokens removed a block: an int, a tuple with one entry per block, or a float share. May be set."""
+        return self._live().r
+
+    @r.setter
+    def r(self, value: SupportsIndex | float | Sequence[int]) -> None:
+        settings, blocks = self._live(), self._family.num_blocks(self.visual)
+        settings.adopt(check_reduction(value, settings.inflection, blocks), settings.inflection, blocks)
+
+    @property
+    def inflection(self) -> float:
+        return self._live().inflection
+
+    def schedule(self, num_tokens: int | None = None) -> Schedule:
+        """What every block removes of ``num_tokens`` input tokens (None: the tower's own number).
+
+        ``num_tokens`` counts the class token: 197 for ViT-B/16 at 224 pixels. Never warns or raises on
+        clipping, which ``Schedule.clipped`` names.
+        """
+        settings = self._live()
+        if num_tokens is None:
+            num_tokens = settings.native_tokens
+        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+            raise TypeError(f"num_tokens must be an int, got {type(num_tokens).__name__}")
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+        return make_schedule(settings.r, settings.inflection, self._family.num_blocks(self.visual), num_tokens)
+
+    def _trace(self, name: str) -> Trace:
+        settings = self._live()
+        if not settings.trace_source:
+            raise ValueError(f"handle.{name} needs patch_clip(..., trace_source=True)")
+        if settings.trace is None:
+            raise ValueError(f"handle.{name} is of the last forward, and there was none since patching or copying")
+        return settings.trace
+
+    @property
+    def sizes(self) -> Tensor:
+        """``[B, n]`` float32: how many input tokens every output token of the last forward stands for."""
+        trace = self._trace("sizes")
+        if trace.size is None:
+            return torch.ones(trace.batch, trace.num_tokens, device=trace.device)
+        return trace.size.detach()
+
+    @property
+    def source(self) -> Tensor:
+        """``[B, N]`` int: the output row of every input token of the last forward."""
+        self._trace("source")
+        return self.sources[-1]
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        """``source`` as it was after each block, for pictures of the merged regions."""
+        trace = self._trace("sources")
+        identity = torch.arange(trace.num_tokens, dtype=torch.int32, device=trace.device)
+        row = identity.expand(trace.batch, -1).contiguous()
+        rows = []
+        for i, plan in enumerate(trace.matchings):
+            if plan is not None:
+                row = source_map([m for m in trace.matchings[: i + 1] if m is not None])
+            rows.append(row)
+        return tuple(rows)
+
+    def __repr__(self) -> str:
+        settings = self.visual.__dict__.get("_alt_patch")
+        if settings is not self._settings:
+            return "PatchHandle(removed)"
+        tokens = self.schedule().tokens
+        inflection = f", inflection={settings.inflection}" if settings.inflection else ""
+        left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""
+        return (
+            f"PatchHandle(r={settings.r}{inflection}, prop_attn={settings.prop_attn}{left} over {len(tokens)} blocks)"
+        )

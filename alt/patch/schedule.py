@@ -1,0 +1,122 @@
+"""How many tokens every block removes: ``r`` in its three forms, and what becomes of it at a token count."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, SupportsIndex
+
+Reduction = int | float | tuple[int, ...]
+"""``r`` after checking: tokens a block, a share of a block's unprotected tokens, or one number per block."""
+
+# A share is meant as the decimal it is written as: 0.29 of 100 tokens is 29, though 0.29 * 100 is 28.999....
+_SHARE_SLACK = 1e-9
+
+
+class Schedule(NamedTuple):
+    """What every block does to the tokens.
+
+    Attributes:
+        removed: tokens merged away by each block.
+        tokens: tokens left after each block.
+        clipped: indices of the blocks that cannot lose as many tokens as asked for, and lose fewer.
+    """
+
+    removed: tuple[int, ...]
+    tokens: tuple[int, ...]
+    clipped: tuple[int, ...]
+
+
+def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float, num_blocks: int) -> Reduction:
+    """``r`` in its checked form.
+
+    Raises:
+        TypeError: r or inflection is of another type (bool included).
+        ValueError: r < 0, a share outside [0, 0.5], a list of another length than the tower's number of
+            blocks, inflection outside [-1, 1], or a non-zero inflection with an r that is not one int.
+    """
+    if isinstance(inflection, bool) or not isinstance(inflection, (int, float)):
+        raise TypeError(f"inflection must be a number in [-1, 1], got {type(inflection).__name__}")
+    if not -1.0 <= inflection <= 1.0:  # also refuses nan
+        raise ValueError(f"inflection must lie in [-1, 1], got {inflection}")
+    if isinstance(r, float):
+        if not 0.0 <= r <= 0.5:
+            raise ValueError(
+                f"a float r is the share of a block's unprotected tokens and must lie in [0, 0.5], got {r}"
+            )
+        checked: Reduction = r
+    elif isinstance(r, (list, tuple)):
+        checked = tuple(_count(value, f"r[{i}]") for i, value in enumerate(r))
+        if len(checked) != num_blocks:
+            raise ValueError(
+                f"r must have one entry per block, {num_blocks} for this tower, got {len(checked)} entries"
+            )
+    else:
+        checked = _count(r, "r")
+    if inflection != 0 and not isinstance(checked, int):
+        raise ValueError(f"inflection tilts one int r over depth and must be 0 for a list or a share, got {inflection}")
+    return checked
+
+
+def _count(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(
+            f"{name} must be an int{' , a list of ints or a float share' if name == 'r' else ''}, "
+            f"got {type(value).__name__}".replace(" ,", ",")
+        )
+    count = operator.index(value)
+    if count < 0:
+        raise ValueError(f"{name} must be at least 0, got {count}")
+    return count
+
+
+def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
+    """A constant r tilted over depth: linear from ``a = int(r (1 - inflection))`` to ``2 r - a``, each int().
+
+    inflection 1 goes from 0 to 2 r, -1 from 2 r to 0, and 0 is r everywhere; one block alone keeps r. (ToMe,
+    Bolya et al. 2023, "decreasing schedule".)
+    """
+    if num_blocks == 1 or inflection == 0:
+        return (r,) * num_blocks
+    first = int(r * (1 - inflection))
+    step = (2 * r - 2 * first) / (num_blocks - 1)
+    return tuple(int(first + step * i) for i in range(num_blocks))
+
+
+def make_schedule(
+    r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int = 1
+) -> Schedule:
+    """The schedule of ``num_blocks`` blocks that start with ``num_tokens`` tokens.
+
+    A block of n tokens can lose at most ``(n - num_protected) // 2``, for only every other token can move.
+    """
+    if isinstance(r, tuple) and len(r) != num_blocks:
+        raise ValueError(f"r has {len(r)} entries but the tower now has {num_blocks} blocks; set handle.r anew")
+    wanted = r if isinstance(r, tuple) else tilted(r, inflection, num_blocks) if isinstance(r, int) else None
+    removed, tokens, clipped = [], [], []
+    count = num_tokens
+    for i in range(num_blocks):
+        free = max(count - num_protected, 0)
+        if wanted is None:
+            take = min(math.floor(r * free + _SHARE_SLACK), free // 2)  # type: ignore[operator]
+        else:
+            take = min(wanted[i], free // 2)
+            if take < wanted[i]:
+                clipped.append(i)
+        count -= take
+        removed.append(take)
+        tokens.append(count)
+    return Schedule(tuple(removed), tuple(tokens), tuple(clipped))
+
+
+def clipping_message(schedule: Schedule, r: Reduction, num_tokens: int) -> str:
+    """One sentence for the warning, or the error with ``strict=True``."""
+    blocks = ", ".join(str(i) for i in schedule.clipped)
+    counts = ", ".join(str(schedule.removed[i]) for i in schedule.clipped)
+    asked = list(r) if isinstance(r, tuple) else r
+    plural = "s" if len(schedule.clipped) > 1 else ""
+    return (
+        f"r={asked} is more than block{plural} {blocks} can lose at {num_tokens} input tokens: "
+        f"removing {counts} there instead (a block can lose half of its unprotected tokens)"
+    )
