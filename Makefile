@@ -37,7 +37,7 @@ $(STAMP): $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 install: $(STAMP) ## create .venv and install the package with every extra
 
 ext: ## rebuild the compiled library in place, with $(PYTHON)
-	$(PYTHON) setup.py -q build_ext --inplace
+	AK_REQUIRE_EXT=1 $(PYTHON) setup.py -q build_ext --inplace
 
 demo: $(STAMP) ## the main job: patch a ViT-B/16, run photographs, print the table (ARGS="--help")
 	$(BIN)/alt demo $(ARGS)

@@ -16,7 +16,6 @@ import glob
 import os
 import sys
 import warnings
-from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -26,6 +25,7 @@ MIN_TORCH = "0x020b000000000000"  # the torch 2.11 stable ABI: the oldest releas
 MIN_PYTHON = "0x030B0000"
 ABI_TAG = "cp311"
 
+MODULE = "alt_kernels._C"
 SOURCES = sorted(glob.glob("csrc/cpu/*.cpp"))
 HEADERS = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/cpu/*.h"))
 
@@ -42,49 +42,47 @@ FLAGS = ["/O2"] if sys.platform == "win32" else [
 def give_up(reason: object) -> None:
     """Go on without the library, or stop if the caller asked for it."""
     if REQUIRED:
-        raise RuntimeError(f"AK_REQUIRE_EXT=1, but alt_kernels._C could not be built: {reason}")
-    warnings.warn(
-        f"alt_kernels._C could not be built, installing without the compiled CPU kernels: {reason}", stacklevel=2
-    )
+        raise RuntimeError(f"AK_REQUIRE_EXT=1, but {MODULE} could not be built: {reason}")
+    warnings.warn(f"{MODULE} could not be built, installing without the compiled CPU kernels: {reason}", stacklevel=2)
 
 
-def extension() -> Extension | None:
-    """The extension, or None where it is not wanted or torch's build tools cannot be imported."""
-    if not (WANTED and SOURCES):
-        return None
-    try:
+class OptionalBuild(build_ext):
+    """Hands over to torch's build command; whatever fails on the way leaves a pure-Python package.
+
+    torch is imported here and not above, so that sdists and metadata need neither it nor its two seconds.
+    """
+
+    def run(self) -> None:
+        try:
+            self.build_with_torch()
+        except Exception as error:
+            text = str(error).strip()
+            give_up(f"{type(error).__name__}: {text.splitlines()[0] if text else '(no message)'}")
+            self.extensions = []
+            self.distribution.ext_modules = []
+
+    def build_with_torch(self) -> None:
+        # A virtual environment's ninja is found even when the environment is not activated.
+        os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
         from torch.utils import cpp_extension
-    except Exception as error:  # a torch without headers, a broken one, or none
-        give_up(f"torch.utils.cpp_extension cannot be imported ({type(error).__name__}: {error})")
-        return None
-    cpp_extension.min_supported_cpython = MIN_PYTHON  # torch passes this as -DPy_LIMITED_API
-    return cpp_extension.CppExtension(
-        "alt_kernels._C",
-        SOURCES,
-        include_dirs=[os.path.abspath("csrc")],
-        depends=HEADERS,
-        define_macros=[("TORCH_TARGET_VERSION", MIN_TORCH)],
-        extra_compile_args={"cxx": FLAGS},
-        py_limited_api=True,
-    )
 
-
-def build_command() -> type[build_ext]:
-    """torch's build command, made optional."""
-    # A virtual environment's ninja is found even when the environment is not activated.
-    os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-    from torch.utils.cpp_extension import BuildExtension
-
-    class OptionalBuildExtension(BuildExtension):
-        def run(self) -> None:
-            try:
-                super().run()
-            except Exception as error:
-                give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
-                self.extensions = []
-                self.distribution.ext_modules = []
-
-    return OptionalBuildExtension
+        cpp_extension.min_supported_cpython = MIN_PYTHON  # torch passes this as -DPy_LIMITED_API
+        self.distribution.ext_modules = [
+            cpp_extension.CppExtension(
+                MODULE,
+                SOURCES,
+                include_dirs=[os.path.abspath("csrc")],
+                depends=HEADERS,
+                define_macros=[("TORCH_TARGET_VERSION", MIN_TORCH)],
+                extra_compile_args={"cxx": FLAGS},
+                py_limited_api=True,
+            )
+        ]
+        command = cpp_extension.BuildExtension(self.distribution)
+        for option in ("inplace", "editable_mode", "build_lib", "build_temp", "force", "debug", "parallel"):
+            setattr(command, option, getattr(self, option))
+        command.ensure_finalized()
+        command.run()
 
 
 class Wheel(bdist_wheel):
@@ -97,13 +95,11 @@ class Wheel(bdist_wheel):
         super().run()
 
 
-module = extension()
-commands: dict[str, Any] = {"bdist_wheel": Wheel}
-if module is not None:
-    commands["build_ext"] = build_command()
+# A stand-in that tells setuptools what file will come; OptionalBuild knows how it is made.
+modules = [Extension(MODULE, SOURCES, depends=HEADERS, py_limited_api=True)] if WANTED and SOURCES else []
 
 setup(
-    ext_modules=[module] if module is not None else [],
-    cmdclass=commands,
-    options={"bdist_wheel": {"py_limited_api": ABI_TAG}} if module is not None else {},
+    ext_modules=modules,
+    cmdclass={"bdist_wheel": Wheel, "build_ext": OptionalBuild},
+    options={"bdist_wheel": {"py_limited_api": ABI_TAG}} if modules else {},
 )
