@@ -1,0 +1,284 @@
+// Bipartite soft matching on the CPU: cosine scores, row maxima and the merge plan, one image per thread.
+//
+//   alt_kernels::bipartite_matching(metric [B, N, C], r, num_protected)
+//     -> indices int32 [B, N], offsets int32 [B, N - r + 1], output_row int32 [B, N]
+//
+// A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever written.
+// Per image: unit rows of A and packed unit columns of B, then every a's best b, then ranks, then the plan. With
+// fewer images than threads and many tokens, the rows of A are shared out instead; results are the same.
+
+#include "best_match.h"
+
+#include <cstdlib>
+
+namespace alt {
+namespace {
+
+template <typename T>
+struct Scores {
+  int64_t channels;
+  TokenSet a, b;
+  T* rows;         // unit rows of A [round_up(a.count, register rows), channels]
+  T* packed;       // unit columns of B, in panels
+  T* bias;         // [padded columns]
+  T* buffer;       // [lanes, channels]
+  uint8_t* valid;  // [a.count]
+  T* score;        // [a.count], and room for a vector more
+  int32_t* column;
+  uint8_t* merged;
+};
+
+template <typename T, typename Block, typename In>
+ALT_INLINE void prepare(const In* image, int64_t token_stride, const Scores<T>& s) {
+  prepare_rows<T, Block>(image, token_stride, s.a, s.channels, s.rows, s.valid);
+  prepare_columns<T, Block>(image, token_stride, s.b, s.channels, s.packed, s.bias, s.buffer);
+}
+
+template <typename T, typename Block>
+ALT_INLINE void search(const Scores<T>& s, int64_t begin, int64_t end) {
+  best_columns<T, Block>(s.rows, s.valid, begin, end, s.packed, s.bias, s.b.count, s.channels, s.score, s.column);
+}
+
+template <typename T, typename Block>
+ALT_INLINE void choose(const Scores<T>& s, int64_t r) {
+  choose_rows<T, Block>(s.score, s.a.count, r, s.merged);
+}
+
+// The three stages compiled for one x86 level. The largest register block is 6 x 4 vectors of 16 floats.
+#define ALT_MATCHING_LEVEL(Level, bytes, block_rows, block_vecs, fma, ...)                   \
+  using Block##Level = RegisterBlock<bytes, block_rows, block_vecs, fma>;                    \
+  template <typename T, typename In>                                                         \
+  __VA_ARGS__ void prepare##Level(const In* image, int64_t stride, const Scores<T>& s) {     \
+    prepare<T, Block##Level>(image, stride, s);                                              \
+  }                                                                                          \
+  template <typename T>                                                                      \
+  __VA_ARGS__ void search##Level(const Scores<T>& s, int64_t begin, int64_t end) {           \
+    search<T, Block##Level>(s, begin, end);                                                  \
+  }                                                                                          \
+  template <typename T>                                                                      \
+  __VA_ARGS__ void choose##Level(const Scores<T>& s, int64_t r) {                            \
+    choose<T, Block##Level>(s, r);                                                                            \
+  }                                                                                          \
+  template <typename T, typename In>                                                         \
+  constexpr Stages<T, In> kStages##Level = {                                                 \
+      prepare##Level<T, In>,        search##Level<T>,  choose##Level<T>,                     \
+      Block##Level::template lanes<T>(), block_rows, padded_columns<T, Block##Level>,        \
+  };
+
+template <typename T, typename In>
+struct Stages {
+  void (*prepare)(const In*, int64_t, const Scores<T>&);
+  void (*search)(const Scores<T>&, int64_t, int64_t);
+  void (*choose)(const Scores<T>&, int64_t);
+  int64_t lanes;       // columns in a vector
+  int64_t block_rows;  // rows in a register block
+  int64_t (*padded_columns)(int64_t);
+};
+
+ALT_MATCHING_LEVEL(Baseline, 16, 4, 2, false, )
+#if ALT_HAS_MULTIVERSION
+ALT_MATCHING_LEVEL(Avx2, 32, 6, 2, true, __attribute__((target("arch=x86-64-v3"))))
+ALT_MATCHING_LEVEL(Avx512, 64, 6, 4, true, __attribute__((target("arch=x86-64-v4"))))
+#endif
+
+// What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels are.
+int cpu_level() {
+#if ALT_HAS_MULTIVERSION
+  const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string limit = cap == nullptr ? "" : cap;
+  if (limit == "default") {
+    return 0;
+  }
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4") && limit != "avx2") {
+    return 2;
+  }
+  return __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
+#else
+  return 0;
+#endif
+}
+
+template <typename T, typename In>
+const Stages<T, In>& stages() {
+  static const int level = cpu_level();
+#if ALT_HAS_MULTIVERSION
+  if (level == 2) {
+    return kStagesAvx512<T, In>;
+  }
+  if (level == 1) {
+    return kStagesAvx2<T, In>;
+  }
+#endif
+  (void)level;
+  return kStagesBaseline<T, In>;
+}
+
+// One image's plan. Rows: protected tokens, kept tokens of A, tokens of B; a row's own token comes first.
+struct PlanWriter {
+  int64_t tokens, num_protected, r;
+  TokenSet a, b;
+  int32_t* indices;     // [N]
+  int32_t* offsets;     // [N - r + 1]
+  int32_t* output_row;  // [N]
+
+  void identity() const {
+    for (int64_t i = 0; i < tokens; ++i) {
+      indices[i] = offsets[i] = output_row[i] = static_cast<int32_t>(i);
+    }
+    offsets[tokens] = static_cast<int32_t>(tokens);
+  }
+
+  // column [a.count]: the b of every a; merged [a.count]: whether it merges (exactly r do).
+  void write(const int32_t* column, const uint8_t* merged) const {
+    int64_t row = 0;
+    for (; row < num_protected; ++row) {
+      indices[row] = offsets[row] = output_row[row] = static_cast<int32_t>(row);
+    }
+    for (int64_t i = 0; i < a.count; ++i) {
+      if (!merged[i]) {
+        const int64_t token = a.first + 2 * i;
+        indices[row] = static_cast<int32_t>(token);
+        offsets[row] = static_cast<int32_t>(row);
+        output_row[token] = static_cast<int32_t>(row);
+        ++row;
+      }
+    }
+    // Rows of B: count the members, sum up, then drop each merged a behind those before it. While filling,
+    // offsets[first + j] is where row j's next member goes, one group late, so that it ends as row j's start.
+    const int64_t first = row;
+    int32_t* start = offsets + first;
+    std::fill(start, start + b.count + 1, 0);
+    for (int64_t i = 0; i < a.count; ++i) {
+      if (merged[i]) {
+        ++start[column[i] + 1];
+      }
+    }
+    int64_t position = first;
+    for (int64_t j = 0; j < b.count; ++j) {
+      const int64_t token = b.first + 2 * j;
+      const int64_t members = 1 + start[j + 1];
+      indices[position] = static_cast<int32_t>(token);
+      output_row[token] = static_cast<int32_t>(first + j);
+      start[j] = static_cast<int32_t>(position + 1);
+      position += members;
+    }
+    for (int64_t i = 0; i < a.count; ++i) {
+      if (merged[i]) {
+        const int64_t token = a.first + 2 * i;
+        indices[start[column[i]]++] = static_cast<int32_t>(token);
+        output_row[token] = static_cast<int32_t>(first + column[i]);
+      }
+    }
+    // start[j] is now the end of row j: shift by one row.
+    for (int64_t j = b.count; j > 0; --j) {
+      start[j] = start[j - 1];
+    }
+    start[0] = static_cast<int32_t>(first);
+  }
+};
+
+template <typename In>
+void match(const Tensor& metric, const PlanWriter& shape) {
+  using T = accumulate_t<In>;
+  const int64_t batch = metric.size(0), channels = metric.size(2);
+  const int64_t batch_stride = metric.stride(0), token_stride = metric.stride(1);
+  const In* images = data<const In>(metric);
+  const Stages<T, In>& stage = stages<T, In>();
+  const int64_t rows = round_up(shape.a.count, stage.block_rows);
+  const int64_t columns = stage.padded_columns(shape.b.count);
+
+  const auto plan_of = [&](int64_t image) {
+    PlanWriter plan = shape;
+    plan.indices += image * shape.tokens;
+    plan.offsets += image * (shape.tokens - shape.r + 1);
+    plan.output_row += image * shape.tokens;
+    return plan;
+  };
+  // row_threads: share the rows of A out among threads, rather than the images.
+  const auto run = [&](int64_t begin, int64_t end, bool row_threads) {
+    const int64_t floats = rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
+    Scratch<T> memory(floats);
+    Scratch<uint8_t> flags(2 * rows);
+    Scratch<int32_t> column(rows);
+    Scores<T> s{};
+    s.channels = channels;
+    s.a = shape.a;
+    s.b = shape.b;
+    s.rows = memory.get();
+    s.packed = s.rows + rows * channels;
+    s.bias = s.packed + columns * channels;
+    s.buffer = s.bias + columns;
+    s.score = s.buffer + stage.lanes * channels;
+    s.valid = flags.get();
+    s.merged = s.valid + rows;
+    s.column = column.get();
+    for (int64_t image = begin; image < end; ++image) {
+      stage.prepare(images + image * batch_stride, token_stride, s);
+      if (row_threads) {
+        parallel_for(rows / stage.block_rows, stage.block_rows * shape.b.count * channels / 8,
+                     [&](int64_t from, int64_t to) {
+                       stage.search(s, from * stage.block_rows, std::min(to * stage.block_rows, s.a.count));
+                     });
+      } else {
+        stage.search(s, 0, s.a.count);
+      }
+      stage.choose(s, shape.r);
+      plan_of(image).write(s.column, s.merged);
+    }
+  };
+
+  const int64_t cost = shape.a.count * shape.b.count * channels / 8;  // of one image
+  const int64_t threads = torch::stable::get_num_threads();
+  if (batch < threads && cost > (int64_t{1} << 18)) {
+    run(0, batch, true);
+  } else {
+    parallel_for(batch, cost, [&](int64_t begin, int64_t end) { run(begin, end, false); });
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r, int64_t num_protected) {
+  check_rank(metric_in, 3, "metric");
+  const Tensor metric = as_rows_contiguous(metric_in);
+  const int64_t batch = metric.size(0), tokens = metric.size(1);
+  check(tokens <= std::numeric_limits<int32_t>::max(), "metric must have fewer than 2^31 tokens, got ", tokens);
+  check(num_protected >= 0, "num_protected must be at least 0, got ", num_protected);
+  const int64_t limit = std::max<int64_t>(tokens - num_protected, 0) / 2;
+  check(r >= 0 && r <= limit, "r must be between 0 and ", limit, ", half of the unprotected tokens, got ", r);
+
+  const Tensor indices = new_empty({batch, tokens}, ScalarType::Int);
+  const Tensor offsets = new_empty({batch, tokens - r + 1}, ScalarType::Int);
+  const Tensor output_row = new_empty({batch, tokens}, ScalarType::Int);
+  PlanWriter plan{};
+  plan.tokens = tokens;
+  plan.num_protected = std::min(num_protected, tokens);
+  plan.r = r;
+  plan.a.first = num_protected + num_protected % 2;
+  plan.b.first = num_protected + 1 - num_protected % 2;
+  plan.a.count = std::max<int64_t>(tokens - plan.a.first + 1, 0) / 2;
+  plan.b.count = std::max<int64_t>(tokens - plan.b.first + 1, 0) / 2;
+  plan.indices = data<int32_t>(indices);
+  plan.offsets = data<int32_t>(offsets);
+  plan.output_row = data<int32_t>(output_row);
+
+  dispatch_floating(metric.scalar_type(), "bipartite_matching", [&](auto tag) {
+    using In = typename decltype(tag)::type;
+    if (r > 0) {
+      match<In>(metric, plan);
+      return;
+    }
+    for (int64_t image = 0; image < batch; ++image) {
+      plan.identity();
+      plan.indices += tokens;
+      plan.offsets += tokens + 1;
+      plan.output_row += tokens;
+    }
+  });
+  return {indices, offsets, output_row};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching)); }
+
+}  // namespace alt
