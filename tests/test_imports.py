@@ -64,6 +64,8 @@ HEAVY_ROOMS = {
     *("alt_kernels.triton", "alt.train", "alt.models", "alt.evaluate"),
     *("alt.visualize", "alt.corpus", "alt.data"),
 }
+# One file per host family in alt/patch may name its host at the top; it is itself imported on first use.
+HOSTS = {"alt.patch.open_clip": "open_clip"}
 
 
 class Import(NamedTuple):
@@ -147,7 +149,7 @@ def violation(found: Import) -> str | None:
     usable = OUTSIDE.get(room)
     if usable is not None and top not in usable | (set() if found.at_top else OUTSIDE_LAZY.get(room, set())):
         return f"{room} uses {sorted(usable)} only"
-    if found.at_top and top in HEAVY and room not in HEAVY_ROOMS:
+    if found.at_top and top in HEAVY and room not in HEAVY_ROOMS and HOSTS.get(found.module) != top:
         return "only inside a function"
     return None
 
@@ -198,9 +200,9 @@ def test_no_import_cycles() -> None:
         ("alt_kernels.ops.weighted_merge", "import triton", "only"),
         ("alt_kernels.checks", "import open_clip", "only"),
         ("alt_kernels.checks", "def f():\n    import timm", "only"),
-        ("alt.patch.openclip", "import open_clip", "inside a function"),
-        ("alt.patch.openclip", "from alt_kernels.ops.weighted_merge import weighted_merge", "may import"),
-        ("alt.patch.openclip", "from alt import models", "may import"),
+        ("alt.patch.schedule", "import open_clip", "inside a function"),
+        ("alt.patch.schedule", "from alt_kernels.ops.weighted_merge import weighted_merge", "may import"),
+        ("alt.patch.schedule", "from alt import models", "may import"),
         ("alt.data.clips", "import alt_kernels", "nothing of ours"),
         ("alt.models.alt", "from .. import cli", "may import"),
     ],
