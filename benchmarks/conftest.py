@@ -1,0 +1,154 @@
+"""Fixtures of the benchmarks: the device, and `contest`, which gates, times in interleaved rounds and records.
+
+Options: ``--alt-full`` for the kept result (more rounds), ``--alt-device`` to choose the device.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Before torch starts its threads: two OpenMP threads on a shared machine stall each other by milliseconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import machine
+import pytest
+import shapes
+import timing
+import torch
+
+#: Seconds that one contest may spend on its rounds: by default, and with --alt-full.
+BUDGET = (4.0, 20.0)
+
+Gate = Callable[[Any], float]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("alt-kernels benchmarks")
+    group.addoption("--alt-full", action="store_true", help="more rounds: the run whose result is kept")
+    group.addoption("--alt-device", default="auto", help="cpu, cuda or auto (cuda where there is one)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def chosen_device(config: pytest.Config) -> torch.device:
+    name = config.getoption("--alt-device")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    facts = machine.describe(chosen_device(config))
+    facts["full"] = bool(config.getoption("--alt-full"))
+    machine_info["alt"] = facts
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    return chosen_device(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--alt-full"))
+
+
+@pytest.fixture
+def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., dict[str, list[float]]]:
+    """Check every entrant, time them in interleaved rounds, record ratios beside the benchmark's own statistics."""
+
+    def run(
+        title: str,
+        ours: Callable[[], Any],
+        *,
+        rivals: Mapping[str, Callable[[], Any]],
+        gates: Mapping[str, Gate] | Gate,
+        bound: float,
+        why_bound: str,
+        floors: Mapping[str, Callable[[], Any]] | None = None,
+        cost: shapes.Cost | None = None,
+        shape: str = "",
+        targets: Mapping[str, float] | None = None,
+        rounds: int | None = None,
+    ) -> dict[str, list[float]]:
+        """
+        Args:
+            title: of the operation, as it stands in the tables.
+            ours: our function on fixed inputs.
+            rivals: the others, by the name in the tables.
+            gates: maps a result to its largest error against the float64 definition; one for all or one by name
+                ("ours" for ours). Every entrant has one, or the contest does not run.
+            bound: what the error may be, and ``why_bound`` where that number comes from.
+            floors: work that no implementation can do without, timed in the same rounds.
+            cost: operations and bytes.
+            targets: ratios that the project promises, by rival.
+            rounds: a fixed number of rounds, for long contests.
+        """
+        entrants = {"ours": ours, **rivals}
+        errors = {}
+        for name, function in entrants.items():
+            gate = gates if callable(gates) else gates[name]
+            errors[name] = float(gate(function()))
+            assert errors[name] <= bound, f"{title}: {name} is off by {errors[name]:.3g}, allowed {bound:.3g} ({why_bound})"
+        for function in (floors or {}).values():
+            function()
+        record = benchmark.extra_info
+        record |= {"title": title, "shape": shape, "errors": errors, "bound": bound, "why_bound": why_bound}
+        benchmark.group = title
+        if cost is not None:
+            record |= {"flops": cost.flops, "bytes": cost.bytes}
+        if benchmark.disabled:
+            benchmark(ours)
+            return {}
+        seconds = timing.interleave(
+            entrants | dict(floors or {}), device=device, budget=BUDGET[full], rounds=rounds
+        )
+        record["median_ms"] = {name: 1e3 * timing.median_interval(s).median for name, s in seconds.items()}
+        record["ratio"] = {name: timing.paired_ratio(seconds[name], seconds["ours"])._asdict() for name in rivals}
+        record["over_floor"] = {
+            name: timing.paired_ratio(seconds["ours"], seconds[name])._asdict() for name in floors or {}
+        }
+        record["targets"] = dict(targets or {})
+        if device.type == "cuda":
+            record["kernel_ms"] = {name: 1e3 * timing.kernel_seconds(f) for name, f in entrants.items()}
+        benchmark.pedantic(_synchronised(ours, device), rounds=min(len(seconds["ours"]), 5))
+        return seconds
+
+    return run
+
+
+def _synchronised(function: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    if device.type != "cuda":
+        return function
+
+    def run() -> Any:
+        result = function()
+        torch.cuda.synchronize(device)
+        return result
+
+    return run
+
+
+@pytest.fixture
+def compiled_rival(device: torch.device, benchmark: Any) -> Callable[[str, Callable[..., Any]], dict[str, Any]]:
+    """``{name: compiled function}``, or ``{}`` with the reason recorded where nothing can be compiled."""
+    import rivals
+
+    torch.compiler.reset()
+
+    def build(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+        reason = rivals.why_no_compile(device)
+        if reason is None:
+            return {name: rivals.compiled(function)}
+        benchmark.extra_info.setdefault("absent", {})[name] = reason
+        return {}
+
+    return build

@@ -1,0 +1,45 @@
+"""Token merging inside open_clip's image tower as people write it today: the plain-torch operations of `rivals`.
+
+The tower's own modules and parameters are used, one call each; what differs from the unpatched tower is the attention
+(query-key product, log size, softmax, product with the values, one after the other) and the merge after it.
+Supports what the benchmarks need: class-token pooling, blocks with `nn.MultiheadAttention`, no patch dropout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rivals
+
+
+def forward(tower: nn.Module, images: Tensor, r: int) -> Tensor:
+    """Embeddings ``[B, d]`` of ``images`` ``[B, 3, H, W]``, each block merging r tokens (at most half)."""
+    t: Any = tower
+    patches = t.conv1(images).flatten(2).transpose(1, 2)
+    cls = t.class_embedding.expand(len(images), 1, -1)
+    x = t.ln_pre(torch.cat([cls, patches], dim=1) + t.positional_embedding)
+    size: Tensor | None = None
+    for block in t.transformer.resblocks:
+        mixed, metric = attend(block.attn, block.ln_1(x), size)
+        x = x + block.ls_1(mixed)
+        removed = min(r, (x.shape[1] - 1) // 2)
+        if removed:
+            size = x.new_ones(*x.shape[:2], 1) if size is None else size
+            x, size = rivals.merge(x, size, rivals.match(metric, removed))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return t.ln_post(x[:, 0]) @ t.proj
+
+
+def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention's output ``[B, N, C]`` and the keys' mean over heads ``[B, N, D]``."""
+    projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+    if size is None:  # every size is 1 and its logarithm 0
+        out = ((q * attn.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    else:
+        out = rivals.attention(q, k, v, size)
+    return attn.out_proj(out.transpose(1, 2).flatten(2)), k.mean(dim=1)
