@@ -121,6 +121,7 @@ def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int
     """The plan of one ``{a: b}`` (a merges into b) for each image, all of the same length, from its definition.
 
     Rows in the order protected, kept A ascending, B ascending; in a row its own token, then the a's ascending.
+    Without pairs it is the identity.
     """
     a = [t for t in range(num_protected, tokens) if t % 2 == 0]
     b = [t for t in range(num_protected, tokens) if t % 2 == 1]
@@ -130,9 +131,10 @@ def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int
         sources: dict[int, list[int]] = {}
         for source in sorted(merged):
             sources.setdefault(merged[source], []).append(source)
-        groups = [[t] for t in range(num_protected)]
-        groups += [[t] for t in a if t not in merged]
-        groups += [[t, *sources.get(t, ())] for t in b]
+        groups = [[t] for t in range(num_protected if merged else tokens)]
+        if merged:
+            groups += [[t] for t in a if t not in merged]
+            groups += [[t, *sources.get(t, ())] for t in b]
         row_of = {t: row for row, group in enumerate(groups) for t in group}
         indices.append([t for group in groups for t in group])
         offsets.append([0])
@@ -147,7 +149,7 @@ def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int
 
 
 def identity_plan(batch: int, tokens: int) -> Matching:
-    return plan_from_pairs(tokens, tokens, [{}] * batch)
+    return plan_from_pairs(tokens, 0, [{}] * batch)
 
 
 def random_plan(
@@ -271,7 +273,7 @@ def assert_valid_plan(plan: Matching, batch: int, tokens: int, r: int, num_prote
         own = [group[0] for group in groups]
         kept_a = [t for t in own[num_protected:] if t % 2 == 0]
         b = [t for t in range(num_protected, tokens) if t % 2 == 1]
-        assert own == [*range(num_protected), *sorted(kept_a), *b]
+        assert own == ([*range(num_protected), *sorted(kept_a), *b] if r else list(range(tokens)))
         for group in groups:
             assert group[1:] == sorted(group[1:])
             assert all(t % 2 == 0 and t >= num_protected for t in group[1:]), "only tokens of A merge"
