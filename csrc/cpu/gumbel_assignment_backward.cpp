@@ -1,0 +1,285 @@
+// alt_kernels::gumbel_assignment_backward on CPU: the gradient of A @ entities (soft) or of the straight-through
+// onehot + A - sg(A) (hard), which differ in the value path to the entities alone.
+//
+// Per chunk of rows, with u_i = x_i / |x_i|, v_k = s_k / |s_k|, c_ik = u_i . v_k and A from the saved log_normalizer:
+//
+//   [c |s|; dA] = [u; dO] E^T            one matmul, entities read once
+//   delta_i = sum_k A_ik dA_ik,          dl_ik = A_ik (dA_ik - delta_i)
+//   G_i = sum_k dl_ik v_k,               dx_i = (G_i - u_i (u_i . G_i)) / (tau |x_i|)
+//   H_k = sum_i dl_ik u_i,               ds_k = (H_k - v_k (v_k . H_k)) / (tau |s_k|) + value path
+//   dtau = -sum_i u_i . G_i / tau^2      because sum_k dl_ik c_ik = u_i . G_i
+//
+// 1 / |s_k| is folded into dl, so normalised entities are never stored. The noise is drawn again.
+#include "cpu/gumbel_assignment.h"
+
+namespace alt {
+namespace gumbel {
+namespace {
+
+template <typename T>
+ALT_INLINE T softmax_block(T* ALT_RESTRICT z, const T* ALT_RESTRICT grad, const T* ALT_RESTRICT inverse_norm,
+                           const T* ALT_RESTRICT noise, int64_t count, T tau, T log_normalizer) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < count; ++j) {
+    const T weight = vexp(z[j] * inverse_norm[j] / tau + noise[j] - log_normalizer);
+    z[j] = weight;
+    sum += weight * grad[j];
+  }
+  return sum;
+}
+
+// z: dot products in, A out; grad: dA with respect to stored rows in, to given rows out. Returns sum_k A dA.
+template <typename T>
+ALT_INLINE double softmax_row_body(T* z, T* grad, const T* inverse_norm, const T* value_scale, int64_t count, T tau,
+                                   T log_normalizer, const NoiseRow<T>& noise, int64_t first_column) {
+  alignas(64) T drawn[kBlock];
+  double delta = 0.0;
+  for (int64_t j = 0; value_scale != nullptr && j < count; ++j) {
+    grad[j] *= value_scale[j];
+  }
+  for (int64_t b = 0; b < count; b += kBlock) {
+    const int64_t left = count - b;
+    noise_block(noise, first_column + b, b, std::min(left, kBlock), drawn);
+    const T part = left >= kBlock
+                       ? softmax_block(z + b, grad + b, inverse_norm + b, drawn, kBlock, tau, log_normalizer)
+                       : softmax_block(z + b, grad + b, inverse_norm + b, drawn, left, tau, log_normalizer);
+    delta += static_cast<double>(part);
+  }
+  return delta;
+}
+
+ALT_MULTIVERSION double softmax_row(float* z, float* grad, const float* inverse_norm, const float* value_scale,
+                                    int64_t count, float tau, float log_normalizer, const NoiseRow<float>& noise,
+                                    int64_t first_column) {
+  return softmax_row_body(z, grad, inverse_norm, value_scale, count, tau, log_normalizer, noise, first_column);
+}
+
+double softmax_row(double* z, double* grad, const double* inverse_norm, const double* value_scale, int64_t count,
+                   double tau, double log_normalizer, const NoiseRow<double>& noise, int64_t first_column) {
+  return softmax_row_body(z, grad, inverse_norm, value_scale, count, tau, log_normalizer, noise, first_column);
+}
+
+// grad: dA in, dl / |s_k| out.
+template <typename T>
+ALT_INLINE void logit_grad_row_body(const T* ALT_RESTRICT weight, T* ALT_RESTRICT grad,
+                                    const T* ALT_RESTRICT inverse_norm, int64_t count, T delta) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) {
+    grad[j] = weight[j] * (grad[j] - delta) * inverse_norm[j];
+  }
+}
+
+ALT_MULTIVERSION void logit_grad_row(const float* weight, float* grad, const float* inverse_norm, int64_t count,
+                                     float delta) {
+  logit_grad_row_body(weight, grad, inverse_norm, count, delta);
+}
+
+void logit_grad_row(const double* weight, double* grad, const double* inverse_norm, int64_t count, double delta) {
+  logit_grad_row_body(weight, grad, inverse_norm, count, delta);
+}
+
+// grad = (grad - unit (unit . grad)) * factor, unit = row * scale; returns unit . grad.
+template <typename T>
+ALT_INLINE double project_row_body(T* ALT_RESTRICT grad, const T* ALT_RESTRICT row, int64_t width, double scale,
+                                   double factor) {
+  double dot = 0.0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t j = 0; j < width; ++j) {
+    dot += static_cast<double>(row[j]) * static_cast<double>(grad[j]);
+  }
+  const double along = dot * scale * scale;
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) {
+    grad[j] = static_cast<T>((static_cast<double>(grad[j]) - static_cast<double>(row[j]) * along) * factor);
+  }
+  return dot * scale;
+}
+
+ALT_MULTIVERSION double project_row(float* grad, const float* row, int64_t width, double scale, double factor) {
+  return project_row_body(grad, row, width, scale, factor);
+}
+
+double project_row(double* grad, const double* row, int64_t width, double scale, double factor) {
+  return project_row_body(grad, row, width, scale, factor);
+}
+
+struct Arguments {
+  const Problem& problem;
+  const Tensor &grad, &x, &entities;
+  const std::optional<Tensor>& noise;
+  const Tensor &index, &log_normalizer;  // contiguous
+  bool hard, need_entities;
+};
+
+// Turns sums H into gradients of the entities: away from the entity's direction, and by 1 / (tau |s_k|).
+template <typename T>
+void finish_entities(const Problem& p, EntityTiles<T>& tiles, T* sums) {
+  for (int64_t t = 0; t < tiles.tiles(); ++t) {
+    const Tensor tile = tiles.tile(t);
+    const T* rows = data<const T>(tile);
+    const int64_t stride = tiles.size(t) > 1 ? tile.stride(0) : p.width;
+    const T* inverse_norm = tiles.inverse_norm(t);
+    const T* value_scale = tiles.value_scale(t);
+    T* out = sums + tiles.first(t) * p.width;
+    parallel_for(tiles.size(t), 3 * p.width, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        // H holds the factor 1 / |stored row|; the given row is value_scale times the stored one.
+        const double stored = value_scale == nullptr ? 1.0 : 1.0 / static_cast<double>(value_scale[k]);
+        project_row(out + k * p.width, rows + k * stride, p.width, inverse_norm[k], stored / p.tau);
+      }
+    });
+  }
+}
+
+template <typename T>
+double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Tensor>& entity_sums) {
+  const Problem& p = a.problem;
+  const int64_t d = p.width;
+  EntityTiles<T> tiles(p, a.entities);
+  ChunkNoise<T> chunk_noise(p, a.noise);
+  const auto tau = static_cast<T>(p.tau);
+  const int64_t chunk = rows_per_chunk(p, 2 * p.entities + 3 * d);
+  Scratch<T> pairs(2 * chunk * p.entities), stacked(2 * chunk * d), along(chunk * d);
+  Scratch<double> inverse_norm(chunk), delta(chunk), row_tau(chunk);
+  const int64_t* index = data<const int64_t>(a.index);
+  const T* log_normalizer = data<const T>(a.log_normalizer);
+  double tau_sum = 0.0;
+
+  // Kept apart from the sums of the similarity path, which are projected at the end.
+  std::optional<Tensor> value_sums;
+  if (a.need_entities) {
+    entity_sums = new_empty({p.entities, d}, p.accumulate);
+    std::fill_n(data<T>(*entity_sums), p.entities * d, T(0));
+    if (!a.hard) {
+      value_sums = new_empty({p.entities, d}, p.accumulate);
+      std::fill_n(data<T>(*value_sums), p.entities * d, T(0));
+    }
+  }
+
+  for (int64_t i0 = 0; i0 < p.rows; i0 += chunk) {
+    const int64_t rows = std::min(chunk, p.rows - i0);
+    const Tensor both = matrix_over(stacked.get(), 2 * rows, d);  // u above dO
+    const Tensor unit_rows = rows_of(both, 0, rows), grad_rows = rows_of(both, rows, rows);
+    copy_into(unit_rows, rows_of(a.x, i0, rows));
+    copy_into(grad_rows, rows_of(a.grad, i0, rows));
+    normalise_rows(stacked.get(), rows, d, inverse_norm.get());
+    std::fill_n(delta.get(), rows, 0.0);
+    for (int64_t t = 0; t < tiles.tiles(); ++t) {
+      const int64_t columns = tiles.size(t), first = tiles.first(t);
+      T* z = pairs.get() + 2 * rows * first;
+      T* dots = z + rows * columns;
+      mm_out(matrix_over(z, 2 * rows, columns), both, transposed(tiles.tile(t)));
+      chunk_noise.select(i0, rows, first, columns);
+      parallel_for(rows, 4 * columns, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          delta[i] += softmax_row(z + i * columns, dots + i * columns, tiles.inverse_norm(t), tiles.value_scale(t),
+                                  columns, tau, log_normalizer[i0 + i], chunk_noise.row(i), first);
+        }
+      });
+    }
+
+    const Tensor along_rows = matrix_over(along.get(), rows, d);  // G
+    std::fill_n(along.get(), rows * d, T(0));
+    for (int64_t t = 0; t < tiles.tiles(); ++t) {
+      const int64_t columns = tiles.size(t), first = tiles.first(t);
+      T* weights = pairs.get() + 2 * rows * first;
+      T* grads = weights + rows * columns;
+      parallel_for(rows, columns, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          logit_grad_row(weights + i * columns, grads + i * columns, tiles.inverse_norm(t), columns,
+                         static_cast<T>(delta[i]));
+        }
+      });
+      const Tensor logit_grad = matrix_over(grads, rows, columns);
+      addmm_into(along_rows, logit_grad, tiles.tile(t));
+      if (a.need_entities) {
+        addmm_into(rows_of(*entity_sums, first, columns), transposed(logit_grad), unit_rows);
+        if (!a.hard) {
+          addmm_into(rows_of(*value_sums, first, columns), transposed(matrix_over(weights, rows, columns)), grad_rows);
+        }
+      }
+    }
+    parallel_for(rows, 3 * d, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        row_tau[i] =
+            project_row(along.get() + i * d, stacked.get() + i * d, d, 1.0, inverse_norm[i] / p.tau);
+      }
+    });
+    for (int64_t i = 0; i < rows; ++i) {
+      tau_sum += row_tau[i];
+    }
+    copy_into(rows_of(grad_x, i0, rows), along_rows);
+  }
+
+  if (a.need_entities) {
+    T* sums = data<T>(*entity_sums);
+    finish_entities(p, tiles, sums);
+    for (int64_t i0 = 0; a.hard && i0 < p.rows; i0 += chunk) {  // rows in order: the same sums every time
+      const int64_t rows = std::min(chunk, p.rows - i0);
+      copy_into(matrix_over(stacked.get(), rows, d), rows_of(a.grad, i0, rows));
+      for (int64_t i = 0; i < rows; ++i) {
+        T* target = sums + index[i0 + i] * d;
+        for (int64_t j = 0; j < d; ++j) {
+          target[j] += stacked[i * d + j];
+        }
+      }
+    }
+    if (!a.hard) {
+      const T* values = data<const T>(*value_sums);
+      for (int64_t j = 0; j < p.entities * d; ++j) {
+        sums[j] += values[j];
+      }
+    }
+  }
+  return -tau_sum / (p.tau * p.tau);
+}
+
+std::tuple<Tensor, Tensor, Tensor> gumbel_assignment_backward(Tensor grad, Tensor x, Tensor entities, Tensor tau,
+                                                              std::optional<Tensor> noise, std::optional<Tensor> seed,
+                                                              Tensor index, Tensor log_normalizer, bool hard,
+                                                              bool need_entities) {
+  const Problem p = make_problem(x, entities, tau, noise, seed);
+  check_rank(grad, 2, "grad");
+  check(is_floating(grad.scalar_type()), "grad must be a floating tensor, got ", dtype_name(grad.scalar_type()));
+  check(grad.size(0) == p.rows && grad.size(1) == p.width, "grad must have shape [", p.rows, ", ", p.width,
+        "], got [", grad.size(0), ", ", grad.size(1), "]");
+  check_rank(index, 1, "index");
+  check_dtype(index, ScalarType::Long, "index");
+  check_rank(log_normalizer, 1, "log_normalizer");
+  check_dtype(log_normalizer, p.accumulate, "log_normalizer");
+  check(index.size(0) == p.rows && log_normalizer.size(0) == p.rows, "index and log_normalizer must have ", p.rows,
+        " entries, got ", index.size(0), " and ", log_normalizer.size(0));
+  index = as_contiguous(index);
+  log_normalizer = as_contiguous(log_normalizer);
+  const int64_t* chosen = data<const int64_t>(index);
+  bool in_range = true;
+  for (int64_t i = 0; i < p.rows; ++i) {
+    in_range &= chosen[i] >= 0 && chosen[i] < p.entities;
+  }
+  check(in_range, "index must lie in [0, ", p.entities, ")");
+
+  const Arguments arguments{p, grad, x, entities, noise, index, log_normalizer, hard, need_entities};
+  const Tensor grad_x = new_empty({p.rows, p.width}, x.scalar_type());
+  std::optional<Tensor> entity_sums;
+  const double tau_grad = p.accumulate == ScalarType::Double
+                              ? differentiate<double>(arguments, grad_x, entity_sums)
+                              : differentiate<float>(arguments, grad_x, entity_sums);
+  Tensor grad_entities = need_entities ? *entity_sums : new_empty({0}, entities.scalar_type());
+  if (grad_entities.scalar_type() != entities.scalar_type()) {
+    grad_entities = torch::stable::to(grad_entities, entities.scalar_type());
+  }
+  const Tensor grad_tau = new_empty({}, tau.scalar_type());
+  const Tensor value = new_empty({}, ScalarType::Double);
+  *data<double>(value) = tau_grad;
+  copy_into(grad_tau, value);
+  return {grad_x, grad_entities, grad_tau};
+}
+
+}  // namespace
+}  // namespace gumbel
+}  // namespace alt
+
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) {
+  m.impl("gumbel_assignment_backward", TORCH_BOX(&alt::gumbel::gumbel_assignment_backward));
+}
