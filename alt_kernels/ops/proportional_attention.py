@@ -110,9 +110,10 @@ def _cpu_backward(
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    if q.device.type == "cpu":  # PyTorch's kernel chooses the strides: ask its own fake
-        return _cpu(q, k, v, size, scale)
     statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if q.device.type == "cpu":  # PyTorch's kernel chooses the strides: ask its own fake
+        out, logsumexp = _cpu(q, k, v, size, scale)
+        return out, logsumexp.to(statistic)  # which says float32 for double as well; the kernel gives double
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=statistic)
 
 

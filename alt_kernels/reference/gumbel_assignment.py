@@ -46,7 +46,7 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
     seed = seed.long()
     words = philox4x32((block, row & _MASK, row >> 32, zero), (seed & _MASK, (seed >> 32) & _MASK))
     shape = (rows, block.shape[1])
-    word = torch.stack([w.expand(shape) for w in words], -1).reshape(rows, -1)[:, :columns]
+    word = torch.stack([w.expand(shape) for w in words], -1).flatten(1)[:, :columns]
     u = ((word.to(torch.float64) + 0.5) * 2.0**-32).clamp(max=1.0 - 2.0**-24)
     return (-(-torch.log1p(-u)).log()).to(dtype)
 

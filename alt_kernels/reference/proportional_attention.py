@@ -17,7 +17,7 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     """out = softmax(q k^T scale + log s) v and the log-sum-exp of each row; a row without any key gives zeros."""
     scores = _scores(q, k, size, scale)
     if scores.shape[-1] == 0:
-        return torch.zeros_like(q), scores.new_full(scores.shape[:-1], -torch.inf)
+        return q.new_zeros(q.shape), scores.new_full(scores.shape[:-1], -torch.inf)
     peak = scores.detach().amax(-1, keepdim=True)
     peak = torch.where(peak == -torch.inf, 0.0, peak)
     weight = (scores - peak).exp()
