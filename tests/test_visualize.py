@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from alt_kernels import bipartite_soft_matching, source_map
 
 from alt.visualize import draw_regions, merge_sheet, outline_regions, region_map
-
-DARK, BRIGHT = (20, 20, 20), (225, 225, 225)
+from alt.visualize.regions import DARK, LIGHT
+from alt_kernels import bipartite_soft_matching, source_map
 
 
 def test_region_map_puts_patches_where_they_are_in_the_photograph() -> None:
@@ -55,12 +54,13 @@ def test_regions_are_filled_with_their_mean_and_outlined() -> None:
     drawn = draw_regions(image, regions)
     edge = (drawn != filled).any(-1)
     expected = np.zeros((8, 8), bool)
-    expected[:, 3] = True  # between the columns of patches
-    expected[3, 4:] = True  # between regions 1 and 2, but not inside region 0
+    expected[:, 3:5] = True  # beside region 0; not inside it, and not between the single patches 1 and 2
     assert np.array_equal(edge, expected)
-    assert (drawn[0, 3] == BRIGHT).all()
-    assert (drawn[3, 7] == DARK).all()
-    assert (outline_regions(image, regions)[~expected] == image[~expected]).all()
+    assert (drawn[:, 3] == DARK).all()
+    assert (drawn[:, 4] == LIGHT).all()
+    outlined = outline_regions(image, regions)
+    assert np.array_equal(outlined[~expected], image[~expected])
+    assert np.array_equal(outlined[expected], drawn[expected])
 
 
 def test_pieces_of_a_region_that_do_not_touch_share_the_mean() -> None:
@@ -85,18 +85,19 @@ def test_input_is_not_changed_and_the_mean_is_kept() -> None:
 
 
 def test_sheet_has_a_panel_for_every_map_in_order() -> None:
-    image = np.full((32, 32, 3), 200, np.uint8)
-    image[:, 16:] = 40
+    image = np.full((32, 64, 3), 200, np.uint8)
+    image[:, 32:] = 40
     maps = [np.arange(16).reshape(4, 4), np.zeros((4, 4), int)]
+    maps[0][0, 1] = 0
     sheet = np.asarray(merge_sheet(image, maps, ["one", "two"], title="t", columns=4, panel=64))
-    left, top, step = 12, 40, 64 + 12
-    panels = [sheet[top : top + 64, left + i * step : left + i * step + 64] for i in range(4)]
-    large = image.repeat(2, 0).repeat(2, 1)
-    assert np.array_equal(panels[0], large)
-    assert np.array_equal(panels[1], draw_regions(large, maps[0]))
+    left, top, step = 12, 44, 64 + 12
+    panels = [sheet[top : top + 32, left + i * step : left + i * step + 64] for i in range(4)]
+    assert np.array_equal(panels[0], image)
+    assert np.array_equal(panels[1], draw_regions(image, maps[0]))
     assert (panels[2] == 120).all()  # one region: the mean, no outline
-    assert np.array_equal(panels[3], outline_regions(large, maps[1]))
+    assert np.array_equal(panels[3], outline_regions(image, maps[1]))
     assert merge_sheet(image, maps, ["one", "two"], columns=2, panel=64).height > sheet.shape[0]
+    assert merge_sheet(image, maps, ["one", "two"], panel=128).width > sheet.shape[1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 
 import alt_kernels
@@ -30,7 +31,17 @@ def paper_gflops(model: str, r: int) -> int | None:
 
 def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
     """One row for every r."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,  # nine columns within 80 characters
+    )
     heads = (
         "r",
         "tokens\nleft",
@@ -38,7 +49,7 @@ def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
         "paper's\ncount¹",
         "paper\nprints²",
         "ms per\nimage",
-        "speed-\nup",
+        "speed\nup",
         "saving\nrealised³",
         "cosine\nto r=0",
     )

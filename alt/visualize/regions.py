@@ -18,6 +18,8 @@ __all__ = ["draw_regions", "merge_sheet", "outline_regions", "region_map"]
 Picture = NDArray[np.uint8]
 Regions = NDArray[np.int64]
 
+DARK, LIGHT = (15, 15, 15), (245, 245, 245)  # the two halves of an outline
+
 
 def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) -> Regions:
     """Region of every patch of one image: ``map[y, x] = source[num_protected + y * w + x]``.
@@ -47,12 +49,12 @@ def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) ->
 
 
 def draw_regions(image: Picture, regions: Regions, *, borders: bool = True) -> Picture:
-    """Every region filled with its mean colour, its outline drawn over it.
+    """Every region filled with its mean colour, and the merged ones (two patches or more) outlined.
 
     Args:
         image: uint8 [H, W, 3], the picture the tower saw.
         regions: int [h, w] from ``region_map``; cell (y, x) covers the pixels whose centres lie in it.
-        borders: draw the outlines.
+        borders: draw the outlines; between two patches that are both unmerged there is none.
 
     Returns:
         uint8 [H, W, 3]. The mean over a region is rounded once, so a region's mean colour is kept within 0.5.
@@ -60,18 +62,16 @@ def draw_regions(image: Picture, regions: Regions, *, borders: bool = True) -> P
     Raises:
         ValueError: the shapes do not fit.
     """
-    pixels = _to_pixels(image, regions)
-    _, label = np.unique(pixels, return_inverse=True)
-    label = label.reshape(pixels.shape)
+    label, merged = _to_pixels(image, regions)
     count = np.bincount(label.ravel())
     mean = np.stack([np.bincount(label.ravel(), image[..., c].ravel()) / count for c in range(3)], axis=-1)
     filled = np.rint(mean).astype(np.uint8)[label]
-    return _with_borders(filled, pixels) if borders else filled
+    return _with_outlines(filled, label, merged) if borders else filled
 
 
 def outline_regions(image: Picture, regions: Regions) -> Picture:
-    """The picture itself with the outlines of its regions drawn over it; arguments as in ``draw_regions``."""
-    return _with_borders(image, _to_pixels(image, regions))
+    """The picture itself with the outlines of its merged regions drawn over it; arguments as in ``draw_regions``."""
+    return _with_outlines(image, *_to_pixels(image, regions))
 
 
 def merge_sheet(
@@ -81,7 +81,7 @@ def merge_sheet(
     *,
     title: str = "",
     columns: int = 5,
-    panel: int = 256,
+    panel: int = 320,
 ) -> Image.Image:
     """One sheet per photograph: the photograph, its regions after each block, and the last outlines on the photograph.
 
@@ -91,7 +91,7 @@ def merge_sheet(
         captions: one line under each of the maps.
         title: a line above everything.
         columns: panels in a row.
-        panel: pixels of a panel's longer side.
+        panel: pixels of a panel's longer side, to which the photograph is resized.
 
     Returns:
         an RGB ``PIL.Image``.
@@ -101,22 +101,23 @@ def merge_sheet(
     """
     if not maps or len(maps) != len(captions):
         raise ValueError(f"captions must have one line for each of the {len(maps)} maps (>= 1), got {len(captions)}")
-    scale = max(1, round(panel / max(image.shape[:2])))
-    large = image.repeat(scale, axis=0).repeat(scale, axis=1)  # so that outlines are thin beside a patch
+    scale = panel / max(image.shape[:2])
+    size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+    large = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     panels = [large, *(draw_regions(large, m) for m in maps), outline_regions(large, maps[-1])]
     lines = ["what the tower sees", *captions, "outlines of the last"]
 
     height, width = large.shape[:2]
     columns = min(columns, len(panels))
-    gap, line, head = 12, 26, 40 if title else 12
+    gap, line, head = 12, 28, 44 if title else 12
     rows = math.ceil(len(panels) / columns)
     sheet = Image.new(
         "RGB", (gap + columns * (width + gap), head + rows * (height + line + gap)), color=(255, 255, 255)
     )
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((gap, 10), title, fill=(0, 0, 0), font=ImageFont.load_default(size=18))
-    font = ImageFont.load_default(size=14)
+        draw.text((gap, 10), title, fill=(0, 0, 0), font=ImageFont.load_default(size=20))
+    font = ImageFont.load_default(size=17)
     for index, (pixels, text) in enumerate(zip(panels, lines, strict=True)):
         row, column = divmod(index, columns)
         x, y = gap + column * (width + gap), head + row * (height + line + gap)
@@ -125,8 +126,8 @@ def merge_sheet(
     return sheet
 
 
-def _to_pixels(image: Picture, regions: Regions) -> Regions:
-    """Region of every pixel: [H, W]."""
+def _to_pixels(image: Picture, regions: Regions) -> tuple[Regions, NDArray[np.bool_]]:
+    """Region of every pixel and whether that region has more than one patch: [H, W] each."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} of shape {tuple(image.shape)}")
     height, width = image.shape[:2]
@@ -134,19 +135,22 @@ def _to_pixels(image: Picture, regions: Regions) -> Regions:
         raise ValueError(
             f"regions must be [h, w] with at most {height} x {width} cells, got shape {tuple(regions.shape)}"
         )
-    y = np.arange(height) * regions.shape[0] // height
-    x = np.arange(width) * regions.shape[1] // width
-    return np.asarray(regions[y[:, None], x[None, :]], dtype=np.int64)
+    _, label, count = np.unique(regions, return_inverse=True, return_counts=True)
+    label = label.reshape(regions.shape)
+    # The cell that holds the pixel's centre: floor((y + 1/2) h / H).
+    y = ((2 * np.arange(height) + 1) * regions.shape[0] // (2 * height))[:, None]
+    x = ((2 * np.arange(width) + 1) * regions.shape[1] // (2 * width))[None, :]
+    return label[y, x].astype(np.int64), (count > 1)[label][y, x]
 
 
-def _with_borders(image: Picture, pixels: Regions) -> Picture:
-    """Draw a line where a pixel's right or lower neighbour is of another region."""
-    edge = np.zeros(pixels.shape, dtype=bool)
-    edge[:, :-1] |= pixels[:, :-1] != pixels[:, 1:]
-    edge[:-1, :] |= pixels[:-1, :] != pixels[1:, :]
+def _with_outlines(image: Picture, label: Regions, merged: NDArray[np.bool_]) -> Picture:
+    """Draw a line two pixels wide, one dark and one light so that it shows on any ground, around merged regions."""
     out = image.copy()
-    # Dark lines on bright ground, bright lines on dark: one colour would vanish in half of all photographs.
-    bright = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], dtype=np.float32) > 110
-    out[edge & bright] = (20, 20, 20)
-    out[edge & ~bright] = (225, 225, 225)
+    dark, light = np.zeros(label.shape, dtype=bool), np.zeros(label.shape, dtype=bool)
+    for a, b in (((slice(None), slice(-1)), (slice(None), slice(1, None))), ((slice(-1),), (slice(1, None),))):
+        edge = (label[a] != label[b]) & (merged[a] | merged[b])
+        dark[a] |= edge
+        light[b] |= edge
+    out[light] = LIGHT
+    out[dark] = DARK  # where both meet, at corners, the dark one wins
     return out
