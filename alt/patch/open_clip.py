@@ -203,6 +203,8 @@ def check_tower(visual: nn.Module) -> None:
 
 def _require(module: nn.Module, known: tuple[type, ...], role: str) -> None:
     if type(module) in known:
+        if "forward" in module.__dict__:  # it would hide the patched class's forward
+            raise TypeError(f"{role} has a forward of its own set on the instance; undo that before patching")
         return
     names = " or ".join(cls.__name__ for cls in known)
     if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
@@ -239,10 +241,10 @@ def take_off(visual: nn.Module) -> None:
     """Gives every part its host's class back; nothing is changed unless all of them can have it."""
     parts = _parts(visual)
     for role, module in parts:
-        if type(module) not in _HOST:
+        if type(module) not in _HOST or "forward" in module.__dict__:
             raise RuntimeError(
-                f"cannot remove the patch: {role} is now {qualified_name(module)} (sharded or wrapped after "
-                "patching); remove the patch before fully_shard or wrapping, or set handle.r = 0"
+                f"cannot remove the patch: {role} was sharded, wrapped or given another forward since (it is "
+                f"{qualified_name(module)} now); undo that first, or set handle.r = 0"
             )
     for _, module in parts:
         module.__class__ = _HOST[type(module)]

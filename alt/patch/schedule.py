@@ -61,10 +61,8 @@ def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float,
 
 def _count(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(
-            f"{name} must be an int{' , a list of ints or a float share' if name == 'r' else ''}, "
-            f"got {type(value).__name__}".replace(" ,", ",")
-        )
+        others = ", a list of ints or a float share" if name == "r" else ""
+        raise TypeError(f"{name} must be an int{others}, got {type(value).__name__}")
     count = operator.index(value)
     if count < 0:
         raise ValueError(f"{name} must be at least 0, got {count}")
