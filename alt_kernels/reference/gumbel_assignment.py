@@ -86,10 +86,11 @@ def gumbel_assignment(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output ``[M, d]``, index ``[M]``, log_normalizer ``[M]``); hard: straight-through, (onehot + A - sg(A)) @ E."""
     check_tau(tau)
-    _, logits, *_ = _logits(x, entities, tau, noise, seed)
+    # Widened once: the two paths of the entities' gradient are then added before they are rounded.
+    values = entities.to(torch.float64 if torch.float64 in (x.dtype, entities.dtype) else torch.float32)
+    _, logits, *_ = _logits(x, values, tau, noise, seed)
     index = torch.nan_to_num(logits.detach(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(-1)
     assignment = logits.softmax(-1)
-    values = entities.to(logits.dtype)
     out_dtype = torch.promote_types(x.dtype, entities.dtype)
     if hard:
         output = values[index]
