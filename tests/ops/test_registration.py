@@ -226,7 +226,7 @@ def test_fakes_equal_results(name: str, dtype: torch.dtype) -> None:
             assert all(t.device.type == "meta" for t in _as_tuple(meta))
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", sorted(OPS))
 def test_opcheck_cheap_utilities(name: str, dtype: torch.dtype) -> None:
     """Schema (no hidden mutation or alias) and fake tensors on every sample, strided ones among them."""
