@@ -47,17 +47,23 @@ ALT_INLINE bool ordinary(double squared_norm) {
   return squared_norm > 1 / bound && squared_norm < bound;
 }
 
-// 1 / norm as an unevaluated sum of two T. x * reciprocal with both parts and one fused rounding is as good as the
-// quotient taken in double: rows that are multiples of one another keep coming out equal, so ties stay ties.
-template <typename T>
-struct Reciprocal {
-  T high, low;
-  ALT_INLINE explicit Reciprocal(double squared_norm) {
-    const double inverse = 1.0 / std::sqrt(squared_norm);
-    high = static_cast<T>(inverse);
-    low = static_cast<T>(inverse - static_cast<double>(high));
+// 1 / norm of kCount rows, each an unevaluated sum of two T. x * reciprocal with both parts and one fused rounding
+// is as good as the quotient taken in double: rows that are multiples of one another come out equal, and ties stay
+// ties. Without fused rounding the product is taken in double.
+template <typename T, int kCount>
+ALT_INLINE void reciprocals(const double* squared_norm, T* high, T* low) {
+  double norm[kCount];
+#pragma omp simd
+  for (int j = 0; j < kCount; ++j) {
+    norm[j] = __builtin_sqrt(squared_norm[j]);
   }
-};
+#pragma omp simd
+  for (int j = 0; j < kCount; ++j) {
+    const double inverse = 1.0 / norm[j];
+    high[j] = static_cast<T>(inverse);
+    low[j] = static_cast<T>(inverse - static_cast<double>(high[j]));
+  }
+}
 
 template <typename T, bool kFma>
 ALT_INLINE T times(T x, T high, T low) {
@@ -100,24 +106,34 @@ bool unit_row_slowly(const In* src, T* dst, int64_t channels) {
   return true;
 }
 
-// dst = src / |src|; false, and zeros, where the row is zero or not finite. The norm is summed in double.
-template <typename T, bool kFma, typename In>
-ALT_INLINE bool unit_row(const In* ALT_RESTRICT src, T* ALT_RESTRICT dst, int64_t channels) {
+// Sum of squares in double: vectors of partial sums, added in a fixed order.
+template <typename T, int kBytes, typename In>
+ALT_INLINE double squared_norm(const In* ALT_RESTRICT src, int64_t channels) {
+  constexpr int lanes = kBytes / static_cast<int>(sizeof(double));
+  using D = Vec<double, kBytes>;
+  D even{}, odd{};
+  int64_t c = 0;
+  for (; c + 2 * lanes <= channels; c += 2 * lanes) {
+    alignas(64) double v[2 * lanes];
+#pragma omp simd
+    for (int l = 0; l < 2 * lanes; ++l) {
+      v[l] = load<double>(src[c + l]);
+    }
+    const D first = *reinterpret_cast<const D*>(v);
+    const D second = *reinterpret_cast<const D*>(v + lanes);
+    even += first * first;
+    odd += second * second;
+  }
+  even += odd;
   double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < channels; ++c) {
+  for (; c < channels; ++c) {
     const double v = load<double>(src[c]);
     sum += v * v;
   }
-  if (!ordinary<T>(sum)) {
-    return unit_row_slowly(src, dst, channels);
+  for (int l = 0; l < lanes; ++l) {
+    sum += even[l];
   }
-  const Reciprocal<T> reciprocal(sum);
-#pragma omp simd
-  for (int64_t c = 0; c < channels; ++c) {
-    dst[c] = times<T, kFma>(load<T>(src[c]), reciprocal.high, reciprocal.low);
-  }
-  return true;
+  return sum;
 }
 
 // How many columns the panel that starts at `column` has; the widths sum to padded_columns.
@@ -198,8 +214,30 @@ struct TokenSet {
 template <typename T, typename Block, typename In>
 ALT_INLINE void prepare_rows(const In* image, int64_t token_stride, TokenSet set, int64_t channels, T* rows,
                              uint8_t* valid) {
-  for (int64_t i = 0; i < set.count; ++i) {
-    valid[i] = unit_row<T, Block::kFma>(image + (set.first + 2 * i) * token_stride, rows + i * channels, channels);
+  constexpr int group = static_cast<int>(Block::template lanes<T>());
+  for (int64_t first = 0; first < set.count; first += group) {
+    const int64_t count = std::min<int64_t>(group, set.count - first);
+    const In* src = image + (set.first + 2 * first) * token_stride;
+    double sum[group] = {};
+    T high[group], low[group];
+    for (int64_t j = 0; j < count; ++j) {
+      sum[j] = squared_norm<T, Block::kBytes>(src + 2 * j * token_stride, channels);
+    }
+    reciprocals<T, group>(sum, high, low);
+    for (int64_t j = 0; j < count; ++j) {
+      const In* ALT_RESTRICT in = src + 2 * j * token_stride;
+      T* ALT_RESTRICT out = rows + (first + j) * channels;
+      valid[first + j] = 1;
+      if (!ordinary<T>(sum[j])) {
+        valid[first + j] = unit_row_slowly(in, out, channels);
+        continue;
+      }
+      const T h = high[j], l = low[j];
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        out[c] = times<T, Block::kFma>(load<T>(in[c]), h, l);
+      }
+    }
   }
   std::fill(rows + set.count * channels, rows + round_up(set.count, Block::kRows) * channels, T(0));
 }
@@ -231,11 +269,7 @@ ALT_INLINE void prepare_vector(const In* image, int64_t token_stride, int64_t to
     }
   }
   T high[kLanes], low[kLanes];
-  for (int j = 0; j < kLanes; ++j) {
-    const Reciprocal<T> reciprocal(sum[j]);
-    high[j] = reciprocal.high;
-    low[j] = reciprocal.low;
-  }
+  reciprocals<T, kLanes>(sum, high, low);
   for (int64_t c = 0; c < channels; ++c) {
 #pragma omp simd
     for (int j = 0; j < kLanes; ++j) {
@@ -383,33 +417,38 @@ ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin,
 }
 
 // merged[i] = 1 for the r rows with the highest score, ties to the lower i: a row's rank is the number of rows
-// that beat it, so nothing is sorted and nothing depends on an order of evaluation. score has room for one vector
-// past its end, which is filled with NaN: it beats nobody.
+// that beat it, so nothing is sorted and nothing depends on an order of evaluation. Ranks are counted for a vector
+// of rows at a time; score and merged have room for one vector past their end.
 template <typename T, typename Block>
 ALT_INLINE void choose_rows(T* score, int64_t rows, int64_t r, uint8_t* merged) {
   using V = Vec<T, Block::kBytes>;
   using VI = Vec<IndexOf<T>, Block::kBytes>;
   constexpr int64_t lanes = Block::template lanes<T>();
-  const int64_t padded = round_up(rows, lanes);
-  std::fill(score + rows, score + padded, std::numeric_limits<T>::quiet_NaN());
-  for (int64_t i = 0; i < rows; ++i) {
-    const T own = score[i];
-    VI beaten_by{};  // minus the count: a true lane of a compare is -1
-    int64_t j = 0;
-    for (; j + lanes <= i; j += lanes) {
-      beaten_by += *reinterpret_cast<const V*>(score + j) >= own;
+  const VI zero{}, one = zero + 1;  // selects, not arithmetic on masks: GCC takes some of that apart lane by lane
+  VI lane;
+  for (int64_t l = 0; l < lanes; ++l) {
+    lane[l] = static_cast<IndexOf<T>>(l);
+  }
+  std::fill(score + rows, score + round_up(rows, lanes), T(0));  // ranked as well, and ignored
+  for (int64_t i = 0; i < rows; i += lanes) {
+    const V own = *reinterpret_cast<const V*>(score + i);
+    const int64_t after = std::min(rows, i + lanes);
+    VI rank{};
+    for (int64_t j = 0; j < i; ++j) {
+      rank += V{} + score[j] >= own ? one : zero;
+    }
+    for (int64_t j = i; j < after; ++j) {
+      const V other = V{} + score[j];
+      const VI if_lower = other >= own ? one : zero;
+      const VI if_higher = other > own ? one : zero;
+      rank += lane > static_cast<IndexOf<T>>(j - i) ? if_lower : if_higher;
+    }
+    for (int64_t j = after; j < rows; ++j) {
+      rank += V{} + score[j] > own ? one : zero;
     }
     for (int64_t l = 0; l < lanes; ++l) {
-      beaten_by[l] -= score[j + l] > own || (score[j + l] == own && j + l < i);
+      merged[i + l] = rank[l] < r;
     }
-    for (j += lanes; j < padded; j += lanes) {
-      beaten_by += *reinterpret_cast<const V*>(score + j) > own;
-    }
-    int64_t rank = 0;
-    for (int64_t l = 0; l < lanes; ++l) {
-      rank -= beaten_by[l];
-    }
-    merged[i] = rank < r;
   }
 }
 

@@ -25,7 +25,7 @@ struct Scores {
   uint8_t* valid;  // [a.count]
   T* score;        // [a.count], and room for a vector more
   int32_t* column;
-  uint8_t* merged;
+  uint8_t* merged;  // [a.count], and room for a vector more
 };
 
 template <typename T, typename Block, typename In>
@@ -44,7 +44,7 @@ ALT_INLINE void choose(const Scores<T>& s, int64_t r) {
   choose_rows<T, Block>(s.score, s.a.count, r, s.merged);
 }
 
-// The three stages compiled for one x86 level. The largest register block is 6 x 4 vectors of 16 floats.
+// The three stages compiled for one x86 level. 24 accumulators of the 32 AVX-512 registers, 12 of the 16 of AVX2.
 #define ALT_MATCHING_LEVEL(Level, bytes, block_rows, block_vecs, fma, ...)                   \
   using Block##Level = RegisterBlock<bytes, block_rows, block_vecs, fma>;                    \
   template <typename T, typename In>                                                         \
@@ -78,7 +78,7 @@ struct Stages {
 ALT_MATCHING_LEVEL(Baseline, 16, 4, 2, false, )
 #if ALT_HAS_MULTIVERSION
 ALT_MATCHING_LEVEL(Avx2, 32, 6, 2, true, __attribute__((target("arch=x86-64-v3"))))
-ALT_MATCHING_LEVEL(Avx512, 64, 6, 4, true, __attribute__((target("arch=x86-64-v4"))))
+ALT_MATCHING_LEVEL(Avx512, 64, 8, 3, true, __attribute__((target("arch=x86-64-v4"))))
 #endif
 
 // What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels are.
@@ -199,7 +199,7 @@ void match(const Tensor& metric, const PlanWriter& shape) {
   const auto run = [&](int64_t begin, int64_t end, bool row_threads) {
     const int64_t floats = rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
     Scratch<T> memory(floats);
-    Scratch<uint8_t> flags(2 * rows);
+    Scratch<uint8_t> flags(2 * rows + stage.lanes);
     Scratch<int32_t> column(rows);
     Scores<T> s{};
     s.channels = channels;
