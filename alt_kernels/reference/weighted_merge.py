@@ -18,8 +18,19 @@ def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def _rows(output_row: Tensor, like: Tensor) -> Tensor:
-    """``[B, N]`` int32 -> ``[B, N, C]`` int64, an index for gather and scatter along tokens."""
+    """``[B, N]`` int32 -> ``[B, N, C]`` int64, an index for scatter along tokens."""
     return output_row.long()[..., None].expand(-1, -1, like.shape[-1])
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[b, rows[b, i]]`` bit for bit: ``[B, N, C]`` and ``[B, K]`` -> ``[B, K, C]``.
+
+    Indexing, because torch.gather changes the payload of a half-precision NaN. A negative row is out of range
+    here; it does not count from the end.
+    """
+    rows = rows.long()
+    image = torch.arange(x.shape[0], device=x.device)[:, None]
+    return x[image, torch.where(rows < 0, x.shape[1], rows)]
 
 
 def _group_sum(x: Tensor, output_row: Tensor, rows: int) -> Tensor:
@@ -45,7 +56,7 @@ def weighted_merge(
     total = merged_size[..., None].to(acc)
     mean = _group_sum(weighted, output_row, rows) / torch.where(total != 0, total, 1.0)
     mean = torch.where(total != 0, mean, 0.0).to(x.dtype)
-    own = x.gather(1, _rows(indices.gather(1, offsets[:, :-1].long()), x))
+    own = _take(x, indices.gather(1, offsets[:, :-1].long()))
     single = (offsets.diff(dim=1) == 1)[..., None]
     return torch.where(single, own, mean), merged_size
 
@@ -55,7 +66,7 @@ def weighted_merge_backward(
 ) -> Tensor:
     """dx_i = (s_i / S_j) dx'_j for i in G(j); exactly dx'_j where j has one token."""
     acc = accumulate_dtype(grad)
-    per_token = grad.gather(1, _rows(output_row, grad))
+    per_token = _take(grad, output_row)
     row = output_row.long()
     total = merged_size.gather(1, row).to(acc)
     share = (torch.ones_like(total) if size is None else size.to(acc)) / torch.where(total != 0, total, 1.0)
@@ -67,7 +78,7 @@ def weighted_merge_backward(
 
 def unmerge(x: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
     """y_i = x_{j(i)}: every input token gets a copy of its row."""
-    return x.gather(1, _rows(output_row, x))
+    return _take(x, output_row)
 
 
 def unmerge_backward(grad: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
