@@ -1,0 +1,99 @@
+// Loops over one row of channels, shared by the kernels that merge tokens. Each is compiled once per x86 level.
+//
+// Acc is the accumulation type, float or double; T and U are stored types (double, float, half, bfloat16).
+#pragma once
+
+#include "common.h"
+
+#include <cmath>
+
+namespace alt {
+namespace {
+
+// acc = weight * x
+template <typename Acc, typename T>
+ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    acc[c] = weight * load<Acc>(x[c]);
+  }
+}
+
+// acc += weight * x
+template <typename Acc, typename T>
+ALT_MULTIVERSION void row_add_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    acc[c] += weight * load<Acc>(x[c]);
+  }
+}
+
+// out = acc / divisor, rounded once. Dividing keeps the mean of equal rows exact, which a reciprocal would not.
+template <typename Acc, typename T>
+ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* ALT_RESTRICT out, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = store<T>(acc[c] / divisor);
+  }
+}
+
+// out = weight * x, rounded once.
+template <typename Acc, typename T>
+ALT_MULTIVERSION void row_times(const T* ALT_RESTRICT x, Acc weight, T* ALT_RESTRICT out, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = store<T>(weight * load<Acc>(x[c]));
+  }
+}
+
+// out = x in another type.
+template <typename U, typename T>
+ALT_MULTIVERSION void row_convert(const T* ALT_RESTRICT x, U* ALT_RESTRICT out, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = store<U>(load<accumulate_t<U>>(x[c]));
+  }
+}
+
+// s_i / S_j, the share of a token in its row; 0 where the sizes of the row sum to 0.
+template <typename Acc>
+inline Acc share(float size, float total) {
+  return total != 0.0f ? static_cast<Acc>(size) / static_cast<Acc>(total) : Acc(0);
+}
+
+// Token sizes [B, N] float32, contiguous, or absent.
+inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, const Plan& plan) {
+  if (!size.has_value()) {
+    return std::nullopt;
+  }
+  check_rank(*size, 2, "size");
+  check_dtype(*size, ScalarType::Float, "size");
+  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size must have shape [", plan.batch, ", ",
+        plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
+  return as_contiguous(size);
+}
+
+// Sizes of the output rows [B, M] float32, contiguous.
+inline Tensor checked_merged_size(const Tensor& merged_size, const Plan& plan) {
+  check_rank(merged_size, 2, "merged_size");
+  check_dtype(merged_size, ScalarType::Float, "merged_size");
+  check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows, "merged_size must have shape [",
+        plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ", merged_size.size(1), "]");
+  return as_contiguous(merged_size);
+}
+
+// [batch, rows, C] with rows of the plan's tokens or output rows.
+inline void check_rows(const Tensor& t, int64_t batch, int64_t rows, const char* name) {
+  check_rank(t, 3, name);
+  check(t.size(0) == batch && t.size(1) == rows, name, " must have shape [", batch, ", ", rows,
+        ", C] to fit the plan, got [", t.size(0), ", ", t.size(1), ", ", t.size(2), "]");
+}
+
+// Where the rows of a [B, R, C] tensor lie, in elements; the last dimension is contiguous.
+struct RowStrides {
+  int64_t batch, row;
+  explicit RowStrides(const Tensor& t) : batch(t.stride(0)), row(t.stride(1)) {}
+};
+
+}  // namespace
+}  // namespace alt
