@@ -68,3 +68,6 @@ def demo(
     except DemoError as error:
         errors.print(f"[red]Error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        raise typer.Exit(130) from None

@@ -7,7 +7,7 @@ class DemoError(Exception):
     """Something the user can put right; the text is one complete sentence."""
 
 
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """First line of what another library said, short enough to quote."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].strip().rstrip(".")
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The first sentence of what another library said, short enough to quote."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].strip().rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alt.cost import count_macs
-from alt.patch import patch_clip
+from alt.patch import PatchHandle, patch_clip
 
 __all__ = ["FRAMES", "Row", "measure", "merged_regions"]
 
@@ -135,11 +135,11 @@ def _shared_copy(visual: nn.Module) -> nn.Module:
     return copy.deepcopy(visual, {id(p): p for p in visual.parameters()})
 
 
-def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False):  # type: ignore[no-untyped-def]
+def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False) -> PatchHandle:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that blocks are clipped is told under the table
         return patch_clip(tower, r=r, trace_source=trace_source)
 
 
 def _num_tokens(visual: nn.Module) -> int:
-    return int(visual.positional_embedding.shape[0])
+    return visual.get_parameter("positional_embedding").shape[0]

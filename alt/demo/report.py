@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ PAPER_GFLOPS = {
     "ViT-L-14": {8: 415},
 }
 """GFLOPs of 8 frames that the paper prints, of the whole ALT model in its own convention, by r."""
+
+
+BUSY = 0.1  # spread of the timed rounds from which the table says that it is rough
 
 
 def paper_gflops(model: str, r: int) -> int | None:
@@ -90,7 +94,21 @@ def notes(rows: Sequence[Row], model: str) -> list[str]:
                 f"At r = {row.r} the tokens run out: block{'s' if many else ''} {blocks} merge{'' if many else 's'} "
                 "as many as there are pairs."
             )
+    spread = timing_spread(rows[0].seconds)
+    if spread > BUSY:
+        out.append(
+            f"The rounds at r = 0 differ by {spread:.0%} (quartiles): the machine was busy with other work, so take "
+            "the times as rough."
+        )
     return out
+
+
+def timing_spread(seconds: Sequence[float]) -> float:
+    """Distance of the quartiles over the median; 0 for fewer than four rounds."""
+    if len(seconds) < 4:
+        return 0.0
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / middle
 
 
 def machine(threads: int) -> dict[str, Any]:

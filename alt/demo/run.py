@@ -138,7 +138,7 @@ def _check_patchable(tower: Tower) -> None:
     try:
         patch_clip(tower.visual, r=0).remove()
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise DemoError(f"--model: alt cannot patch {tower.model} ({one_line(error)}).") from None
+        raise DemoError(f"--model: alt cannot patch {tower.model}: {one_line(error)}.") from None
 
 
 def _make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from alt.demo.errors import DemoError, one_line
 
@@ -24,12 +24,12 @@ _QUICK = "-quickgelu"
 class Tower(NamedTuple):
     """An image tower and what belongs to it.
 
-    model: open_clip's name of it; visual: the module; preprocess: photograph -> [3, H, W] float32;
+    model: open_clip's name of it; visual: the module, in evaluation mode; preprocess: photograph -> [3, H, W] float32;
     weights: what the weights are, in words.
     """
 
     model: str
-    visual: nn.Module
+    visual: Any  # an nn.Module whose attributes are open_clip's
     preprocess: Callable[[Image.Image], Tensor]
     weights: str
 

@@ -1,0 +1,276 @@
+"""``alt demo`` end to end on a small tower, its errors, and that the command line starts light."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+open_clip = pytest.importorskip("open_clip")
+from rich.console import Console  # noqa: E402
+from typer.testing import CliRunner, Result  # noqa: E402
+
+import alt  # noqa: E402
+from alt.cli import build_app  # noqa: E402
+from alt.demo.errors import DemoError  # noqa: E402
+from alt.demo.measure import Row  # noqa: E402
+from alt.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
+from alt.demo.report import PAPER_GFLOPS, notes, result_table  # noqa: E402
+from alt.demo.run import parse_r  # noqa: E402
+from alt.demo.tower import load_tower  # noqa: E402
+from alt.visualize import region_map  # noqa: E402
+
+MODEL = "alt-test-tower"
+CONFIG = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 1, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A tower of 3 blocks and 65 tokens under a name that open_clip knows."""
+    path = tmp_path_factory.mktemp("configs") / f"{MODEL}.json"
+    path.write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(path)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two pictures of different shape; one has the name of the other with another ending."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(folder / "a.png")
+    Image.fromarray(rng.integers(0, 256, (90, 70), dtype=np.uint8)).save(folder / "a.jpg")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def demo(*arguments: object) -> Result:
+    return CliRunner().invoke(build_app(), ["demo", *map(str, arguments)])
+
+
+def quick(photographs: Path, out: Path, *more: object) -> Result:
+    return demo("--model", MODEL, "--images", photographs, "--out", out, "--repeats", 1, *more)
+
+
+def test_demo_prints_a_row_for_every_r_and_keeps_pictures_and_results(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    result = quick(photographs, out, "--r", "4,0,30", "--picture-r", 8)
+    assert result.exit_code == 0, result.output
+    assert "random weights" in result.output
+    assert "At r = 30 the tokens run out: blocks 2, 3 merge as many as there are pairs." in result.output
+    assert "UserWarning" not in result.output
+    assert sorted(p.name for p in out.iterdir()) == ["a_jpg_regions.png", "a_png_regions.png", "results.json"]
+
+    kept = json.loads((out / "results.json").read_text())
+    assert [row["r"] for row in kept["rows"]] == [0, 4, 30]
+    assert [row["tokens"] for row in kept["rows"]] == [65, 53, 10]  # 65 - 3 * 4; 65 - 30 - 17 - 8
+    zero, four, thirty = kept["rows"]
+    assert zero["cosine"] == pytest.approx(1, abs=1e-6)
+    assert zero["speedup"] == 1
+    assert zero["realised"] is None
+    assert zero["gmacs"] > four["gmacs"] > thirty["gmacs"]
+    assert 0.5 < thirty["cosine"] < 1 - 1e-6
+    assert thirty["clipped"] == [2, 3]
+    assert kept["machine"]["threads"] == 1
+    assert kept["versions"]["torch_build"] == torch.__version__
+    with torch.random.fork_rng():
+        visual = load_tower(MODEL, None, 0).visual
+    for row in kept["rows"]:
+        with alt.patch_clip(visual, r=min(row["r"], 4)):
+            if row["r"] in (0, 4):
+                assert alt.count_macs(visual).native_g == row["gmacs"]
+    for name in kept["pictures"]:
+        with Image.open(out / name) as picture:
+            assert picture.width > 1600  # five panels: photograph, three blocks, outlines
+
+
+def test_demo_leaves_threads_random_state_and_logging_alone(photographs: Path, tmp_path: Path, threads) -> None:
+    threads(2)
+    before = torch.get_rng_state()
+    result = quick(photographs, tmp_path / "out", "--r", "4", "--precision", "bf16", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert "bf16" in result.output
+    assert torch.get_num_threads() == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_weights_come_from_the_seed_or_from_the_file_named(tmp_path: Path) -> None:
+    first, again, other = (load_tower(MODEL, None, seed).visual for seed in (1, 1, 2))
+    assert torch.equal(first.proj, again.proj)
+    assert not torch.equal(first.proj, other.proj)
+    whole = open_clip.create_model(MODEL)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    loaded = load_tower(MODEL, str(tmp_path / "weights.pt"), 0)
+    assert torch.equal(loaded.visual.proj, whole.visual.proj)
+    assert loaded.weights.startswith("pretrained")
+
+
+def test_photographs_of_the_wheel_are_there() -> None:
+    photos = load_photos(find_photos(None))
+    assert [photo.name for photo in photos] == [name.rsplit(".", 1)[0] for name in BUILT_IN]
+    assert all(photo.image.mode == "RGB" and min(photo.image.size) >= 300 for photo in photos)
+
+
+def test_regions_have_the_geometry_of_the_photograph(tmp_path: Path) -> None:
+    """Left third red, the rest blue: with no position embedding equal patches merge first, so no region mixes them."""
+    image = np.zeros((96, 96, 3), np.uint8)
+    image[:, :36, 0] = 255
+    image[:, 36:, 2] = 255
+    tower = load_tower(MODEL, None, 0)
+    with torch.no_grad():
+        tower.visual.positional_embedding.zero_()
+    x = tower.preprocess(Image.fromarray(image))
+    seen = tower.picture(x)
+    handle = alt.patch_clip(tower.visual, r=7, trace_source=True)
+    tower.visual(x[None])
+    assert len(handle.sources) == 3
+    for block, source in enumerate(handle.sources):
+        regions = region_map(source[0], tower.grid())
+        assert len(np.unique(regions)) == 64 - 7 * (block + 1)
+        red = seen[4::8, 4::8, 0] > 128  # the centre of every patch
+        assert red[:, :3].all()
+        assert not red[:, 3:].any()
+        assert not set(regions[red]) & set(regions[~red])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--model", "ViT-B-99"], "--model: open_clip has no model 'ViT-B-99'"),
+        (["--model", "vit_b_16"], "did you mean 'ViT-B-16'?"),
+        (["--model", "RN50"], "--model: alt cannot patch RN50"),
+        (["--pretrained", "nonsense"], "--pretrained: open_clip has no weights 'nonsense'"),
+        (["--r", "4,x"], "--r: expected whole numbers >= 0 with commas between them, such as 0,4,8, got '4,x'"),
+        (["--r", "-1"], "got '-1'"),
+        (["--r", ""], "got ''"),
+        (["--images", "missing"], "--images: the folder 'missing' does not exist."),
+        (["--images", __file__], "is not a folder."),
+        (["--images", "{empty}"], "has no image files"),
+        (["--images", "{broken}"], "broken.png' cannot be read"),
+        (["--images", "{cut}"], "cut.png' cannot be read"),
+        (["--out", __file__], "cannot be made (File exists)"),
+        (["--pretrained", __file__], "could not be had"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, photographs: Path, tmp_path: Path
+) -> None:
+    for name in ("empty", "broken", "cut"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "broken.png").write_text("no picture")
+    (tmp_path / "cut" / "cut.png").write_bytes((photographs / "a.png").read_bytes()[:2000])
+    arguments = [a.format(**{n: tmp_path / n for n in ("empty", "broken", "cut")}) for a in arguments]
+    rest = {"--model": MODEL, "--images": photographs, "--out": tmp_path / "out", "--repeats": 1}
+    result = demo(*arguments, *(x for k, v in rest.items() if k not in arguments for x in (k, v)))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--repeats", "0"], ["--threads", "0"], ["--precision", "fp8"], ["--nothing"]])
+def test_bad_options_have_exit_code_2(arguments: list[str]) -> None:
+    result = demo(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_tag_decides_between_the_two_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def create(model: str, pretrained: str | None, **_: object) -> None:
+        asked.append(model)
+        raise RuntimeError("no network here.\nand a long story")
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    for model, tag in (
+        ("ViT-B-16", "openai"),
+        ("ViT-B-16-quickgelu", "openai"),
+        ("ViT-B-16-quickgelu", "datacomp_xl_s13b_b90k"),
+    ):
+        with pytest.raises(DemoError, match=r"could not be had \(no network here\); without"):
+            load_tower(model, tag, 0)
+    assert asked == ["ViT-B-16-quickgelu", "ViT-B-16-quickgelu", "ViT-B-16"]
+
+
+def test_r_is_sorted_and_always_has_the_baseline() -> None:
+    assert parse_r("8, 4,8") == [0, 4, 8]
+    assert parse_r("0") == [0]
+
+
+def test_table_shows_the_papers_numbers_within_80_columns() -> None:
+    rows = [
+        Row(r, 197 - 12 * r, 140.5078, 140.5, 1234.5, 1.234, 0.981 if r else None, 0.98765, (), (1.0,) * 9)
+        for r in (0, 4, 8, 13)
+    ]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(result_table(rows, "ViT-B-16-quickgelu", "title"))
+    lines = console.export_text().splitlines()
+    assert "…" not in "".join(lines)
+    for row, printed in zip(lines[-4:], ("141", "129", "110", "86"), strict=True):
+        assert printed in row.split()
+    assert PAPER_GFLOPS["ViT-L-14"][8] == 415
+
+
+def test_notes_own_up_to_a_busy_machine() -> None:
+    steady = Row(0, 197, 140.5, 140.5, 300.0, 1.0, None, 1.0, (), (1.0, 1.01, 0.99, 1.0, 1.02))
+    busy = steady._replace(seconds=(1.0, 2.0, 1.0, 1.9, 1.1))
+    assert not any("busy" in note for note in notes([steady], "ViT-B-16"))
+    assert any("busy" in note for note in notes([busy], "ViT-B-16"))
+    assert any("whole ALT model" in note for note in notes([steady], "ViT-B-16"))
+    assert not any("whole ALT model" in note for note in notes([steady], "ViT-B-32"))
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from alt.cli import build_app; app = build_app()\n"
+        "for a in (['--help'], ['demo', '--help']):\n"
+        "    result = CliRunner().invoke(app, a); assert result.exit_code == 0, result.output\n"
+        "    assert 'demo' in result.output\n"
+        "print([m for m in ('torch', 'numpy', 'open_clip', 'PIL', 'triton') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_typer_the_script_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom alt.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "alt: the command line needs typer; install it with: pip install 'alt-kernels[models]'\n"
+
+
+def test_interrupt_ends_the_demo_without_a_traceback(tmp_path: Path, photographs: Path) -> None:
+    config = tmp_path / f"{MODEL}.json"
+    config.write_text(json.dumps(CONFIG))
+    arguments = ["demo", "--model", MODEL, "--images", photographs, "--out", tmp_path / "out", "--repeats", 10**6]
+    code = (
+        "import sys, open_clip; from alt.cli import build_app\n"
+        f"open_clip.add_model_config({str(config)!r}); build_app()({list(map(str, arguments))!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()  # printed once the tower is built
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert MODEL in line
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert err == "Interrupted.\n"
