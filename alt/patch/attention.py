@@ -143,7 +143,7 @@ def _through_own_call(attn: Any, kind: Kind, x: Tensor, size: Tensor | None) -> 
 
 def key_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """log s ``[B, N]`` in the dtype of the queries, what modules take as an additive mask; None without sizes."""
-    return None if size is None else size.log().to(dtype)
+    return None if size is None else size.to(torch.promote_types(size.dtype, dtype)).log().to(dtype)
 
 
 def _metric_of_projection(attn: Any, x: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ def tower(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
         "attn_pooler_heads": 2,
     }
     settings.update(options)
-    return randomised(VisionTransformer(**settings).to(dtype))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # the same tower from the same options, in every process
+        return randomised(VisionTransformer(**settings).to(dtype))
 
 
 def images(batch: int = 3, dtype: torch.dtype = torch.float64, size: tuple[int, int] = (32, 32)) -> Tensor:
