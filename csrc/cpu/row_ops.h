@@ -37,12 +37,21 @@ ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* A
   }
 }
 
-// out = weight * x, rounded once.
-template <typename Acc, typename T>
-ALT_MULTIVERSION void row_times(const T* ALT_RESTRICT x, Acc weight, T* ALT_RESTRICT out, int64_t channels) {
+// out = weight * x, rounded once to U.
+template <typename Acc, typename T, typename U>
+ALT_MULTIVERSION void row_times(const T* ALT_RESTRICT x, Acc weight, U* ALT_RESTRICT out, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    out[c] = store<T>(weight * load<Acc>(x[c]));
+    out[c] = store<U>(weight * load<Acc>(x[c]));
+  }
+}
+
+// acc *= weight
+template <typename Acc>
+ALT_MULTIVERSION void row_scale_in_place(Acc* acc, Acc weight, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    acc[c] *= weight;
   }
 }
 
@@ -80,6 +89,26 @@ inline Tensor checked_merged_size(const Tensor& merged_size, const Plan& plan) {
   check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows, "merged_size must have shape [",
         plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ", merged_size.size(1), "]");
   return as_contiguous(merged_size);
+}
+
+// A [C] parameter in Acc, or its neutral value where it is absent.
+template <typename Acc>
+Scratch<Acc> parameter(const std::optional<Tensor>& t, int64_t channels, Acc neutral, const char* name) {
+  Scratch<Acc> values(channels);
+  if (!t.has_value()) {
+    std::fill(values.get(), values.get() + channels, neutral);
+    return values;
+  }
+  check(t->dim() == 1 && t->size(0) == channels, name, " must have shape [", channels, "]");
+  const Tensor dense = as_contiguous(*t);
+  dispatch_floating(dense.scalar_type(), name, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T* in = data<const T>(dense);
+    for (int64_t c = 0; c < channels; ++c) {
+      values[c] = load<Acc>(in[c]);
+    }
+  });
+  return values;
 }
 
 // [batch, rows, C] with rows of the plan's tokens or output rows.

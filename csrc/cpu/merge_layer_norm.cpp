@@ -1,0 +1,245 @@
+// Residual sum, weighted merge and LayerNorm on the CPU, in one pass over the tokens.
+//
+//   merge_layer_norm(x [B, N, C], residual [B, N, C], size [B, N]?, plan, weight [C]?, bias [C]?, eps)
+//     -> x' [B, M, C], normed [B, M, C], S [B, M] float32, mean [B, M], rstd [B, M]
+//
+// x'_j = sum s_i (x_i + residual_i) / S_j, summed in float (double for double) and rounded once to the promoted dtype
+// of x and residual; normed is the LayerNorm of x' as stored. A row stays in the first-level cache from its sum to
+// its norm. The variance is taken about the mean, so a large mean costs no digits. Threads take whole rows.
+
+#include "row_ops.h"
+
+#include <cmath>
+
+namespace alt {
+namespace {
+
+// Sixty-four bytes of Acc: one AVX-512 register, two of AVX2, four of the baseline.
+template <typename Acc>
+struct WideOf {
+  typedef Acc type __attribute__((vector_size(64), aligned(alignof(Acc)), may_alias));
+};
+template <typename Acc>
+using Wide = typename WideOf<Acc>::type;
+template <typename Acc>
+constexpr int kWide = 64 / static_cast<int>(sizeof(Acc));
+
+template <typename Acc, typename T>
+ALT_INLINE void load_wide(const T* x, Wide<Acc>& v) {
+  if constexpr (std::is_same_v<Acc, T>) {
+    v = *reinterpret_cast<const Wide<Acc>*>(x);
+  } else {
+    alignas(64) Acc lanes[kWide<Acc>];
+#pragma omp simd
+    for (int l = 0; l < kWide<Acc>; ++l) {
+      lanes[l] = load<Acc>(x[l]);
+    }
+    v = *reinterpret_cast<const Wide<Acc>*>(lanes);
+  }
+}
+
+template <typename Acc>
+ALT_INLINE Acc sum_lanes(const Wide<Acc>& v) {
+  Acc lanes[kWide<Acc>];
+  std::memcpy(lanes, &v, sizeof(lanes));
+  for (int half = kWide<Acc> / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) {
+      lanes[l] += lanes[l + half];
+    }
+  }
+  return lanes[0];
+}
+
+// out = x + residual, rounded once to T.
+template <typename T>
+ALT_MULTIVERSION void row_sum(const T* ALT_RESTRICT x, const T* ALT_RESTRICT residual, T* ALT_RESTRICT out,
+                              int64_t channels) {
+  using Acc = accumulate_t<T>;
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = store<T>(load<Acc>(x[c]) + load<Acc>(residual[c]));
+  }
+}
+
+// Mean and 1 / sqrt(variance + eps) of a row. The mean of the differences from a first mean corrects both.
+template <typename T, typename Acc>
+ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, double eps, Acc* mean, Acc* rstd) {
+  constexpr int wide = kWide<Acc>;
+  Wide<Acc> even{}, odd{}, v;
+  int64_t c = 0;
+  for (; c + 2 * wide <= channels; c += 2 * wide) {
+    load_wide<Acc>(x + c, v);
+    even += v;
+    load_wide<Acc>(x + c + wide, v);
+    odd += v;
+  }
+  even += odd;
+  Acc sum = sum_lanes<Acc>(even);
+  for (; c < channels; ++c) {
+    sum += load<Acc>(x[c]);
+  }
+  const Acc first = sum / static_cast<Acc>(channels);
+
+  Wide<Acc> difference{}, square_even{}, square_odd{};
+  for (c = 0; c + 2 * wide <= channels; c += 2 * wide) {
+    load_wide<Acc>(x + c, v);
+    v -= first;
+    difference += v;
+    square_even += v * v;
+    load_wide<Acc>(x + c + wide, v);
+    v -= first;
+    difference += v;
+    square_odd += v * v;
+  }
+  square_even += square_odd;
+  Acc correction = sum_lanes<Acc>(difference);
+  Acc squares = sum_lanes<Acc>(square_even);
+  for (; c < channels; ++c) {
+    const Acc d = load<Acc>(x[c]) - first;
+    correction += d;
+    squares += d * d;
+  }
+  correction /= static_cast<Acc>(channels);
+  const double variance = static_cast<double>(squares) / static_cast<double>(channels) -
+                          static_cast<double>(correction) * static_cast<double>(correction);
+  *mean = first + correction;
+  // Not std::max, which would turn the NaN of a row with one into 0.
+  *rstd = static_cast<Acc>(1.0 / std::sqrt((variance < 0.0 ? 0.0 : variance) + eps));
+}
+
+// out = (x - mean) rstd weight + bias
+template <typename T, typename Acc>
+ALT_MULTIVERSION void row_normalise(const T* ALT_RESTRICT x, Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight,
+                                    const Acc* ALT_RESTRICT bias, T* ALT_RESTRICT out, int64_t channels) {
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    out[c] = store<T>((load<Acc>(x[c]) - mean) * rstd * weight[c] + bias[c]);
+  }
+}
+
+// Everything one output row needs; X, R: dtypes of x and residual, T: of the result.
+template <typename X, typename R, typename T>
+struct Forward {
+  using Acc = accumulate_t<T>;
+  const Plan& plan;
+  const X* x;
+  const R* residual;
+  RowStrides x_stride, residual_stride;
+  const float* size;  // [B, N] or nullptr
+  const Acc *weight, *bias;
+  T *merged, *normed;
+  float* total;
+  Acc *mean, *rstd;
+  int64_t channels;
+  double eps;
+
+  // acc = or += w (x_i + residual_i)
+  template <bool kFirst>
+  void add_token(int64_t image, int64_t token, Acc w, Acc* acc, Acc* one) const {
+    row_scaled<Acc>(x + image * x_stride.batch + token * x_stride.row, Acc(1), kFirst ? acc : one, channels);
+    row_add_scaled<Acc>(residual + image * residual_stride.batch + token * residual_stride.row, Acc(1),
+                        kFirst ? acc : one, channels);
+    if (!kFirst) {
+      row_add_scaled<Acc>(one, w, acc, channels);
+    } else if (w != Acc(1)) {
+      row_scale_in_place(acc, w, channels);
+    }
+  }
+
+  void row(int64_t image, int64_t j, Acc* acc, Acc* one) const {
+    const int32_t* bounds = plan.offsets + image * (plan.rows + 1) + j;
+    const int32_t* tokens = plan.indices + image * plan.tokens;
+    const float* sizes = size == nullptr ? nullptr : size + image * plan.tokens;
+    const int64_t flat = image * plan.rows + j;
+    T* out = merged + flat * channels;
+    const int32_t own = tokens[bounds[0]];
+    float sum = sizes == nullptr ? 1.0f : sizes[own];
+    if (bounds[1] - bounds[0] == 1) {
+      if constexpr (std::is_same_v<X, R>) {
+        row_sum(x + image * x_stride.batch + own * x_stride.row,
+                residual + image * residual_stride.batch + own * residual_stride.row, out, channels);
+      } else {
+        add_token<true>(image, own, Acc(1), acc, one);
+        row_convert(acc, out, channels);
+      }
+    } else {
+      add_token<true>(image, own, static_cast<Acc>(sum), acc, one);
+      for (int32_t k = bounds[0] + 1; k < bounds[1]; ++k) {
+        const float w = sizes == nullptr ? 1.0f : sizes[tokens[k]];
+        add_token<false>(image, tokens[k], static_cast<Acc>(w), acc, one);
+        sum += w;
+      }
+      if (sum != 0.0f) {
+        row_divided<Acc>(acc, static_cast<Acc>(sum), out, channels);
+      } else {
+        std::fill(out, out + channels, store<T>(Acc(0)));
+      }
+    }
+    total[flat] = sum;
+    row_moments(out, channels, eps, mean + flat, rstd + flat);
+    row_normalise(out, mean[flat], rstd[flat], weight, bias, normed + flat * channels, channels);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> merge_layer_norm(
+    const Tensor x_in, const Tensor residual_in, const std::optional<Tensor> size_in, const Tensor indices,
+    const Tensor offsets, const Tensor output_row, const std::optional<Tensor> weight,
+    const std::optional<Tensor> bias, double eps) {
+  const Plan plan = make_plan(&indices, offsets, output_row);
+  check_rows(x_in, plan.batch, plan.tokens, "x");
+  check_rows(residual_in, plan.batch, plan.tokens, "residual");
+  check(x_in.size(2) == residual_in.size(2), "residual must have the channels of x (", x_in.size(2), "), got ",
+        residual_in.size(2));
+  check(is_floating(x_in.scalar_type()) && is_floating(residual_in.scalar_type()),
+        "x and residual must be floating point tensors");
+  const std::optional<Tensor> size = checked_size(size_in, plan);
+  const Tensor x = as_rows_contiguous(x_in), residual = as_rows_contiguous(residual_in);
+  const int64_t channels = x.size(2);
+  const ScalarType dtype = promote(x.scalar_type(), residual.scalar_type());
+  const ScalarType statistic = accumulate_type(dtype);
+  const Tensor merged = new_empty({plan.batch, plan.rows, channels}, dtype);
+  const Tensor normed = new_empty({plan.batch, plan.rows, channels}, dtype);
+  const Tensor merged_size = new_empty({plan.batch, plan.rows}, ScalarType::Float);
+  const Tensor mean = new_empty({plan.batch, plan.rows}, statistic);
+  const Tensor rstd = new_empty({plan.batch, plan.rows}, statistic);
+
+  dispatch_floating(x.scalar_type(), "merge_layer_norm", [&](auto x_tag) {
+    dispatch_floating(residual.scalar_type(), "merge_layer_norm", [&](auto residual_tag) {
+      using X = typename decltype(x_tag)::type;
+      using R = typename decltype(residual_tag)::type;
+      constexpr bool is_double = std::is_same_v<X, double> || std::is_same_v<R, double>;
+      using T = std::conditional_t<std::is_same_v<X, R>, X, std::conditional_t<is_double, double, float>>;
+      using Acc = accumulate_t<T>;
+      const Scratch<Acc> scale = parameter<Acc>(weight, channels, Acc(1), "weight");
+      const Scratch<Acc> shift = parameter<Acc>(bias, channels, Acc(0), "bias");
+      const Forward<X, R, T> forward{plan,
+                                     data<const X>(x),
+                                     data<const R>(residual),
+                                     RowStrides(x),
+                                     RowStrides(residual),
+                                     data_or_null<const float>(size),
+                                     scale.get(),
+                                     shift.get(),
+                                     data<T>(merged),
+                                     data<T>(normed),
+                                     data<float>(merged_size),
+                                     data<Acc>(mean),
+                                     data<Acc>(rstd),
+                                     channels,
+                                     eps};
+      parallel_for(plan.batch * plan.rows, 4 * channels, [&](int64_t begin, int64_t end) {
+        const Scratch<Acc> memory(2 * channels);
+        for (int64_t i = begin; i < end; ++i) {
+          forward.row(i / plan.rows, i % plan.rows, memory.get(), memory.get() + channels);
+        }
+      });
+    });
+  });
+  return {merged, normed, merged_size, mean, rstd};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("merge_layer_norm", TORCH_BOX(&merge_layer_norm)); }
+
+}  // namespace alt
