@@ -8,6 +8,7 @@ most gamma_n = n u / (1 - n u) times the sum of the magnitudes (Higham, Accuracy
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,9 +31,11 @@ __all__ = [
     "generator",
     "identity_plan",
     "plan_from_pairs",
+    "plan_groups",
     "random_plan",
     "random_size",
     "roundoff",
+    "spread",
     "store_band",
     "unavailable",
 ]
@@ -148,8 +151,22 @@ def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int
     return Matching(table(indices, tokens), table(offsets, tokens - removed + 1), table(output_row, tokens))
 
 
+def spread(x: Tensor) -> Tensor:
+    """The same values, no two of them adjacent: NaN or the largest integer lies between."""
+    filler = torch.full_like(x, torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
+    return torch.stack([filler, x, filler], -1)[..., 1]
+
+
 def identity_plan(batch: int, tokens: int) -> Matching:
     return plan_from_pairs(tokens, 0, [{}] * batch)
+
+
+def plan_groups(plan: Matching) -> list[list[list[int]]]:
+    """Image by image, output row by output row, the tokens it is made of."""
+    return [
+        [indices[i:j] for i, j in itertools.pairwise(offsets)]
+        for indices, offsets in zip(plan.indices.tolist(), plan.offsets.tolist(), strict=True)
+    ]
 
 
 def random_plan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random
 from collections.abc import Callable
@@ -152,11 +151,6 @@ def rows(*values: tuple[float, float]) -> Tensor:
     return torch.tensor([values])
 
 
-def groups(plan: Matching, image: int = 0) -> list[list[int]]:
-    indices, offsets = plan.indices[image].tolist(), plan.offsets[image].tolist()
-    return [indices[i:j] for i, j in itertools.pairwise(offsets)]
-
-
 E, F, G = (1.0, 0.0), (0.0, 1.0), (3.0, 4.0)  # E.F = 0, E.G = 0.6, F.G = 0.8
 
 
@@ -188,7 +182,7 @@ def test_by_hand(
     impl: Impl, values: tuple[tuple[float, float], ...], r: int, num_protected: int, expected: list[list[int]]
 ) -> None:
     plan = bipartite_soft_matching(rows(*values), r, num_protected=num_protected, impl=impl)
-    assert groups(plan) == expected
+    assert testing.plan_groups(plan) == [expected]
 
 
 def test_a_zero_row_does_not_attract_merges(impl: Impl) -> None:
@@ -197,10 +191,9 @@ def test_a_zero_row_does_not_attract_merges(impl: Impl) -> None:
     metric[:, 7] = 0
     metric[:, 20] = math.nan
     plan = bipartite_soft_matching(metric, 8, impl=impl)
-    for image in range(4):
-        alone = {tuple(g) for g in groups(plan, image)}
-        assert (7,) in alone
-        assert (20,) in alone
+    for groups in testing.plan_groups(plan):
+        assert [7] in groups
+        assert [20] in groups
 
 
 # Real numbers
@@ -208,7 +201,7 @@ def test_a_zero_row_does_not_attract_merges(impl: Impl) -> None:
 
 def choices(plan: Matching) -> list[dict[int, int]]:
     """``{a: b}`` of every image."""
-    return [{a: group[0] for group in groups(plan, image) for a in group[1:]} for image in range(plan.indices.shape[0])]
+    return [{a: group[0] for group in rows for a in group[1:]} for rows in testing.plan_groups(plan)]
 
 
 @pytest.mark.parametrize("dtype", testing.FLOAT_DTYPES, ids=str)

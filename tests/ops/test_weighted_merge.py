@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from alt_kernels import Matching, bipartite_soft_matching, source_map, testing, unmerge, weighted_merge
 from alt_kernels.reference import weighted_merge as reference
+from alt_kernels.testing import plan_groups
 from alt_kernels.types import Impl
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -32,14 +32,6 @@ def make_plan(batch: int, tokens: int, r: int, num_protected: int, destinations:
     return testing.random_plan(batch, tokens, r, seed=1, num_protected=num_protected, destinations=destinations)
 
 
-def groups(matching: Matching) -> list[list[list[int]]]:
-    """Image by image, output row by output row, the tokens it is made of."""
-    return [
-        [indices[i:j] for i, j in itertools.pairwise(offsets)]
-        for indices, offsets in zip(matching.indices.tolist(), matching.offsets.tolist(), strict=True)
-    ]
-
-
 def loops(x: Tensor, matching: Matching, size: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x' and s' in float64, the sum of the magnitudes behind each x', and the number of tokens of each row."""
     x = x.double()
@@ -47,7 +39,7 @@ def loops(x: Tensor, matching: Matching, size: Tensor | None) -> tuple[Tensor, T
     shape = (x.shape[0], matching.offsets.shape[1] - 1)
     merged = torch.zeros(*shape, x.shape[2], dtype=torch.float64)
     magnitude, total, count = torch.zeros_like(merged), torch.zeros(shape, dtype=torch.float64), torch.zeros(shape)
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for j, tokens in enumerate(rows):
             count[b, j] = len(tokens)
             total[b, j] = sum(float(weight[b, i]) for i in tokens)
@@ -154,7 +146,7 @@ def test_rows_of_one_token_are_copied_bit_for_bit(impl: Impl, dtype: torch.dtype
         size[:, 0], size[:, 3], size[0, 5], size[1, 5] = 0.0, 1e-30, torch.inf, torch.nan
     merged, merged_size = weighted_merge(x, matching, size, impl=impl)
     seen = 0
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for j, tokens in enumerate(rows):
             if len(tokens) == 1:
                 testing.assert_same_bits(merged[b, j], x[b, tokens[0]])
@@ -167,7 +159,7 @@ def test_rows_of_one_token_are_copied_bit_for_bit(impl: Impl, dtype: torch.dtype
     weighted_merge(leaf, matching, size, impl=impl).x.backward(grad)
     assert leaf.grad is not None
     if impl != "reference":  # autograd of the reference adds zeros from its other branch: values, not bits
-        for b, rows in enumerate(groups(matching)):
+        for b, rows in enumerate(plan_groups(matching)):
             for j, tokens in enumerate(rows):
                 if len(tokens) == 1:
                     testing.assert_same_bits(leaf.grad[b, tokens[0]], grad[b, j])
@@ -213,7 +205,7 @@ def test_unmerge_copies_rows_back(impl: Impl, dtype: torch.dtype, shape: tuple[i
     matching = make_plan(*shape[:5])  # type: ignore[arg-type]
     x = awkward(shape[0], shape[1] - shape[2], shape[5] + 2, dtype)
     y = unmerge(x, matching, impl=impl)
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for j, tokens in enumerate(rows):
             testing.assert_same_bits(y[b, tokens], x[b, j].expand(len(tokens), -1))
 
@@ -222,7 +214,7 @@ def test_unmerge_of_merge_is_constant_on_a_region(impl: Impl) -> None:
     x = torch.randn(2, 50, 6, dtype=torch.float64)
     matching = testing.random_plan(2, 50, 20, seed=4, destinations=5)
     y = unmerge(weighted_merge(x, matching, impl=impl).x, matching, impl=impl)
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for tokens in rows:
             mean = x[b, tokens].mean(0)
             torch.testing.assert_close(y[b, tokens], mean.expand(len(tokens), -1), rtol=1e-12, atol=1e-12)
@@ -235,7 +227,7 @@ def test_gradient_of_unmerge_is_the_sum_of_each_group(impl: Impl, dtype: torch.d
     grad = torch.randn(3, 61, 19).to(dtype)
     unmerge(x, matching, impl=impl).backward(grad)
     expected, magnitude = torch.zeros(3, 32, 19).double(), torch.zeros(3, 32, 19).double()
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for j, tokens in enumerate(rows):
             expected[b, j], magnitude[b, j] = grad[b, tokens].double().sum(0), grad[b, tokens].double().abs().sum(0)
     assert x.grad is not None
@@ -306,7 +298,7 @@ def test_gradient_is_the_share_of_the_size(impl: Impl, dtype: torch.dtype, kind:
     weighted_merge(x, matching, size, impl=impl).x.backward(grad)
     expected = torch.zeros(3, 61, 35).double()
     weight = torch.ones(3, 61).double() if size is None else size.double()
-    for b, rows in enumerate(groups(matching)):
+    for b, rows in enumerate(plan_groups(matching)):
         for j, tokens in enumerate(rows):
             for i in tokens:
                 expected[b, i] = weight[b, i] / weight[b, tokens].sum() * grad[b, j].double()
@@ -341,14 +333,8 @@ def test_backward_formulas_are_the_derivatives(weighted: bool) -> None:
 # Layout, emptiness, threads
 
 
-def wide(x: Tensor) -> Tensor:
-    """The same values in rows of a larger tensor, NaN or huge numbers between them."""
-    filler = torch.full_like(x, torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
-    return torch.stack([filler, x, filler], -1)[..., 1]
-
-
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "every third element": wide,
+    "every third element": testing.spread,
     "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
     "rows of a longer sequence": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
     "one image repeated": lambda x: x[:1].expand(2, *x.shape[1:]),
