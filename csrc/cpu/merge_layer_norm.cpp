@@ -153,7 +153,7 @@ struct Forward {
     const int64_t flat = image * plan.rows + j;
     T* out = merged + flat * channels;
     const int32_t own = tokens[bounds[0]];
-    float sum = sizes == nullptr ? 1.0f : sizes[own];
+    const float sum = group_size(sizes, tokens + bounds[0], bounds[1] - bounds[0]);
     if (bounds[1] - bounds[0] == 1) {
       if constexpr (std::is_same_v<X, R>) {
         row_sum(x + image * x_stride.batch + own * x_stride.row,
@@ -163,11 +163,10 @@ struct Forward {
         row_convert(acc, out, channels);
       }
     } else {
-      add_token<true>(image, own, static_cast<Acc>(sum), acc, one);
+      add_token<true>(image, own, sizes == nullptr ? Acc(1) : static_cast<Acc>(sizes[own]), acc, one);
       for (int32_t k = bounds[0] + 1; k < bounds[1]; ++k) {
-        const float w = sizes == nullptr ? 1.0f : sizes[tokens[k]];
-        add_token<false>(image, tokens[k], static_cast<Acc>(w), acc, one);
-        sum += w;
+        const Acc w = sizes == nullptr ? Acc(1) : static_cast<Acc>(sizes[tokens[k]]);
+        add_token<false>(image, tokens[k], w, acc, one);
       }
       if (sum != 0.0f) {
         row_divided<Acc>(acc, static_cast<Acc>(sum), out, channels);

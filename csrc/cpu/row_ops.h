@@ -70,6 +70,25 @@ inline Acc share(float size, float total) {
   return total != 0.0f ? static_cast<Acc>(size) / static_cast<Acc>(total) : Acc(0);
 }
 
+// S_j, the sizes of tokens[0, count) summed in float32 in ascending order of tokens. The first, the row's own, need
+// not be the lowest; sizes that are no integers then still sum to the same float in every implementation.
+inline float group_size(const float* sizes, const int32_t* tokens, int64_t count) {
+  if (sizes == nullptr) {
+    return static_cast<float>(count);
+  }
+  const int32_t own = tokens[0];
+  float sum = 0.0f;
+  int64_t k = 1;
+  for (; k < count && tokens[k] < own; ++k) {
+    sum += sizes[tokens[k]];
+  }
+  sum += sizes[own];
+  for (; k < count; ++k) {
+    sum += sizes[tokens[k]];
+  }
+  return sum;
+}
+
 // Token sizes [B, N] float32, contiguous, or absent.
 inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, const Plan& plan) {
   if (!size.has_value()) {

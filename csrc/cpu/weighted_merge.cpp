@@ -54,19 +54,18 @@ std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional
         const T* source = in + image * stride.batch;
         T* target = out + (image * plan.rows + row) * channels;
         const int32_t own = tokens[bounds[0]];
-        float sum = sizes == nullptr ? 1.0f : sizes[own];
+        const float sum = group_size(sizes, tokens + bounds[0], bounds[1] - bounds[0]);
+        total[image * plan.rows + row] = sum;
         if (bounds[1] - bounds[0] == 1) {
           std::memcpy(target, source + own * stride.row, static_cast<size_t>(channels) * sizeof(T));
-          total[image * plan.rows + row] = sum;
           return;
         }
-        row_scaled<Acc>(source + own * stride.row, static_cast<Acc>(sum), acc.get(), channels);
+        const Acc own_weight = sizes == nullptr ? Acc(1) : static_cast<Acc>(sizes[own]);
+        row_scaled<Acc>(source + own * stride.row, own_weight, acc.get(), channels);
         for (int32_t k = bounds[0] + 1; k < bounds[1]; ++k) {
-          const float weight = sizes == nullptr ? 1.0f : sizes[tokens[k]];
-          row_add_scaled<Acc>(source + tokens[k] * stride.row, static_cast<Acc>(weight), acc.get(), channels);
-          sum += weight;
+          const Acc weight = sizes == nullptr ? Acc(1) : static_cast<Acc>(sizes[tokens[k]]);
+          row_add_scaled<Acc>(source + tokens[k] * stride.row, weight, acc.get(), channels);
         }
-        total[image * plan.rows + row] = sum;
         if (sum != 0.0f) {
           row_divided<Acc>(acc.get(), static_cast<Acc>(sum), target, channels);
         } else {
