@@ -16,9 +16,8 @@ def _scores(q: Tensor, k: Tensor, size: Tensor | None, scale: float) -> Tensor:
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """out = softmax(q k^T scale + log s) v and the log-sum-exp of each row; a row without any key gives zeros."""
     scores = _scores(q, k, size, scale)
-    if scores.shape[-1] == 0:
-        return q.new_zeros(q.shape), scores.new_full(scores.shape[:-1], -torch.inf)
-    peak = scores.detach().amax(-1, keepdim=True)
+    # Without keys amax has nothing to reduce; all that follows is right, and keeps the graph.
+    peak = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(*scores.shape[:-1], 1)
     peak = torch.where(peak == -torch.inf, 0.0, peak)
     weight = (scores - peak).exp()
     total = weight.sum(-1, keepdim=True)
