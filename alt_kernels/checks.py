@@ -61,9 +61,13 @@ def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
     expected = "a finite number > 0" if positive else "a finite number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ValueError(f"{name}: expected {expected}, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond the range of floats
+        number = math.inf
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise ValueError(f"{name}: expected {expected}, got {number}")
+    return number
 
 
 def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_name: str, like: Tensor) -> None:
@@ -81,25 +85,35 @@ def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_nam
         raise ValueError(f"{name}: sizes are constants of the operation and get no gradient, got requires_grad=True")
 
 
+def plan(name: str, value: Any) -> Matching:
+    """Three int32 tensors whose shapes fit one another; their values are checked by the kernels."""
+    if not (isinstance(value, tuple) and len(value) == 3 and all(isinstance(t, Tensor) for t in value)):
+        raise TypeError(f"{name}: expected a Matching from bipartite_soft_matching, got {type(value).__name__}")
+    for field, part in zip(Matching._fields, value, strict=True):
+        if part.dtype != torch.int32:
+            raise TypeError(f"{name}.{field}: expected int32, got {_dtype(part)}")
+        if part.dim() != 2:
+            raise ValueError(f"{name}.{field}: expected 2 dimensions, got shape {_shape(part)}")
+        same_device(f"{name}.{field}", part, f"{name}.indices", value[0])
+    indices, offsets, output_row = value
+    if (
+        indices.shape != output_row.shape
+        or offsets.shape[0] != indices.shape[0]
+        or not 1 <= offsets.shape[1] <= indices.shape[1] + 1
+    ):
+        raise ValueError(
+            f"{name}: indices {_shape(indices)}, offsets {_shape(offsets)} and output_row {_shape(output_row)}"
+            " do not belong to one plan"
+        )
+    return Matching(*value)
+
+
 def matching_plan(
     matching: Any, batch: int, tokens: int | None, rows: int | None, like_name: str, like: Tensor
 ) -> None:
     """A plan for ``batch`` images of ``tokens`` input tokens (or ``rows`` output rows; None: not checked)."""
-    plain = isinstance(matching, tuple) and len(matching) == 3 and all(isinstance(t, Tensor) for t in matching)
-    if not plain:
-        raise TypeError(f"matching: expected a Matching from bipartite_soft_matching, got {type(matching).__name__}")
-    for field, value in zip(Matching._fields, matching, strict=True):
-        if value.dtype != torch.int32:
-            raise TypeError(f"matching.{field}: expected int32, got {_dtype(value)}")
-        if value.dim() != 2:
-            raise ValueError(f"matching.{field}: expected 2 dimensions, got shape {_shape(value)}")
-        same_device(f"matching.{field}", value, like_name, like)
-    indices, offsets, output_row = matching
-    if indices.shape != output_row.shape or offsets.shape[0] != indices.shape[0] or offsets.shape[1] < 1:
-        raise ValueError(
-            f"matching: indices {_shape(indices)}, offsets {_shape(offsets)} and output_row {_shape(output_row)}"
-            " do not belong to one plan"
-        )
+    indices, offsets, _ = plan("matching", matching)
+    same_device("matching", indices, like_name, like)
     if indices.shape[0] != batch:
         raise ValueError(f"matching: expected a plan of {batch} images as in {like_name}, got {indices.shape[0]}")
     if tokens is not None and indices.shape[1] != tokens:

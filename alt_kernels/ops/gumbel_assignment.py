@@ -117,8 +117,10 @@ def _noise(
         return None, torch.randint(limits.min, limits.max, (), dtype=torch.int64, device=x.device)
     if not isinstance(seed, Tensor):
         raise TypeError(f"seed: expected a 0-d int64 tensor or None, got {type(seed).__name__}")
-    if seed.dtype != torch.int64 or seed.dim() != 0:
-        raise ValueError(f"seed: expected a 0-d int64 tensor, got {seed.dtype} of shape {list(seed.shape)}")
+    if seed.dtype != torch.int64:
+        raise TypeError(f"seed: expected a 0-d int64 tensor, got {str(seed.dtype).removeprefix('torch.')}")
+    if seed.dim() != 0:
+        raise ValueError(f"seed: expected a 0-d int64 tensor, got shape {list(seed.shape)}")
     checks.same_device("seed", seed, "x", x)
     return None, seed
 

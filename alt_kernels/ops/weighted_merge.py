@@ -77,23 +77,32 @@ def source_map(matchings: Sequence[Matching]) -> Tensor:
         ``[B, N]`` int64, N the input tokens of the first plan.
 
     Raises:
+        TypeError: not a sequence of plans.
         ValueError: no plan, or one that does not take what the one before leaves.
+        RuntimeError: a plan whose values are no plan, as far as this chain meets them.
     """
+    if isinstance(matchings, Matching) or not isinstance(matchings, Sequence):
+        raise TypeError(f"matchings: expected a sequence of plans, got {type(matchings).__name__}")
     if len(matchings) == 0:
         raise ValueError("matchings: expected at least one plan, got none")
-    first = matchings[0]
-    checks.matching_plan(first, first[0].shape[0], None, None, "matchings[0]", first[0])
-    rows = first[2].long()
-    left = first[1].shape[1] - 1
-    for depth, plan in enumerate(matchings[1:], start=1):
-        checks.matching_plan(plan, rows.shape[0], None, None, f"matchings[{depth}]", rows)
-        if plan[0].shape[1] != left:
-            raise ValueError(
-                f"matchings[{depth}]: expected a plan of the {left} tokens that the one before it leaves,"
-                f" got a plan of {plan[0].shape[1]}"
-            )
-        rows = plan[2].long().gather(1, rows)
-        left = plan[1].shape[1] - 1
+    rows: Tensor | None = None
+    left = 0  # rows that the plan before leaves
+    for depth, value in enumerate(matchings):
+        name = f"matchings[{depth}]"
+        plan = checks.plan(name, value)
+        output_row = plan.output_row.long()
+        if rows is None:
+            rows = output_row
+        else:
+            checks.same_device(name, output_row, "matchings[0]", rows)
+            if output_row.shape != (rows.shape[0], left):
+                raise ValueError(
+                    f"{name}: expected a plan of the {left} tokens of {rows.shape[0]} images that the one before"
+                    f" it leaves, got a plan of {output_row.shape[1]} tokens of {output_row.shape[0]} images"
+                )
+            rows = output_row.gather(1, rows)
+        left = plan.offsets.shape[1] - 1
+    assert rows is not None
     return rows
 
 

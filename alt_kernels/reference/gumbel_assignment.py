@@ -76,8 +76,9 @@ def _logits(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed
 
 
 def check_tau(tau: Tensor) -> None:
-    """Read the value where that costs no synchronisation."""
-    if tau.device.type == "cpu" and not (torch.isfinite(tau).item() and tau.item() > 0):
+    """Read the value where that costs no synchronisation: a plain tensor on the CPU, not while compiling."""
+    readable = type(tau) in (Tensor, torch.nn.Parameter) and tau.device.type == "cpu"
+    if readable and not torch.compiler.is_compiling() and not (torch.isfinite(tau).item() and tau.item() > 0):
         raise ValueError(f"tau: expected a finite number > 0, got {tau.item()}")
 
 
@@ -85,9 +86,10 @@ def gumbel_assignment(
     x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed: Tensor | None, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output ``[M, d]``, index ``[M]``, log_normalizer ``[M]``); hard: straight-through, (onehot + A - sg(A)) @ E."""
-    check_tau(tau)
+    acc = torch.float64 if torch.float64 in (x.dtype, entities.dtype) else torch.float32
+    check_tau(tau.to(acc))
     # Widened once: the two paths of the entities' gradient are then added before they are rounded.
-    values = entities.to(torch.float64 if torch.float64 in (x.dtype, entities.dtype) else torch.float32)
+    values = entities.to(acc)
     _, logits, *_ = _logits(x, values, tau, noise, seed)
     index = torch.nan_to_num(logits.detach(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(-1)
     assignment = logits.softmax(-1)

@@ -17,6 +17,24 @@ def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
+def check_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> None:
+    """Read the values where that costs no synchronisation: plain tensors on the CPU, not while compiling."""
+    if type(indices) is not Tensor or indices.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    tokens, rows = indices.shape[1], offsets.shape[1] - 1
+    for name, value, count in (("indices", indices, tokens), ("output_row", output_row, rows)):
+        wrong = (value < 0) | (value >= count)
+        if wrong.any():
+            got = value[wrong][0].item()
+            raise ValueError(f"matching.{name}: expected values from 0 to {count - 1}, got {got}")
+    rising = (offsets.diff(dim=1) > 0).all(1) & (offsets[:, 0] == 0) & (offsets[:, -1] == tokens)
+    if not rising.all():
+        row = offsets[~rising][0].tolist()
+        raise ValueError(
+            f"matching.offsets: expected values that rise strictly from 0 to {tokens}, got {row[:4]} ... {row[-1]}"
+        )
+
+
 def _rows(output_row: Tensor, like: Tensor) -> Tensor:
     """``[B, N]`` int32 -> ``[B, N, C]`` int64, an index for scatter along tokens."""
     return output_row.long()[..., None].expand(-1, -1, like.shape[-1])
@@ -49,6 +67,7 @@ def weighted_merge(
     x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x'_j = sum_{i in G(j)} s_i x_i / S_j, S_j = sum_{i in G(j)} s_i; a row of one token is that token's copy."""
+    check_plan(indices, offsets, output_row)
     rows = offsets.shape[1] - 1
     acc = accumulate_dtype(x)
     merged_size = _merged_size(size, offsets, output_row)
@@ -78,6 +97,7 @@ def weighted_merge_backward(
 
 def unmerge(x: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
     """y_i = x_{j(i)}: every input token gets a copy of its row."""
+    check_plan(indices, offsets, output_row)
     return _take(x, output_row)
 
 
