@@ -59,6 +59,7 @@ Tensor matrix_over(T* memory, int64_t rows, int64_t columns) {
 
 struct Problem {
   int64_t rows = 0, entities = 0, width = 0;  // M, K, d
+  int64_t entity_bytes = 0;                // of the tensor as given
   double tau = 1.0;
   ScalarType accumulate = ScalarType::Float;  // type of all arithmetic and of log_normalizer
   ScalarType output = ScalarType::Float;      // promote_types(x, entities)
@@ -82,6 +83,7 @@ inline Problem make_problem(const Tensor& x, const Tensor& entities, const Tenso
   p.rows = x.size(0);
   p.entities = entities.size(0);
   p.width = x.size(1);
+  p.entity_bytes = entities.numel() * static_cast<int64_t>(entities.element_size());
   p.output = promote(x.scalar_type(), entities.scalar_type());
   p.accumulate = accumulate_type(p.output);
   check_rank(tau, 0, "tau");
@@ -106,13 +108,12 @@ inline Problem make_problem(const Tensor& x, const Tensor& entities, const Tenso
   return p;
 }
 
-// Rows per chunk: the chunk's buffers stay within a megabyte or a quarter of the entities, whichever is more,
-// up to 64 MiB; never below 16 rows, because thinner matmuls lose their speed. Independent of the threads, so
-// that results are, too.
+// Rows per chunk: the chunk's buffers stay within a megabyte or half the size of the entities, whichever is more, up
+// to 64 MiB; never below 16 rows, because thinner matmuls lose their speed. Independent of the threads, so that
+// results are, too.
 inline int64_t rows_per_chunk(const Problem& p, int64_t values_per_row) {
   const int64_t item = p.accumulate == ScalarType::Double ? 8 : 4;
-  const int64_t quarter = p.entities * p.width * item / 4;
-  const int64_t budget = std::min<int64_t>(std::max<int64_t>(quarter, int64_t{1} << 20), int64_t{1} << 26);
+  const int64_t budget = std::clamp<int64_t>(p.entity_bytes / 2, int64_t{1} << 20, int64_t{1} << 26);
   const int64_t most = std::clamp<int64_t>(budget / (item * values_per_row), 16, 256);
   const int64_t chunks = (p.rows + most - 1) / most;
   return chunks == 0 ? most : (p.rows + chunks - 1) / chunks;

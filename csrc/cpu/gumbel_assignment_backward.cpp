@@ -104,6 +104,26 @@ double project_row(double* grad, const double* row, int64_t width, double scale,
   return project_row_body(grad, row, width, scale, factor);
 }
 
+// sum += (grad - unit (unit . grad)) * factor, unit = row * scale.
+template <typename T>
+ALT_INLINE void add_projected_row_body(T* ALT_RESTRICT sum, T* ALT_RESTRICT grad, const T* ALT_RESTRICT row,
+                                       int64_t width, double scale, double factor) {
+  project_row_body(grad, row, width, scale, factor);
+#pragma omp simd
+  for (int64_t j = 0; j < width; ++j) {
+    sum[j] += grad[j];
+  }
+}
+
+ALT_MULTIVERSION void add_projected_row(float* sum, float* grad, const float* row, int64_t width, double scale,
+                                        double factor) {
+  add_projected_row_body(sum, grad, row, width, scale, factor);
+}
+
+void add_projected_row(double* sum, double* grad, const double* row, int64_t width, double scale, double factor) {
+  add_projected_row_body(sum, grad, row, width, scale, factor);
+}
+
 struct Arguments {
   const Problem& problem;
   const Tensor &grad, &x, &entities;
@@ -112,24 +132,27 @@ struct Arguments {
   bool hard, need_entities;
 };
 
-// Turns sums H into gradients of the entities: away from the entity's direction, and by 1 / (tau |s_k|).
+// Sums H [K of the tile, d] become gradients: orthogonal to the entity and times 1 / (tau |s_k|). They are written
+// in place, or added to `target` where one is given.
 template <typename T>
-void finish_entities(const Problem& p, EntityTiles<T>& tiles, T* sums) {
-  for (int64_t t = 0; t < tiles.tiles(); ++t) {
-    const Tensor tile = tiles.tile(t);
-    const T* rows = data<const T>(tile);
-    const int64_t stride = tiles.size(t) > 1 ? tile.stride(0) : p.width;
-    const T* inverse_norm = tiles.inverse_norm(t);
-    const T* value_scale = tiles.value_scale(t);
-    T* out = sums + tiles.first(t) * p.width;
-    parallel_for(tiles.size(t), 3 * p.width, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
-        // H holds the factor 1 / |stored row|; the given row is value_scale times the stored one.
-        const double stored = value_scale == nullptr ? 1.0 : 1.0 / static_cast<double>(value_scale[k]);
-        project_row(out + k * p.width, rows + k * stride, p.width, inverse_norm[k], stored / p.tau);
+void finish_tile(const Problem& p, EntityTiles<T>& tiles, int64_t t, T* sums, T* target) {
+  const Tensor tile = tiles.tile(t);
+  const T* rows = data<const T>(tile);
+  const int64_t stride = tiles.size(t) > 1 ? tile.stride(0) : p.width;
+  const T* inverse_norm = tiles.inverse_norm(t);
+  const T* value_scale = tiles.value_scale(t);
+  parallel_for(tiles.size(t), 3 * p.width, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      // H holds the factor 1 / |stored row|; the given row is value_scale times the stored one.
+      const double factor = (value_scale == nullptr ? 1.0 : 1.0 / static_cast<double>(value_scale[k])) / p.tau;
+      if (target == nullptr) {
+        project_row(sums + k * p.width, rows + k * stride, p.width, inverse_norm[k], factor);
+      } else {
+        add_projected_row(target + k * p.width, sums + k * p.width, rows + k * stride, p.width, inverse_norm[k],
+                          factor);
       }
-    });
-  }
+    }
+  });
 }
 
 template <typename T>
@@ -146,15 +169,14 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
   const T* log_normalizer = data<const T>(a.log_normalizer);
   double tau_sum = 0.0;
 
-  // Kept apart from the sums of the similarity path, which are projected at the end.
-  std::optional<Tensor> value_sums;
+  // Hard: H is summed over all chunks and finished at the end. Soft: it shares its sums with the value path, so
+  // the part of every chunk is finished on its own, tile by tile, and no second [K, d] buffer is needed.
+  Scratch<T> tile_sums(a.need_entities && !a.hard ? tiles.tile_width() * d : 0);
+  T* sums = nullptr;
   if (a.need_entities) {
     entity_sums = new_empty({p.entities, d}, p.accumulate);
-    std::fill_n(data<T>(*entity_sums), p.entities * d, T(0));
-    if (!a.hard) {
-      value_sums = new_empty({p.entities, d}, p.accumulate);
-      std::fill_n(data<T>(*value_sums), p.entities * d, T(0));
-    }
+    sums = data<T>(*entity_sums);
+    std::fill_n(sums, p.entities * d, T(0));
   }
 
   for (int64_t i0 = 0; i0 < p.rows; i0 += chunk) {
@@ -193,11 +215,12 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
       });
       const Tensor logit_grad = matrix_over(grads, rows, columns);
       addmm_into(along_rows, logit_grad, tiles.tile(t));
-      if (a.need_entities) {
+      if (a.need_entities && a.hard) {
         addmm_into(rows_of(*entity_sums, first, columns), transposed(logit_grad), unit_rows);
-        if (!a.hard) {
-          addmm_into(rows_of(*value_sums, first, columns), transposed(matrix_over(weights, rows, columns)), grad_rows);
-        }
+      } else if (a.need_entities) {
+        mm_out(matrix_over(tile_sums.get(), columns, d), transposed(logit_grad), unit_rows);
+        finish_tile(p, tiles, t, tile_sums.get(), sums + first * d);
+        addmm_into(rows_of(*entity_sums, first, columns), transposed(matrix_over(weights, rows, columns)), grad_rows);
       }
     }
     parallel_for(rows, 3 * d, [&](int64_t begin, int64_t end) {
@@ -212,23 +235,16 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
     copy_into(rows_of(grad_x, i0, rows), along_rows);
   }
 
-  if (a.need_entities) {
-    T* sums = data<T>(*entity_sums);
-    finish_entities(p, tiles, sums);
-    for (int64_t i0 = 0; a.hard && i0 < p.rows; i0 += chunk) {  // rows in order: the same sums every time
-      const int64_t rows = std::min(chunk, p.rows - i0);
-      copy_into(matrix_over(stacked.get(), rows, d), rows_of(a.grad, i0, rows));
-      for (int64_t i = 0; i < rows; ++i) {
-        T* target = sums + index[i0 + i] * d;
-        for (int64_t j = 0; j < d; ++j) {
-          target[j] += stacked[i * d + j];
-        }
-      }
-    }
-    if (!a.hard) {
-      const T* values = data<const T>(*value_sums);
-      for (int64_t j = 0; j < p.entities * d; ++j) {
-        sums[j] += values[j];
+  for (int64_t t = 0; a.need_entities && a.hard && t < tiles.tiles(); ++t) {
+    finish_tile(p, tiles, t, sums + tiles.first(t) * d, static_cast<T*>(nullptr));
+  }
+  for (int64_t i0 = 0; a.need_entities && a.hard && i0 < p.rows; i0 += chunk) {  // the value path, onehot^T dO
+    const int64_t rows = std::min(chunk, p.rows - i0);
+    copy_into(matrix_over(stacked.get(), rows, d), rows_of(a.grad, i0, rows));
+    for (int64_t i = 0; i < rows; ++i) {  // rows in order: the same sums every time
+      T* target = sums + index[i0 + i] * d;
+      for (int64_t j = 0; j < d; ++j) {
+        target[j] += stacked[i * d + j];
       }
     }
   }
