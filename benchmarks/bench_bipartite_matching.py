@@ -8,6 +8,7 @@ import gates
 import rivals
 import shapes
 import torch
+
 from alt_kernels import bipartite_soft_matching
 
 

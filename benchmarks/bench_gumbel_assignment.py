@@ -14,8 +14,9 @@ import rivals
 import shapes
 import torch
 import torch.nn.functional as F
-from alt_kernels import cosine_gumbel_assign
 from torch import Tensor
+
+from alt_kernels import cosine_gumbel_assign
 
 TAU = 0.05  # cosines of random rows are small: this makes the choice far from uniform, so that the law can be checked
 SEED = 5
@@ -42,10 +43,8 @@ def case(device: torch.device) -> Case:
 def definition(case: Case, noise: Tensor | None, seed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output and gradient to x in float64, for given noise or for the noise of a seed."""
     x = case.x.double().requires_grad_()
-    drawn = "gumbel" if noise is None else noise.double()
-    output = cosine_gumbel_assign(
-        x, case.entities.double(), tau=TAU, noise=drawn, seed=seed, impl="reference"
-    ).output
+    drawn: Any = "gumbel" if noise is None else noise.double()
+    output = cosine_gumbel_assign(x, case.entities.double(), tau=TAU, noise=drawn, seed=seed, impl="reference").output
     return output.detach(), torch.autograd.grad(output, x, case.grad.double())[0]
 
 

@@ -11,8 +11,9 @@ import rivals
 import shapes
 import torch
 import torch.nn.functional as F
-from alt_kernels import proportional_attention
 from torch import Tensor
+
+from alt_kernels import proportional_attention
 
 Case = tuple[shapes.Tokens, tuple[Tensor, Tensor, Tensor], Tensor]
 
@@ -61,17 +62,19 @@ def test_attention_with_backward(contest: Any, case: Case) -> None:
     leaves = [t.detach().contiguous().requires_grad_() for t in heads]
     doubles = [t.detach().double().requires_grad_() for t in heads]
 
-    def gradients(function: Callable[..., Tensor], inputs: list[Tensor], out_grad: Tensor) -> Callable[[], Any]:
-        return lambda: torch.autograd.grad(function(*inputs), inputs, out_grad)
+    def gradients(
+        function: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Tensor], out_grad: Tensor
+    ) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(function(inputs[0], inputs[1], inputs[2]), inputs, out_grad)
 
-    want = gradients(lambda *t: proportional_attention(*t, size, impl="reference"), doubles, grad.double())()
+    want = gradients(lambda q, k, v: proportional_attention(q, k, v, size, impl="reference"), doubles, grad.double())()
     cost = shape.attention_cost()
     contest(
         "proportional_attention, forward and backward",
-        gradients(lambda *t: proportional_attention(*t, size), leaves, grad),
+        gradients(lambda q, k, v: proportional_attention(q, k, v, size), leaves, grad),
         rivals={
-            "plain torch": gradients(lambda *t: rivals.attention(*t, column), leaves, grad),
-            "SDPA, dense mask": gradients(lambda *t: rivals.attention_dense_mask(*t, column), leaves, grad),
+            "plain torch": gradients(lambda q, k, v: rivals.attention(q, k, v, column), leaves, grad),
+            "SDPA, dense mask": gradients(lambda q, k, v: rivals.attention_dense_mask(q, k, v, column), leaves, grad),
         },
         floors={"SDPA without sizes": gradients(F.scaled_dot_product_attention, leaves, grad)},
         gates=lambda result: max(gates.error(g, w) for g, w in zip(result, want, strict=True)),

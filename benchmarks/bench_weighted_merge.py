@@ -10,8 +10,9 @@ import rivals
 import shapes
 import torch
 import torch.nn.functional as F
-from alt_kernels import Matching, bipartite_soft_matching, merge_layer_norm, weighted_merge
 from torch import Tensor
+
+from alt_kernels import Matching, bipartite_soft_matching, merge_layer_norm, weighted_merge
 
 
 class Case(NamedTuple):

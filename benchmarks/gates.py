@@ -11,8 +11,9 @@ from collections.abc import Callable
 import rivals
 import torch
 import torch.nn.functional as F
-from alt_kernels import Matching
 from torch import Tensor
+
+from alt_kernels import Matching
 
 
 def roundings(count: int, dtype: torch.dtype) -> float:

@@ -69,16 +69,13 @@ def main() -> None:
 
     def inputs(rows: int, count: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator(device).manual_seed(0)
-        x, entities, grad = (
-            torch.randn(n, channels, generator=generator, device=device) for n in (rows, count, rows)
-        )
+        x, entities, grad = (torch.randn(n, channels, generator=generator, device=device) for n in (rows, count, rows))
         return x.requires_grad_(), entities.requires_grad_(options.entities_gradient), grad
 
     gradients(*inputs(64, 128, 64))
     shape = shapes.LARGE_CORPUS
-    extra, how = peak_beyond_now(
-        lambda large=inputs(shape.rows, shape.entities, shape.channels): gradients(*large), device
-    )
+    large = inputs(shape.rows, shape.entities, shape.channels)
+    extra, how = peak_beyond_now(lambda: gradients(*large), device)
     print(json.dumps({"extra_bytes": extra, "how": how}))
 
 

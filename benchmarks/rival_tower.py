@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-import rivals
 
 
 def forward(tower: nn.Module, images: Tensor, r: int) -> Tensor:

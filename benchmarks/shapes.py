@@ -10,6 +10,7 @@ intermediate on chip has to read and write: inputs once, outputs once.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -134,7 +135,7 @@ def vit_macs(frames: int, *, tokens: int, width: int, depth: int, patch: int, r:
     """
     counts = vit_tokens(depth, tokens, r)
     total = (tokens - 1) * 3 * patch**2 * width
-    for n, left in zip(counts, counts[1:], strict=False):
+    for n, left in pairwise(counts):
         total += 4 * n * width**2 + 2 * n**2 * width + 8 * left * width**2
         total += (n // 2) ** 2 * 64 if left < n else 0
     return frames * total
