@@ -59,11 +59,14 @@ def attention_kind(attn: nn.Module, *, packed: bool = True) -> Kind:
     return "multihead" if multihead else "open_clip"
 
 
-def attend(attn: nn.Module, x: Tensor, size: Tensor | None, want_metric: bool) -> tuple[Tensor, Tensor | None]:
+def attend(
+    attn: nn.Module, x: Tensor, size: Tensor | None, want_metric: bool, *, names_keys: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Self-attention of ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None: ``(y [B, N, C], metric)``.
 
     ``metric`` ``[B, N, D]`` is the mean over heads of the keys, after q/k normalisation as attention uses
-    them, in float32 (float64 for doubles) and without gradient; None unless asked for.
+    them, in float32 (float64 for doubles) and without gradient; None unless asked for. ``names_keys``: the
+    block's host passes keys and values beside the queries (what a pre-hook sees, and may change one of).
     """
     kind = attention_kind(attn)
     if _fusable(attn, kind):
@@ -71,7 +74,7 @@ def attend(attn: nn.Module, x: Tensor, size: Tensor | None, want_metric: bool) -
         return fused(attn, x, size, want_metric)
     # The metric first: some wrappers swap their weights for the length of their call.
     metric = _metric_of_projection(attn, x) if want_metric else None
-    return _through_own_call(attn, kind, x, size), metric
+    return _through_own_call(attn, kind, x, size, names_keys), metric
 
 
 def _fusable(attn: Any, kind: Kind) -> bool:
@@ -132,13 +135,14 @@ def _fused_open_clip(attn: Any, x: Tensor, size: Tensor | None, want_metric: boo
     return attn.out_drop(attn.out_proj(y)), _metric(k) if want_metric else None
 
 
-def _through_own_call(attn: Any, kind: Kind, x: Tensor, size: Tensor | None) -> Tensor:
+def _through_own_call(attn: Any, kind: Kind, x: Tensor, size: Tensor | None, names_keys: bool) -> Tensor:
     bias = key_bias(size, x.dtype)
     if kind == "multihead":
         mask = {} if bias is None else {"key_padding_mask": bias}
         return attn(x, x, x, need_weights=False, **mask)[0]
     # Four dimensions: the released class would take three for [B * H, N, N].
-    return attn(x, attn_mask=None if bias is None else bias[:, None, None, :])
+    sources = {"k_x": x, "v_x": x} if names_keys else {}
+    return attn(x, **sources, attn_mask=None if bias is None else bias[:, None, None, :])
 
 
 def key_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:

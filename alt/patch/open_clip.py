@@ -182,7 +182,7 @@ def find_tower(model: nn.Module) -> nn.Module:
     return model if isinstance(model, VisionTransformer) else getattr(model, "visual", model)
 
 
-def check_tower(visual: nn.Module) -> None:
+def check_tower(visual: Any) -> None:
     """Raises TypeError, with what is supported and what came, unless every part of the tower is known."""
     _require(visual, (VisionTransformer,), "the image tower")
     _require(visual.transformer, (Transformer, CustomTransformer), "the tower's transformer")

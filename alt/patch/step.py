@@ -68,7 +68,13 @@ def merge_step(block: Any, x: Tensor, call: BlockCall) -> Tensor:
     r, size = call.r, call.size
     # A plan that is already there was made by the first run of a checkpointed block.
     want_metric = r > 0 and call.matching is None
-    y, metric = attend(block.attn, block.ln_1(x), size if call.prop_attn else None, want_metric)
+    y, metric = attend(
+        block.attn,
+        block.ln_1(x),
+        size if call.prop_attn else None,
+        want_metric,
+        names_keys=hasattr(block, "attention"),  # the default block's method; the custom block has none
+    )
     ln_attn = getattr(block, "ln_attn", None)
     if ln_attn is not None:
         y = ln_attn(y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -80,12 +81,8 @@ def check_order(mesh):
 
 
 def raises(error, message, call):
-    try:
+    with pytest.raises(error, match=message):
         call()
-    except error as caught:
-        assert message in str(caught), caught
-    else:
-        raise AssertionError(f"no {error.__name__}")
 
 
 def main(rank: int, store: str) -> None:
