@@ -96,6 +96,27 @@ def test_demo_prints_a_row_for_every_r_and_keeps_pictures_and_results(photograph
             assert picture.width > 1600  # five panels: photograph, three blocks, outlines
 
 
+def test_every_panel_shows_the_tokens_its_caption_counts(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def record(image, maps, captions, *, title):
+        drawn.append((image, maps, captions, title))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("alt.demo.run.merge_sheet", record)
+    assert quick(photographs, tmp_path / "out", "--r", "0", "--picture-r", 5).exit_code == 0
+    tower = load_tower(MODEL, None, 0)
+    photos = load_photos(find_photos(photographs))
+    assert len(drawn) == len(photos) == 2
+    for (image, maps, captions, title), photo in zip(drawn, photos, strict=True):
+        assert np.array_equal(image, tower.picture(tower.preprocess(photo.image)))
+        assert captions == ["after block 1: 60 tokens", "after block 2: 55 tokens", "after block 3: 50 tokens"]
+        assert [len(np.unique(m)) + 1 for m in maps] == [60, 55, 50]  # the class token has no patch
+        assert title.startswith(f"{photo.name}: merged regions")
+
+
 def test_demo_leaves_threads_random_state_and_logging_alone(photographs: Path, tmp_path: Path, threads) -> None:
     threads(2)
     before = torch.get_rng_state()
