@@ -40,11 +40,12 @@
 #include <string>
 #include <type_traits>
 
-// ALT_MULTIVERSION before a function (free, static or a template in an anonymous namespace) makes GCC compile it
-// for AVX-512, AVX2 and the baseline and choose when the library is loaded (ifunc: glibc only). Helpers called in
-// its loops must be ALT_INLINE; lambdas inside it are not cloned. -DALT_NO_MULTIVERSION compiles the plain path
-// alone, which is how tests reach it; under sanitizers, which ifunc resolvers would outrun, it is off as well.
-#if !defined(ALT_NO_MULTIVERSION) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && \
+// ALT_MULTIVERSION before a function (free, static or a template in an anonymous namespace) makes GCC compile
+// it for AVX-512, AVX2 and the baseline and choose when the library is loaded (ifunc: glibc only). Helpers
+// called in its loops must be ALT_INLINE; lambdas inside it are not cloned. -DALT_NO_MULTIVERSION compiles
+// the plain path alone, which is how tests reach it; under sanitizers, which ifunc resolvers would outrun, it
+// is off as well.
+#if !defined(ALT_NO_MULTIVERSION) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 &&     \
     defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
 #define ALT_HAS_MULTIVERSION 1
@@ -57,16 +58,15 @@
 #if defined(__GNUC__)
 #define ALT_INLINE inline __attribute__((always_inline))
 #define ALT_RESTRICT __restrict__
+#define ALT_HIDDEN __attribute__((visibility("hidden")))
 #else
 #define ALT_INLINE inline
 #define ALT_RESTRICT
+#define ALT_HIDDEN
 #endif
 
-#if defined(__GNUC__)
-namespace alt __attribute__((visibility("hidden"))) {  // as torch::stable::Tensor is
-#else
-namespace alt {
-#endif
+// Hidden, as torch::stable::Tensor is.
+namespace alt ALT_HIDDEN {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -306,13 +306,14 @@ inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor
   plan.rows = offsets.size(1) - 1;
   check(offsets.size(0) == plan.batch, "offsets must have ", plan.batch, " rows like output_row, got ",
         offsets.size(0));
-  check(plan.rows >= 0 && plan.rows <= plan.tokens, "offsets must have between 1 and N + 1 = ",
-        plan.tokens + 1, " columns, got ", plan.rows + 1);
+  check(plan.rows >= 0 && plan.rows <= plan.tokens,
+        "offsets must have between 1 and N + 1 = ", plan.tokens + 1, " columns, got ", plan.rows + 1);
   if (indices != nullptr) {
     check_rank(*indices, 2, "indices");
     check_dtype(*indices, ScalarType::Int, "indices");
     check(indices->size(0) == plan.batch && indices->size(1) == plan.tokens, "indices must have shape [",
-          plan.batch, ", ", plan.tokens, "] like output_row, got [", indices->size(0), ", ", indices->size(1), "]");
+          plan.batch, ", ", plan.tokens, "] like output_row, got [", indices->size(0), ", ", indices->size(1),
+          "]");
     plan.indices_tensor = as_contiguous(*indices);
     plan.indices = data<const int32_t>(plan.indices_tensor);
   }

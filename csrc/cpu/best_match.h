@@ -1,328 +1,21 @@
-// The inner part of matching: unit rows, packed columns, and the best column of every row, for one image.
+// The best column of every row, and the rows whose best is best: the search of matching, for one image.
 //
-// Everything here is a template to be inlined into a function compiled for one x86 level (see
-// bipartite_matching.cpp): the vector width and the register block are parameters, not preprocessor choices.
-// T is the type of scores, float or double. Vectors are GCC's (and clang's), so other processors work too.
+// Operands come from unit_rows.h. Scores are dot products of unit vectors, kept in registers.
 #pragma once
 
-#include "common.h"
-
-#include <cmath>
+#include "unit_rows.h"
 
 namespace alt {
 namespace {
 
-// A vector of T that may be loaded from and stored to any address of a T.
-template <typename T, int kBytes>
-struct VecOf {
-  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
-};
-template <typename T, int kBytes>
-using Vec = typename VecOf<T, kBytes>::type;
-
-// An integer as wide as T, so that compares of Vec<T> select Vec<IndexOf<T>>.
-template <typename T>
-using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
-
-// A register block: kRows rows of A times kVecs vectors of kBytes; the accumulators fill the register file.
-template <int kBytes_, int kRows_, int kVecs_, bool kFma_>
-struct RegisterBlock {
-  static constexpr int kBytes = kBytes_;
-  static constexpr int kRows = kRows_;
-  static constexpr int kVecs = kVecs_;
-  static constexpr bool kFma = kFma_;  // the processor multiplies and adds with one rounding
-  static constexpr int64_t kChunkRows = 8 * kRows_;  // rows that share one pass over the columns
-  template <typename T>
-  static constexpr int64_t lanes() {
-    return kBytes_ / static_cast<int64_t>(sizeof(T));
-  }
-};
-
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Squared norms within these bounds can be inverted without leaving the range of T. The rest takes the slow way.
-template <typename T>
-ALT_INLINE bool ordinary(double squared_norm) {
-  constexpr double bound = std::is_same_v<T, double> ? 1e280 : 1e60;
-  return squared_norm > 1 / bound && squared_norm < bound;
-}
-
-// 1 / norm of kCount rows, each an unevaluated sum of two T. x * reciprocal with both parts and one fused rounding
-// is as good as the quotient taken in double: rows that are multiples of one another come out equal, and ties stay
-// ties. Without fused rounding the product is taken in double.
-template <typename T, int kCount>
-ALT_INLINE void reciprocals(const double* squared_norm, T* high, T* low) {
-  double norm[kCount];
-#pragma omp simd
-  for (int j = 0; j < kCount; ++j) {
-    norm[j] = __builtin_sqrt(squared_norm[j]);
-  }
-#pragma omp simd
-  for (int j = 0; j < kCount; ++j) {
-    const double inverse = 1.0 / norm[j];
-    high[j] = static_cast<T>(inverse);
-    low[j] = static_cast<T>(inverse - static_cast<double>(high[j]));
-  }
-}
-
-template <typename T, bool kFma>
-ALT_INLINE T times(T x, T high, T low) {
-  if constexpr (std::is_same_v<T, double>) {
-    return x * high;
-  } else if constexpr (kFma) {
-    return std::fma(x, high, x * low);
-  } else {
-    return static_cast<T>(static_cast<double>(x) * (static_cast<double>(high) + static_cast<double>(low)));
-  }
-}
-
-// dst = src / |src| for a row whose squared norm is not ordinary; false, and zeros, where the row is zero or not
-// finite. Works on any other finite row: doubles are first scaled by a power of two.
-template <typename T, typename In>
-bool unit_row_slowly(const In* src, T* dst, int64_t channels) {
-  double peak = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    const double v = std::fabs(load<double>(src[c]));
-    peak = v <= peak ? peak : v;  // NaN replaces, and stays since nothing compares with it
-    if (v != v) {
-      break;
-    }
-  }
-  if (!(peak > 0 && peak <= std::numeric_limits<double>::max())) {
-    std::fill(dst, dst + channels, T(0));
-    return false;
-  }
-  int exponent;
-  std::frexp(peak, &exponent);
-  double sum = 0;
-  for (int64_t c = 0; c < channels; ++c) {
-    const double v = std::ldexp(load<double>(src[c]), -exponent);
-    sum += v * v;
-  }
-  const double norm = std::sqrt(sum);
-  for (int64_t c = 0; c < channels; ++c) {
-    dst[c] = static_cast<T>(std::ldexp(load<double>(src[c]), -exponent) / norm);
-  }
-  return true;
-}
-
-// Sum of squares in double: vectors of partial sums, added in a fixed order.
-template <typename T, int kBytes, typename In>
-ALT_INLINE double squared_norm(const In* ALT_RESTRICT src, int64_t channels) {
-  constexpr int lanes = kBytes / static_cast<int>(sizeof(double));
-  using D = Vec<double, kBytes>;
-  D even{}, odd{};
-  int64_t c = 0;
-  for (; c + 2 * lanes <= channels; c += 2 * lanes) {
-    alignas(64) double v[2 * lanes];
-#pragma omp simd
-    for (int l = 0; l < 2 * lanes; ++l) {
-      v[l] = load<double>(src[c + l]);
-    }
-    const D first = *reinterpret_cast<const D*>(v);
-    const D second = *reinterpret_cast<const D*>(v + lanes);
-    even += first * first;
-    odd += second * second;
-  }
-  even += odd;
-  double sum = 0;
-  for (; c < channels; ++c) {
-    const double v = load<double>(src[c]);
-    sum += v * v;
-  }
-  for (int l = 0; l < lanes; ++l) {
-    sum += even[l];
-  }
-  return sum;
-}
-
-// How many columns the panel that starts at `column` has; the widths sum to padded_columns.
-template <typename T, typename Block>
-ALT_INLINE int64_t panel_width(int64_t column, int64_t columns) {
-  constexpr int64_t lanes = Block::template lanes<T>();
-  const int64_t left = columns - column;
-  if (left >= Block::kVecs * lanes) {
-    return Block::kVecs * lanes;
-  }
-  if (left >= lanes) {
-    return left / lanes * lanes;
-  }
-  return lanes >= 4 && left <= lanes / 2 ? lanes / 2 : lanes;  // the last columns, at most one vector
-}
-
-template <typename T, typename Block>
-ALT_INLINE int64_t padded_columns(int64_t columns) {
-  constexpr int64_t lanes = Block::template lanes<T>();
-  const int64_t tail = columns % lanes;
-  return columns - tail + (tail == 0 ? 0 : lanes >= 4 && tail <= lanes / 2 ? lanes / 2 : lanes);
-}
-
-#if __has_builtin(__builtin_shufflevector)
-// One step of a transposition by doubling: swap, between rows i and i + kStep, the blocks of kStep lanes off the
-// diagonal of every square of 2 kStep. After kStep = lanes / 2, ..., 1 row i holds what was column i.
-template <int kStep, typename V, int... kLane>
-ALT_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, kLane...>) {
-  constexpr int lanes = sizeof...(kLane);
-  const V first = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? lanes + kLane - kStep : kLane)...);
-  b = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? lanes + kLane : kLane + kStep)...);
-  a = first;
-}
-
-template <int kStep, int kLanes, typename V>
-ALT_INLINE void transpose_square(V* rows) {
-  if constexpr (kStep > 0) {
-    for (int i = 0; i < kLanes; ++i) {
-      if ((i & kStep) == 0) {
-        swap_blocks<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kLanes>{});
-      }
-    }
-    transpose_square<kStep / 2, kLanes>(rows);
-  }
-}
-#endif
-
-// dst[c * dst_stride + j] = src[j][c] for kLanes rows of T, of which those from `count` on are taken as zero.
-template <typename T, int kLanes>
-ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t channels, T* dst, int64_t dst_stride) {
-  int64_t c = 0;
-#if __has_builtin(__builtin_shufflevector)
-  using V = Vec<T, kLanes * static_cast<int>(sizeof(T))>;
-  for (; c + kLanes <= channels; c += kLanes) {
-    V square[kLanes];
-    for (int j = 0; j < kLanes; ++j) {
-      square[j] = j < count ? *reinterpret_cast<const V*>(src[j] + c) : V{};
-    }
-    transpose_square<kLanes / 2, kLanes>(square);
-    for (int j = 0; j < kLanes; ++j) {
-      *reinterpret_cast<V*>(dst + (c + j) * dst_stride) = square[j];
-    }
-  }
-#endif
-  for (; c < channels; ++c) {
-    for (int j = 0; j < kLanes; ++j) {
-      dst[c * dst_stride + j] = j < count ? src[j][c] : T(0);
-    }
-  }
-}
-
-// The unprotected tokens of one parity: token i of the set is row first + 2 i of the image.
-struct TokenSet {
-  int64_t first, count;
-};
-
-// Unit rows of A, [rounded up rows, channels]; `valid` [count]. Rows past count are zero.
-template <typename T, typename Block, typename In>
-ALT_INLINE void prepare_rows(const In* image, int64_t token_stride, TokenSet set, int64_t channels, T* rows,
-                             uint8_t* valid) {
-  constexpr int group = static_cast<int>(Block::template lanes<T>());
-  for (int64_t first = 0; first < set.count; first += group) {
-    const int64_t count = std::min<int64_t>(group, set.count - first);
-    const In* src = image + (set.first + 2 * first) * token_stride;
-    double sum[group] = {};
-    T high[group], low[group];
-    for (int64_t j = 0; j < count; ++j) {
-      sum[j] = squared_norm<T, Block::kBytes>(src + 2 * j * token_stride, channels);
-    }
-    reciprocals<T, group>(sum, high, low);
-    for (int64_t j = 0; j < count; ++j) {
-      const In* ALT_RESTRICT in = src + 2 * j * token_stride;
-      T* ALT_RESTRICT out = rows + (first + j) * channels;
-      valid[first + j] = 1;
-      if (!ordinary<T>(sum[j])) {
-        valid[first + j] = unit_row_slowly(in, out, channels);
-        continue;
-      }
-      const T h = high[j], l = low[j];
-#pragma omp simd
-      for (int64_t c = 0; c < channels; ++c) {
-        out[c] = times<T, Block::kFma>(load<T>(in[c]), h, l);
-      }
-    }
-  }
-  std::fill(rows + set.count * channels, rows + round_up(set.count, Block::kRows) * channels, T(0));
-}
-
-// One vector of columns: kLanes tokens of B from `token` on, transposed into `panel` (row stride `width`) and made
-// unit columns. bias [kLanes]: 0 where the column is a candidate, else -inf. Norms are summed lane by lane.
-template <typename T, int kLanes, bool kFma, typename In>
-ALT_INLINE void prepare_vector(const In* image, int64_t token_stride, int64_t token, int64_t count, int64_t channels,
-                               T* ALT_RESTRICT panel, int64_t width, T* bias, T* buffer) {
-  const T* rows[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) {
-    const In* row = image + (token + 2 * std::min(j, count - 1)) * token_stride;
-    if constexpr (std::is_same_v<T, In>) {
-      rows[j] = row;
-    } else {
-      rows[j] = buffer + j * channels;
-      for (int64_t c = 0; j < count && c < channels; ++c) {
-        buffer[j * channels + c] = load<T>(row[c]);
-      }
-    }
-  }
-  transpose_rows<T, kLanes>(rows, count, channels, panel, width);
-
-  double sum[kLanes] = {};
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int j = 0; j < kLanes; ++j) {
-      const double v = static_cast<double>(panel[c * width + j]);
-      sum[j] += v * v;
-    }
-  }
-  T high[kLanes], low[kLanes];
-  reciprocals<T, kLanes>(sum, high, low);
-  for (int64_t c = 0; c < channels; ++c) {
-#pragma omp simd
-    for (int j = 0; j < kLanes; ++j) {
-      panel[c * width + j] = times<T, kFma>(panel[c * width + j], high[j], low[j]);
-    }
-  }
-  for (int64_t j = 0; j < kLanes; ++j) {
-    bool candidate = j < count;
-    if (candidate && !ordinary<T>(sum[j])) {
-      candidate = unit_row_slowly(image + (token + 2 * j) * token_stride, buffer, channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        panel[c * width + j] = buffer[c];
-      }
-    } else if (!candidate) {
-      for (int64_t c = 0; c < channels; ++c) {
-        panel[c * width + j] = T(0);  // 0 * (1 / 0) above
-      }
-    }
-    bias[j] = candidate ? T(0) : -std::numeric_limits<T>::infinity();
-  }
-}
-
-// Unit rows of B, transposed into panels: the panel that starts at column j lies at packed + j * channels and is
-// [channels, width]. bias [padded columns] is 0, or -inf where the column is no candidate.
-template <typename T, typename Block, typename In>
-ALT_INLINE void prepare_columns(const In* image, int64_t token_stride, TokenSet set, int64_t channels, T* packed,
-                                T* bias, T* buffer) {
-  constexpr int lanes = static_cast<int>(Block::template lanes<T>());
-  for (int64_t column = 0; column < set.count;) {
-    const int64_t width = panel_width<T, Block>(column, set.count);
-    T* panel = packed + column * channels;
-    for (int64_t inside = 0; inside < width; inside += lanes) {
-      const int64_t first = column + inside;
-      const int64_t token = set.first + 2 * first;
-      if (width - inside >= lanes) {
-        prepare_vector<T, lanes, Block::kFma>(image, token_stride, token, std::min<int64_t>(lanes, set.count - first),
-                                              channels, panel + inside, width, bias + first, buffer);
-      } else if constexpr (lanes >= 4) {
-        prepare_vector<T, lanes / 2, Block::kFma>(image, token_stride, token, set.count - first, channels,
-                                                  panel + inside, width, bias + first, buffer);
-      }
-    }
-    column += width;
-  }
-}
-
-// One register block: scores of kRows rows against kVecs vectors of columns, folded into the running best of every
-// lane. best and base are [kRows][lanes]: the best score this lane has seen and the first column of its vector.
-// Columns come in ascending order and only a strictly better one replaces, so a lane keeps its lowest column.
+// One register block: scores of kRows rows against kVecs vectors of columns, folded into the running best of
+// every lane. best and base are [kRows][lanes]: the best score this lane has seen and the first column of its
+// vector. Columns come in ascending order and only a strictly better one replaces, so a lane keeps its lowest
+// column.
 template <typename T, int kBytes, int kRows, int kVecs>
-ALT_INLINE void score_block(const T* ALT_RESTRICT rows, const T* ALT_RESTRICT panel, const T* ALT_RESTRICT bias,
-                            int64_t channels, int64_t column, T* ALT_RESTRICT best,
-                            IndexOf<T>* ALT_RESTRICT base, int64_t best_stride) {
+ALT_INLINE void score_block(const T* ALT_RESTRICT rows, const T* ALT_RESTRICT panel,
+                            const T* ALT_RESTRICT bias, int64_t channels, int64_t column,
+                            T* ALT_RESTRICT best, IndexOf<T>* ALT_RESTRICT base, int64_t best_stride) {
   using V = Vec<T, kBytes>;
   using VI = Vec<IndexOf<T>, kBytes>;
   constexpr int64_t lanes = kBytes / static_cast<int64_t>(sizeof(T));
@@ -379,9 +72,9 @@ ALT_INLINE void score_panel(int64_t vecs, const T* rows, int64_t count, const T*
   }
 }
 
-// score[i] = max_j <a_i, b_j>, column[i] = the lowest j that reaches it, for rows [begin, end) of A; begin is a
-// multiple of kRows. A row that is not valid scores -inf and points at column 0. Scores are sums over channels in
-// ascending order whatever the blocking, so they do not depend on begin and end.
+// score[i] = max_j <a_i, b_j>, column[i] = the lowest j that reaches it, for rows [begin, end) of A; begin is
+// a multiple of kRows. A row that is not valid scores -inf and points at column 0. Scores are sums over
+// channels in ascending order whatever the blocking, so they do not depend on begin and end.
 template <typename T, typename Block>
 ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin, int64_t end, const T* packed,
                              const T* bias, int64_t columns, int64_t channels, T* score, int32_t* column_of) {
@@ -395,8 +88,9 @@ ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin,
     std::fill(base, base + count * lanes, IndexOf<T>(0));
     for (int64_t column = 0; column < columns;) {
       const int64_t width = panel_width<T, Block>(column, columns);
-      score_panel<T, Block, Block::kVecs>(width / lanes, rows + chunk * channels, count, packed + column * channels,
-                                          bias + column, channels, column, best, base);
+      score_panel<T, Block, Block::kVecs>(width / lanes, rows + chunk * channels, count,
+                                          packed + column * channels, bias + column, channels, column, best,
+                                          base);
       column += width;
     }
     for (int64_t i = 0; i < std::min(count, end - chunk); ++i) {
@@ -416,15 +110,16 @@ ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin,
   }
 }
 
-// merged[i] = 1 for the r rows with the highest score, ties to the lower i: a row's rank is the number of rows
-// that beat it, so nothing is sorted and nothing depends on an order of evaluation. Ranks are counted for a vector
-// of rows at a time; score and merged have room for one vector past their end.
+// merged[i] = 1 for the r rows with the highest score, ties to the lower i: a row's rank is the number of
+// rows that beat it, so nothing is sorted and nothing depends on an order of evaluation. Ranks are counted
+// for a vector of rows at a time; score and merged have room for one vector past their end.
 template <typename T, typename Block>
 ALT_INLINE void choose_rows(T* score, int64_t rows, int64_t r, uint8_t* merged) {
   using V = Vec<T, Block::kBytes>;
   using VI = Vec<IndexOf<T>, Block::kBytes>;
   constexpr int64_t lanes = Block::template lanes<T>();
-  const VI zero{}, one = zero + 1;  // selects, not arithmetic on masks: GCC takes some of that apart lane by lane
+  const VI zero{},
+      one = zero + 1;  // selects, not arithmetic on masks: GCC takes some of that apart lane by lane
   VI lane;
   for (int64_t l = 0; l < lanes; ++l) {
     lane[l] = static_cast<IndexOf<T>>(l);

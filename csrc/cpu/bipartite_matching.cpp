@@ -3,13 +3,14 @@
 //   alt_kernels::bipartite_matching(metric [B, N, C], r, num_protected)
 //     -> indices int32 [B, N], offsets int32 [B, N - r + 1], output_row int32 [B, N]
 //
-// A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever written.
-// Per image: unit rows of A and packed unit columns of B, then every a's best b, then ranks, then the plan. With
-// fewer images than threads and many tokens, the rows of A are shared out instead; results are the same.
-
-#include "best_match.h"
+// A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever
+// written. Per image: unit rows of A and packed unit columns of B, then every a's best b, then ranks, then
+// the plan. With fewer images than threads and many tokens, the rows of A are shared out instead; results are
+// the same.
 
 #include <cstdlib>
+
+#include "best_match.h"
 
 namespace alt {
 namespace {
@@ -36,7 +37,8 @@ ALT_INLINE void prepare(const In* image, int64_t token_stride, const Scores<T>& 
 
 template <typename T, typename Block>
 ALT_INLINE void search(const Scores<T>& s, int64_t begin, int64_t end) {
-  best_columns<T, Block>(s.rows, s.valid, begin, end, s.packed, s.bias, s.b.count, s.channels, s.score, s.column);
+  best_columns<T, Block>(s.rows, s.valid, begin, end, s.packed, s.bias, s.b.count, s.channels, s.score,
+                         s.column);
 }
 
 template <typename T, typename Block>
@@ -44,25 +46,30 @@ ALT_INLINE void choose(const Scores<T>& s, int64_t r) {
   choose_rows<T, Block>(s.score, s.a.count, r, s.merged);
 }
 
-// The three stages compiled for one x86 level. 24 accumulators of the 32 AVX-512 registers, 12 of the 16 of AVX2.
-#define ALT_MATCHING_LEVEL(Level, bytes, block_rows, block_vecs, fma, ...)                   \
-  using Block##Level = RegisterBlock<bytes, block_rows, block_vecs, fma>;                    \
-  template <typename T, typename In>                                                         \
-  __VA_ARGS__ void prepare##Level(const In* image, int64_t stride, const Scores<T>& s) {     \
-    prepare<T, Block##Level>(image, stride, s);                                              \
-  }                                                                                          \
-  template <typename T>                                                                      \
-  __VA_ARGS__ void search##Level(const Scores<T>& s, int64_t begin, int64_t end) {           \
-    search<T, Block##Level>(s, begin, end);                                                  \
-  }                                                                                          \
-  template <typename T>                                                                      \
-  __VA_ARGS__ void choose##Level(const Scores<T>& s, int64_t r) {                            \
-    choose<T, Block##Level>(s, r);                                                                            \
-  }                                                                                          \
-  template <typename T, typename In>                                                         \
-  constexpr Stages<T, In> kStages##Level = {                                                 \
-      prepare##Level<T, In>,        search##Level<T>,  choose##Level<T>,                     \
-      Block##Level::template lanes<T>(), block_rows, padded_columns<T, Block##Level>,        \
+// The three stages compiled for one x86 level. 24 accumulators of the 32 AVX-512 registers, 12 of the 16 of
+// AVX2.
+#define ALT_MATCHING_LEVEL(Level, bytes, block_rows, block_vecs, fma, ...)               \
+  using Block##Level = RegisterBlock<bytes, block_rows, block_vecs, fma>;                \
+  template <typename T, typename In>                                                     \
+  __VA_ARGS__ void prepare##Level(const In* image, int64_t stride, const Scores<T>& s) { \
+    prepare<T, Block##Level>(image, stride, s);                                          \
+  }                                                                                      \
+  template <typename T>                                                                  \
+  __VA_ARGS__ void search##Level(const Scores<T>& s, int64_t begin, int64_t end) {       \
+    search<T, Block##Level>(s, begin, end);                                              \
+  }                                                                                      \
+  template <typename T>                                                                  \
+  __VA_ARGS__ void choose##Level(const Scores<T>& s, int64_t r) {                        \
+    choose<T, Block##Level>(s, r);                                                       \
+  }                                                                                      \
+  template <typename T, typename In>                                                     \
+  constexpr Stages<T, In> kStages##Level = {                                             \
+      prepare##Level<T, In>,                                                             \
+      search##Level<T>,                                                                  \
+      choose##Level<T>,                                                                  \
+      Block##Level::template lanes<T>(),                                                 \
+      block_rows,                                                                        \
+      padded_columns<T, Block##Level>,                                                   \
   };
 
 template <typename T, typename In>
@@ -81,7 +88,8 @@ ALT_MATCHING_LEVEL(Avx2, 32, 6, 2, true, __attribute__((target("arch=x86-64-v3")
 ALT_MATCHING_LEVEL(Avx512, 64, 8, 3, true, __attribute__((target("arch=x86-64-v4"))))
 #endif
 
-// What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels are.
+// What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels
+// are.
 int cpu_level() {
 #if ALT_HAS_MULTIVERSION
   const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
@@ -197,7 +205,8 @@ void match(const Tensor& metric, const PlanWriter& shape) {
   };
   // row_threads: share the rows of A out among threads, rather than the images.
   const auto run = [&](int64_t begin, int64_t end, bool row_threads) {
-    const int64_t floats = rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
+    const int64_t floats =
+        rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
     Scratch<T> memory(floats);
     Scratch<uint8_t> flags(2 * rows + stage.lanes);
     Scratch<int32_t> column(rows);
@@ -237,11 +246,13 @@ void match(const Tensor& metric, const PlanWriter& shape) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r, int64_t num_protected) {
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r,
+                                                      int64_t num_protected) {
   check_rank(metric_in, 3, "metric");
   const Tensor metric = as_rows_contiguous(metric_in);
   const int64_t batch = metric.size(0), tokens = metric.size(1);
-  check(tokens <= std::numeric_limits<int32_t>::max(), "metric must have fewer than 2^31 tokens, got ", tokens);
+  check(tokens <= std::numeric_limits<int32_t>::max(), "metric must have fewer than 2^31 tokens, got ",
+        tokens);
   check(num_protected >= 0, "num_protected must be at least 0, got ", num_protected);
   const int64_t limit = std::max<int64_t>(tokens - num_protected, 0) / 2;
   check(r >= 0 && r <= limit, "r must be between 0 and ", limit, ", half of the unprotected tokens, got ", r);
@@ -279,6 +290,8 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, in
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching)); }
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) {
+  m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
+}
 
 }  // namespace alt

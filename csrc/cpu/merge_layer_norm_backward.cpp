@@ -1,14 +1,17 @@
 // Backward of residual sum + weighted merge + LayerNorm on the CPU.
 //
 //   merge_layer_norm_backward(grad_merged [B, M, C], grad_normed [B, M, C], merged [B, M, C], mean [B, M],
-//                             rstd [B, M], weight [C]?, has_bias, size [B, N]?, merged_size [B, M], offsets, output_row)
+//                             rstd [B, M], weight [C]?, has_bias, size [B, N]?, merged_size [B, M], offsets,
+//                             output_row)
 //     -> grad_input [B, N, C] (of x and of residual), grad_weight [C] or [0], grad_bias [C] or [0]
 //
-// With h = (x' - mean) rstd and g = dn w:  dx' = dm + rstd (g - mean_C(g) - h mean_C(g h)),  dx_i = (s_i / S_j) dx'_j,
-// dw = sum dn h, db = sum dn. dx' stays in float (double for double) until it is handed to its tokens.
+// With h = (x' - mean) rstd and g = dn w:  dx' = dm + rstd (g - mean_C(g) - h mean_C(g h)),  dx_i = (s_i /
+// S_j) dx'_j, dw = sum dn h, db = sum dn. dx' stays in float (double for double) until it is handed to its
+// tokens.
 //
-// dw and db: the flattened [B, M] rows are cut into blocks whose length depends on B M alone. A block sums its rows
-// in order, then the blocks are added in order, in double. So the sums are the same for any number of threads.
+// dw and db: the flattened [B, M] rows are cut into blocks whose length depends on B M alone. A block sums
+// its rows in order, then the blocks are added in order, in double. So the sums are the same for any number
+// of threads.
 
 #include "row_ops.h"
 
@@ -59,8 +62,9 @@ ALT_MULTIVERSION void row_sums(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn
 
 // dx = dm + rstd (g - mean_g - h mean_gh)
 template <typename T, typename Acc>
-ALT_MULTIVERSION void row_gradient(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn, const T* ALT_RESTRICT dm,
-                                   Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight, Acc mean_g, Acc mean_gh,
+ALT_MULTIVERSION void row_gradient(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn,
+                                   const T* ALT_RESTRICT dm, Acc mean, Acc rstd,
+                                   const Acc* ALT_RESTRICT weight, Acc mean_g, Acc mean_gh,
                                    Acc* ALT_RESTRICT dx, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
@@ -79,8 +83,8 @@ ALT_MULTIVERSION void row_accumulate(const Acc* ALT_RESTRICT x, double* ALT_REST
   }
 }
 
-// The tokens of every output row, ascending, [B, N] in the places that offsets names. Raises where output_row and
-// offsets are not of one plan: rows are then never written twice nor left out.
+// The tokens of every output row, ascending, [B, N] in the places that offsets names. Raises where output_row
+// and offsets are not of one plan: rows are then never written twice nor left out.
 Scratch<int32_t> tokens_by_row(const Plan& plan) {
   Scratch<int32_t> tokens(plan.batch * plan.tokens);
   Scratch<int32_t> next(plan.rows);
@@ -116,8 +120,9 @@ Tensor summed(const Scratch<Acc>& partial, int64_t blocks, int64_t first, int64_
 
 std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
     const Tensor grad_merged_in, const Tensor grad_normed_in, const Tensor merged_in, const Tensor mean_in,
-    const Tensor rstd_in, const std::optional<Tensor> weight, bool has_bias, const std::optional<Tensor> size_in,
-    const Tensor merged_size_in, const Tensor offsets, const Tensor output_row) {
+    const Tensor rstd_in, const std::optional<Tensor> weight, bool has_bias,
+    const std::optional<Tensor> size_in, const Tensor merged_size_in, const Tensor offsets,
+    const Tensor output_row) {
   const Plan plan = make_plan(nullptr, offsets, output_row);
   const ScalarType dtype = merged_in.scalar_type();
   check_rows(merged_in, plan.batch, plan.rows, "merged");
@@ -125,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
   for (const auto& [grad, name] :
        {std::pair(&grad_merged_in, "grad_merged"), std::pair(&grad_normed_in, "grad_normed")}) {
     check_rows(*grad, plan.batch, plan.rows, name);
-    check(grad->size(2) == channels, name, " must have the ", channels, " channels of merged, got ", grad->size(2));
+    check(grad->size(2) == channels, name, " must have the ", channels, " channels of merged, got ",
+          grad->size(2));
     check_dtype(*grad, dtype, name);
   }
   for (const auto& [t, name] : {std::pair(&mean_in, "mean"), std::pair(&rstd_in, "rstd")}) {
@@ -136,8 +142,10 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
   }
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
   const Tensor merged_size = checked_merged_size(merged_size_in, plan);
-  const Tensor merged = as_rows_contiguous(merged_in), mean = as_contiguous(mean_in), rstd = as_contiguous(rstd_in);
-  const Tensor grad_merged = as_rows_contiguous(grad_merged_in), grad_normed = as_rows_contiguous(grad_normed_in);
+  const Tensor merged = as_rows_contiguous(merged_in), mean = as_contiguous(mean_in),
+               rstd = as_contiguous(rstd_in);
+  const Tensor grad_merged = as_rows_contiguous(grad_merged_in),
+               grad_normed = as_rows_contiguous(grad_normed_in);
   const Tensor grad_input = new_empty({plan.batch, plan.tokens, channels}, dtype);
   const Scratch<int32_t> tokens = tokens_by_row(plan);
   const float* size = data_or_null<const float>(size_tensor);
@@ -166,7 +174,8 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
       Acc sums[2];
       row_sums(x_row, dn_row, mu[flat], r[flat], scale.get(), dw, db, channels, sums);
       const Acc n = static_cast<Acc>(channels);
-      row_gradient(x_row, dn_row, dm_row, mu[flat], r[flat], scale.get(), sums[0] / n, sums[1] / n, dx, channels);
+      row_gradient(x_row, dn_row, dm_row, mu[flat], r[flat], scale.get(), sums[0] / n, sums[1] / n, dx,
+                   channels);
       const int32_t* bounds = plan.offsets + image * (plan.rows + 1) + row;
       for (int32_t k = bounds[0]; k < bounds[1]; ++k) {
         const int64_t token = image * plan.tokens + tokens[image * plan.tokens + k];

@@ -1,18 +1,20 @@
-// Loops over one row of channels, shared by the kernels that merge tokens. Each is compiled once per x86 level.
+// Loops over one row of channels, shared by the kernels that merge tokens. Each is compiled once per x86
+// level.
 //
 // Acc is the accumulation type, float or double; T and U are stored types (double, float, half, bfloat16).
 #pragma once
 
-#include "common.h"
-
 #include <cmath>
+
+#include "common.h"
 
 namespace alt {
 namespace {
 
 // acc = weight * x
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
+ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc,
+                                 int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     acc[c] = weight * load<Acc>(x[c]);
@@ -21,16 +23,19 @@ ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_R
 
 // acc += weight * x
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_add_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
+ALT_MULTIVERSION void row_add_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc,
+                                     int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     acc[c] += weight * load<Acc>(x[c]);
   }
 }
 
-// out = acc / divisor, rounded once. Dividing keeps the mean of equal rows exact, which a reciprocal would not.
+// out = acc / divisor, rounded once. Dividing keeps the mean of equal rows exact, which a reciprocal would
+// not.
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* ALT_RESTRICT out, int64_t channels) {
+ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* ALT_RESTRICT out,
+                                  int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     out[c] = store<T>(acc[c] / divisor);
@@ -70,8 +75,9 @@ inline Acc share(float size, float total) {
   return total != 0.0f ? static_cast<Acc>(size) / static_cast<Acc>(total) : Acc(0);
 }
 
-// S_j, the sizes of tokens[0, count) summed in float32 in ascending order of tokens. The first, the row's own, need
-// not be the lowest; sizes that are no integers then still sum to the same float in every implementation.
+// S_j, the sizes of tokens[0, count) summed in float32 in ascending order of tokens. The first, the row's
+// own, need not be the lowest; sizes that are no integers then still sum to the same float in every
+// implementation.
 inline float group_size(const float* sizes, const int32_t* tokens, int64_t count) {
   if (sizes == nullptr) {
     return static_cast<float>(count);
@@ -96,8 +102,8 @@ inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, con
   }
   check_rank(*size, 2, "size");
   check_dtype(*size, ScalarType::Float, "size");
-  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size must have shape [", plan.batch, ", ",
-        plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
+  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size must have shape [", plan.batch,
+        ", ", plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
   return as_contiguous(size);
 }
 
@@ -105,8 +111,9 @@ inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, con
 inline Tensor checked_merged_size(const Tensor& merged_size, const Plan& plan) {
   check_rank(merged_size, 2, "merged_size");
   check_dtype(merged_size, ScalarType::Float, "merged_size");
-  check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows, "merged_size must have shape [",
-        plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ", merged_size.size(1), "]");
+  check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows,
+        "merged_size must have shape [", plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ",
+        merged_size.size(1), "]");
   return as_contiguous(merged_size);
 }
 
