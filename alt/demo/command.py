@@ -32,7 +32,14 @@ def demo(
     picture_r: Annotated[int, typer.Option(min=1, help="The r of the pictures of merged regions.")] = 8,
     out: Annotated[Path, typer.Option(help="Folder for the pictures and results.json.")] = Path("demo_output"),
     precision: Annotated[Precision, typer.Option(help="Precision of weights and activations.")] = Precision.fp32,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; every round times every r once.")] = 9,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Timed rounds; every round times every r once. Without it 9, or as many as two minutes hold.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; with one the times are steadiest.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
 ) -> None:

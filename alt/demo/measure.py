@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 import warnings
@@ -45,7 +46,15 @@ class Row(NamedTuple):
     seconds: tuple[float, ...]
 
 
-def measure(visual: nn.Module, x: Tensor, r_values: list[int], repeats: int, advance: Callable[[], None]) -> list[Row]:
+def measure(
+    visual: nn.Module,
+    x: Tensor,
+    r_values: list[int],
+    repeats: int,
+    advance: Callable[[], None],
+    *,
+    patience: float = math.inf,
+) -> list[Row]:
     """Measure the untouched tower (r = 0) and patched ones on the images ``x``.
 
     Args:
@@ -55,6 +64,7 @@ def measure(visual: nn.Module, x: Tensor, r_values: list[int], repeats: int, adv
         repeats: timed rounds. A round runs every r once, in an order that rotates, so that a change in the machine's
             speed meets all of them; ratios are taken within a round.
         advance: called after every forward pass of a batch.
+        patience: seconds after which no further round is begun, once there are three.
     """
     towers = {r: _shared_copy(visual) for r in r_values}
     schedules = {}
@@ -72,7 +82,10 @@ def measure(visual: nn.Module, x: Tensor, r_values: list[int], repeats: int, adv
 
     batch = x[:BATCH]
     seconds: dict[int, list[float]] = {r: [] for r in r_values}
+    begun = time.perf_counter()
     for turn in range(repeats):
+        if turn >= 3 and time.perf_counter() - begun > patience:
+            break
         for r in np.roll(r_values, -turn).tolist():
             start = time.perf_counter()
             _embed(towers[r], batch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,6 @@ PAPER_GFLOPS = {
     "ViT-L-14": {8: 415},
 }
 """GFLOPs of 8 frames that the paper prints, of the whole ALT model in its own convention, by r."""
-
-
-BUSY = 0.1  # spread of the timed rounds from which the table says that it is rough
 
 
 def paper_gflops(model: str, r: int) -> int | None:
@@ -75,7 +71,7 @@ def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
     return table
 
 
-def notes(rows: Sequence[Row], model: str) -> list[str]:
+def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
     """The footnotes of the table, and what was clipped."""
     out = [
         f"GFLOPs are multiply-accumulates of the image tower for {FRAMES} frames, as the literature counts them.",
@@ -94,21 +90,17 @@ def notes(rows: Sequence[Row], model: str) -> list[str]:
                 f"At r = {row.r} the tokens run out: block{'s' if many else ''} {blocks} merge{'' if many else 's'} "
                 "as many as there are pairs."
             )
-    spread = timing_spread(rows[0].seconds)
-    if spread > BUSY:
-        out.append(
-            f"The rounds at r = 0 differ by {spread:.0%} (quartiles): the machine was busy with other work, so take "
-            "the times as rough."
-        )
+    if machine_busy:
+        out.append("The machine was busy with other work, so take the times as rough.")
     return out
 
 
-def timing_spread(seconds: Sequence[float]) -> float:
-    """Distance of the quartiles over the median; 0 for fewer than four rounds."""
-    if len(seconds) < 4:
-        return 0.0
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
-    return (high - low) / middle
+def busy() -> bool:
+    """Whether more processes than cores wanted to run during the last minute, so that times cannot be trusted."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
+    except OSError:  # a system that does not say
+        return False
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -117,6 +109,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
     }
 

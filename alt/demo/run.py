@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from alt.demo.errors import DemoError, one_line
 from alt.demo.measure import measure, merged_regions, passes
 from alt.demo.photos import Photo, find_photos, load_photos
-from alt.demo.report import machine, notes, result_table, row_record, versions
+from alt.demo.report import busy, machine, notes, result_table, row_record, versions
 from alt.demo.tower import Tower, load_tower
 from alt.patch import patch_clip
 from alt.visualize.regions import merge_sheet, region_map
@@ -27,6 +28,7 @@ __all__ = ["DemoError", "DemoOptions", "run_demo"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_PANELS = 12
+REPEATS, PATIENCE = 9, 120.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DemoOptions:
     picture_r: int = 8
     out: Path = Path("demo_output")
     precision: str = "fp32"
-    repeats: int = 9
+    repeats: int | None = None  # None: 9, or as many as two minutes hold
     threads: int = 1
     seed: int = 0
 
@@ -73,8 +75,9 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     x = pixels.to(dtype)
     tower.visual.to(dtype)
     with _threads(options.threads), _progress(console) as progress:
-        task = progress.add_task("running the tower", total=passes(len(photos), r_values, options.repeats))
-        rows = measure(tower.visual, x, r_values, options.repeats, lambda: progress.advance(task))
+        repeats, patience = (REPEATS, PATIENCE) if options.repeats is None else (options.repeats, math.inf)
+        task = progress.add_task("running the tower", total=passes(len(photos), r_values, repeats))
+        rows = measure(tower.visual, x, r_values, repeats, lambda: progress.advance(task), patience=patience)
         sources, tokens = merged_regions(tower.visual, x, options.picture_r, lambda: progress.advance(task))
         drawing = progress.add_task("drawing the regions", total=len(photos))
         pictures = []
@@ -84,10 +87,10 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
 
     setting = (
         f"{options.precision}, {options.threads} thread{'s' if options.threads > 1 else ''}, batches of "
-        f"{min(8, len(photos))}, median of {options.repeats} interleaved rounds"
+        f"{min(8, len(photos))}, median of {len(rows[0].seconds)} interleaved rounds"
     )
     console.print(result_table(rows, tower.model, setting))
-    for note in notes(rows, tower.model):
+    for note in notes(rows, tower.model, busy()):
         console.print(note)
     results = {
         "model": tower.model,
