@@ -41,12 +41,15 @@ struct RegisterBlock {
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Squared norms within these bounds can be inverted without leaving the range of T. The rest takes the slow
-// way.
+// Whether a squared norm can be inverted without leaving the range of T; the other rows take the slow way. So
+// do all rows of doubles, whose scores serve as a check and should not owe a bit to a shortcut.
 template <typename T>
 ALT_INLINE bool ordinary(double squared_norm) {
-  constexpr double bound = std::is_same_v<T, double> ? 1e280 : 1e60;
-  return squared_norm > 1 / bound && squared_norm < bound;
+  if constexpr (std::is_same_v<T, double>) {
+    return false;
+  } else {
+    return squared_norm > 1e-60 && squared_norm < 1e60;
+  }
 }
 
 // 1 / norm of kCount rows, each an unevaluated sum of two T. x * reciprocal with both parts and one fused
@@ -69,41 +72,37 @@ ALT_INLINE void reciprocals(const double* squared_norm, T* high, T* low) {
 
 template <typename T, bool kFma>
 ALT_INLINE T times(T x, T high, T low) {
-  if constexpr (std::is_same_v<T, double>) {
-    return x * high;
-  } else if constexpr (kFma) {
+  if constexpr (kFma) {
     return std::fma(x, high, x * low);
   } else {
     return static_cast<T>(static_cast<double>(x) * (static_cast<double>(high) + static_cast<double>(low)));
   }
 }
 
-// dst = src / |src| for a row whose squared norm is not ordinary; false, and zeros, where the row is zero or
-// not finite. Works on any other finite row: doubles are first scaled by a power of two.
+// dst = src / |src| for any row; false, and zeros, where the row is zero or not finite. Dividing by the
+// largest magnitude first keeps every finite row in range and makes rows that are multiples of one another
+// equal.
 template <typename T, typename In>
 bool unit_row_slowly(const In* src, T* dst, int64_t channels) {
   double peak = 0;
+  bool finite = true;
   for (int64_t c = 0; c < channels; ++c) {
     const double v = std::fabs(load<double>(src[c]));
-    peak = v <= peak ? peak : v;  // NaN replaces, and stays since nothing compares with it
-    if (v != v) {
-      break;
-    }
+    finite &= v <= std::numeric_limits<double>::max();
+    peak = std::max(peak, v);
   }
-  if (!(peak > 0 && peak <= std::numeric_limits<double>::max())) {
+  if (!finite || peak == 0) {
     std::fill(dst, dst + channels, T(0));
     return false;
   }
-  int exponent;
-  std::frexp(peak, &exponent);
   double sum = 0;
   for (int64_t c = 0; c < channels; ++c) {
-    const double v = std::ldexp(load<double>(src[c]), -exponent);
+    const double v = load<double>(src[c]) / peak;
     sum += v * v;
   }
   const double norm = std::sqrt(sum);
   for (int64_t c = 0; c < channels; ++c) {
-    dst[c] = static_cast<T>(std::ldexp(load<double>(src[c]), -exponent) / norm);
+    dst[c] = static_cast<T>(load<double>(src[c]) / peak / norm);
   }
   return true;
 }
