@@ -65,7 +65,8 @@ def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
         number = float(value)
     except OverflowError:  # an int beyond the range of floats
         number = math.inf
-    if not math.isfinite(number) or (positive and number <= 0):
+    # Not math.isfinite: a float that torch.compile has made dynamic can be compared, not passed to it. NaN fails too.
+    if not (-math.inf < number < math.inf) or (positive and number <= 0):
         raise ValueError(f"{name}: expected {expected}, got {number}")
     return number
 
