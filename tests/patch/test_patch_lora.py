@@ -73,3 +73,19 @@ def test_disabled_adapters_match_by_the_base_weights(adapted):
     base = copy.deepcopy(model).unload()
     with model.disable_adapter(), alt.patch_clip(visual, 3), alt.patch_clip(base, 3):
         assert max_difference(model(images()), base(images())) < 1e-11
+
+
+def test_adapters_added_to_a_patched_tower():
+    config = peft.LoraConfig(r=4, target_modules=["attn", "c_fc"], init_lora_weights=False)
+    early, late = (peft.get_peft_model(v, config).double() for v in (_patched(tower()), tower()))
+    late.load_state_dict(early.state_dict())
+    alt.patch_clip(late.base_model.model, 3)
+    assert max_difference(early(images()), late(images())) < 1e-12
+    alt.unpatch(early)
+    alt.unpatch(late)
+    assert max_difference(early(images()), late(images())) < 1e-12
+
+
+def _patched(visual):
+    alt.patch_clip(visual, 3)
+    return visual
