@@ -24,18 +24,28 @@ import torch
 #: Seconds that one contest may spend on its rounds: by default, and with --alt-full.
 BUDGET = (4.0, 20.0)
 
+MALLOC = pytest.StashKey[str]()
+
 Gate = Callable[[Any], float]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("alt-kernels benchmarks")
     group.addoption("--alt-full", action="store_true", help="more rounds: the run whose result is kept")
+    group.addoption(
+        "--alt-malloc",
+        choices=["keep", "default"],
+        default="keep",
+        help="keep: freed memory stays with the process, so that results do not depend on what ran before",
+    )
     group.addoption("--alt-device", default="auto", help="cpu, cuda or auto (cuda where there is one)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep = config.getoption("--alt-malloc") == "keep"
+    config.stash[MALLOC] = timing.keep_freed_memory() if keep else "as the system does"
 
 
 def chosen_device(config: pytest.Config) -> torch.device:
@@ -47,6 +57,7 @@ def chosen_device(config: pytest.Config) -> torch.device:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     facts = machine.describe(chosen_device(config))
+    facts["malloc"] = config.stash[MALLOC]
     facts["full"] = bool(config.getoption("--alt-full"))
     machine_info["alt"] = facts
 
@@ -110,13 +121,14 @@ def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., d
         if benchmark.disabled:
             benchmark(ours)
             return {}
-        seconds, cpu = timing.interleave(
+        seconds, cpu, faults = timing.interleave(
             entrants | dict(floors or {}), device=device, budget=BUDGET[full], rounds=rounds
         )
         record["median_ms"] = {name: 1e3 * timing.median_interval(s).median for name, s in seconds.items()}
         record["ratio"] = {name: timing.paired_ratio(seconds[name], seconds["ours"])._asdict() for name in rivals}
         if device.type == "cpu":
             record["cpu_time_ratio"] = {name: timing.paired_ratio(cpu[name], cpu["ours"]).median for name in rivals}
+            record["page_faults"] = {name: sum(counts) / len(counts) for name, counts in faults.items()}
         record["over_floor"] = {
             name: timing.paired_ratio(seconds["ours"], seconds[name])._asdict() for name in floors or {}
         }

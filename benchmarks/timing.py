@@ -9,7 +9,9 @@ noise nor its absence.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,6 +23,9 @@ from scipy.stats import quantile_test
 CONFIDENCE = 0.95
 #: Fewer values than this and no interval of the median reaches the confidence (1 - 2 * 0.5^6 = 97 %).
 MIN_ROUNDS = 6
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class Interval(NamedTuple):
@@ -36,11 +41,13 @@ class Times(NamedTuple):
     """Seconds of every entrant in every round: wall clock, which is what is claimed, and the process's CPU time.
 
     On one thread the second leaves out what other processes took. It serves to judge a busy machine: where the two
-    disagree, the wall-clock ratio is not to be trusted.
+    disagree, the wall-clock ratio is not to be trusted. And pages mapped anew during the call, which is what memory
+    costs that was handed back to the system and asked for again.
     """
 
     wall: dict[str, list[float]]
     cpu: dict[str, list[float]]
+    faults: dict[str, list[int]]
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -93,7 +100,7 @@ def interleave(
         run()
     if rounds is None:
         rounds = int(np.clip(budget / max(clock() - started, 1e-9), min_rounds, max_rounds))
-    times = Times({name: [] for name in names}, {name: [] for name in names})
+    times = Times({n: [] for n in names}, {n: [] for n in names}, {n: [] for n in names})
     order = np.random.default_rng(seed)
     collecting = gc.isenabled()
     gc.collect()
@@ -102,10 +109,12 @@ def interleave(
         for _ in range(rounds):
             for position in order.permutation(len(names)):
                 name = names[position]
+                mapped = _page_faults()
                 begin, begin_cpu = clock(), time.process_time()
                 result = entrants[name]()
                 times.wall[name].append(clock() - begin)
                 times.cpu[name].append(time.process_time() - begin_cpu)
+                times.faults[name].append(_page_faults() - mapped)
                 del result  # freed outside the timed span for everyone, but before the next entrant runs
     finally:
         if collecting:
@@ -113,11 +122,30 @@ def interleave(
     return times
 
 
+def keep_freed_memory() -> str:
+    """Tell glibc's malloc not to hand freed memory back, and say in words what the allocator does now.
+
+    By default large buffers go back to the system and are mapped again by the next call, or not, depending on what the
+    process did before: the same call then takes 2 ms or 8. A function that allocates more is hit more, so that ratios
+    depend on history. Kept memory makes them repeatable, and like those on a GPU, whose allocator always keeps it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return "as the system does"
+    kept = mallopt(M_TRIM_THRESHOLD, -1) == 1 and mallopt(M_MMAP_MAX, 0) == 1
+    return "freed memory is kept" if kept else "as the system does"
+
+
 def kernel_seconds(run: Callable[[], object]) -> float:
     """Median time on the GPU alone, without the host's share (Triton's `do_bench`)."""
     from triton.testing import do_bench
 
     return float(do_bench(run, return_mode="median")) / 1e3
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _synchronised_clock(device: torch.device) -> Callable[[], float]:

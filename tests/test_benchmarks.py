@@ -153,6 +153,7 @@ def test_every_entrant_runs_once_a_round_in_changing_order() -> None:
     entrants = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     times = timing.interleave(entrants, device=torch.device("cpu"), budget=0, rounds=30)
     assert {name: len(t) for name, t in times.wall.items()} == dict.fromkeys("abc", 30)
+    assert [len(times.cpu[name]) for name in "abc"] == [len(times.faults[name]) for name in "abc"] == [30] * 3
     rounds = ["".join(calls[i : i + 3]) for i in range(3, len(calls), 3)]  # after the warm-up
     assert len(rounds) == 30
     assert {"".join(sorted(r)) for r in rounds} == {"abc"}
