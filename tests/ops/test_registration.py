@@ -293,6 +293,39 @@ def test_second_derivative_raises_a_sentence(name: str) -> None:
         results[0].sum().backward()
 
 
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_backward_formulas_are_the_derivative_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's formulas, which run where nothing was compiled, and the CPU kernel, against autograd."""
+    formula = OPS[f"{name}_backward"].reference
+    calls = []
+
+    def reference_backward(*args: Any) -> Any:
+        calls.append(name)
+        return formula(*args)
+
+    for args in SAMPLES[name](torch.float64, False):
+        given = _inputs_with_grad(name, args)
+        leaves = [a for a in given if isinstance(a, Tensor) and a.requires_grad]
+        # The reference differentiates every output; what the op marks as constant does not count.
+        weights = [torch.randn_like(t) if t.requires_grad else None for t in _as_tuple(_op(name)(*given))]
+
+        def gradients(results: tuple[Tensor, ...], leaves=leaves, weights=weights) -> list[Tensor | None]:
+            loss = sum((t * w).sum() for t, w in zip(results, weights, strict=True) if w is not None)
+            return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+
+        truth = gradients(_as_tuple(OPS[name].reference(*given)))
+        kernel = gradients(_as_tuple(_op(name)(*given)))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.ops.alt_kernels, f"{name}_backward", reference_backward)
+            plain = gradients(_as_tuple(_op(name)(*given)))
+        for t, k, p in zip(truth, kernel, plain, strict=True):
+            # One leaf is bfloat16: autograd of the reference rounds each of two paths to it.
+            rtol = 1e-9 if t.dtype == torch.float64 else 4 * torch.finfo(t.dtype).eps
+            torch.testing.assert_close(k, t, rtol=rtol, atol=rtol / 100, msg=lambda m: f"kernel: {m}")
+            torch.testing.assert_close(p, t, rtol=rtol, atol=rtol / 100, msg=lambda m: f"formula: {m}")
+    assert calls
+
+
 def test_second_derivative_of_unmerge() -> None:
     """It is linear both ways, so it has every derivative."""
     x, *plan = next(iter(_unmerge(torch.float64, False)))
