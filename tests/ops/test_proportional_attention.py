@@ -134,10 +134,6 @@ def test_the_band_bites() -> None:
 # Properties
 
 
-def repeated(t: Tensor, size: Tensor, image: int) -> Tensor:
-    return t[image : image + 1].repeat_interleave(size[image].long(), dim=2)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("queries", [5, 40])
 def test_whole_sizes_are_repeated_keys(impl: Impl, dtype: torch.dtype, queries: int) -> None:
@@ -284,6 +280,13 @@ def test_backward_formula_is_the_derivative(masked: bool) -> None:
     with torch.no_grad():
         by_formula = reference.proportional_attention_backward(grad, *leaves, size, out, logsumexp, 0.3)
     torch.testing.assert_close(by_formula, by_autograd, rtol=1e-12, atol=1e-13)
+    for dtype in DTYPES[:3]:
+        q, k, v, low = (t.detach().to(dtype) for t in (*leaves, grad))
+        out, logsumexp = reference.proportional_attention(q, k, v, size, 0.3)
+        truth = truth_of(q, k, v, size, 0.3, low)
+        found = reference.proportional_attention_backward(low, q, k, v, size, out, logsumexp, 0.3)
+        for left, right, band in zip(found, truth.grads, truth.grad_bands, strict=True):
+            testing.assert_error_band(left, right, band)
 
 
 def test_only_the_gradients_that_are_asked_for(impl: Impl) -> None:
