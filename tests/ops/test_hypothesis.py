@@ -204,9 +204,9 @@ def matching(data: st.DataObject) -> None:
     protected = _mostly(draw, min(draw(st.integers(0, 3)), tokens), -1, tokens + 1, True, 1.5, None)
     limit = (tokens - protected) // 2 if isinstance(protected, int) else 3
     r = _mostly(draw, draw(st.integers(0, max(limit, 0))), -1, limit + 1, 2**40, True, 1.0, "2", None)
-    auto, _ = _both(bipartite_soft_matching, metric, r, num_protected=protected)
-    if auto is not None:
-        testing.assert_valid_plan(auto, *metric.shape[:2], r, protected)
+    for plan in _both(bipartite_soft_matching, metric, r, num_protected=protected):
+        if plan is not None:
+            testing.assert_valid_plan(plan, *metric.shape[:2], r, protected)
 
 
 @given(st.data())
