@@ -92,13 +92,14 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
-// The rank of an argument; the name is the one of the op's schema.
+// The rank of an argument; the name is the one of the op's schema. Sentences read like those of the Python
+// checks.
 inline void check_rank(const Tensor& t, int64_t rank, const char* name) {
-  check(t.dim() == rank, name, " must have ", rank, " dimensions, got ", t.dim());
+  check(t.dim() == rank, name, ": expected ", rank, " dimensions, got ", t.dim());
 }
 
 inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
-  check(t.scalar_type() == dtype, name, " must have dtype ", dtype_name(dtype), ", got ",
+  check(t.scalar_type() == dtype, name, ": expected ", dtype_name(dtype), ", got ",
         dtype_name(t.scalar_type()));
 }
 
@@ -294,26 +295,38 @@ struct Plan {
   int64_t batch = 0, tokens = 0, rows = 0;                   // B, N, M
 };
 
+// Values of one plan tensor from 0 to count - 1.
+inline void check_plan_values(const int32_t* values, int64_t total, int64_t count, const char* name) {
+  // Negative values become huge as unsigned, so one compare covers both ends; no early exit: it vectorises.
+  bool bad = false;
+  for (int64_t i = 0; i < total; ++i) {
+    bad |= static_cast<uint32_t>(values[i]) >= static_cast<uint32_t>(count);
+  }
+  for (int64_t i = 0; bad && i < total; ++i) {
+    check(values[i] >= 0 && values[i] < count, name, ": expected values from 0 to ", count - 1, ", got ",
+          values[i]);
+  }
+}
+
 // indices == nullptr: a backward op, which reads only offsets and output_row.
 inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor& output_row) {
-  check_rank(offsets, 2, "offsets");
-  check_rank(output_row, 2, "output_row");
-  check_dtype(offsets, ScalarType::Int, "offsets");
-  check_dtype(output_row, ScalarType::Int, "output_row");
+  check_rank(offsets, 2, "matching.offsets");
+  check_rank(output_row, 2, "matching.output_row");
+  check_dtype(offsets, ScalarType::Int, "matching.offsets");
+  check_dtype(output_row, ScalarType::Int, "matching.output_row");
   Plan plan;
   plan.batch = output_row.size(0);
   plan.tokens = output_row.size(1);
   plan.rows = offsets.size(1) - 1;
-  check(offsets.size(0) == plan.batch, "offsets must have ", plan.batch, " rows like output_row, got ",
-        offsets.size(0));
-  check(plan.rows >= 0 && plan.rows <= plan.tokens,
-        "offsets must have between 1 and N + 1 = ", plan.tokens + 1, " columns, got ", plan.rows + 1);
+  check(offsets.size(0) == plan.batch && plan.rows >= 0 && plan.rows <= plan.tokens,
+        "matching.offsets: expected shape [", plan.batch, ", 1 to ", plan.tokens + 1, "], got [",
+        offsets.size(0), ", ", offsets.size(1), "]");
   if (indices != nullptr) {
-    check_rank(*indices, 2, "indices");
-    check_dtype(*indices, ScalarType::Int, "indices");
-    check(indices->size(0) == plan.batch && indices->size(1) == plan.tokens, "indices must have shape [",
-          plan.batch, ", ", plan.tokens, "] like output_row, got [", indices->size(0), ", ", indices->size(1),
-          "]");
+    check_rank(*indices, 2, "matching.indices");
+    check_dtype(*indices, ScalarType::Int, "matching.indices");
+    check(indices->size(0) == plan.batch && indices->size(1) == plan.tokens,
+          "matching.indices: expected shape [", plan.batch, ", ", plan.tokens, "] like output_row, got [",
+          indices->size(0), ", ", indices->size(1), "]");
     plan.indices_tensor = as_contiguous(*indices);
     plan.indices = data<const int32_t>(plan.indices_tensor);
   }
@@ -323,26 +336,19 @@ inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor
   plan.output_row = data<const int32_t>(plan.output_row_tensor);
 
   const int64_t total = plan.batch * plan.tokens;
-  // Negative values become huge as unsigned, so one compare covers both ends; no early exit: it vectorises.
-  const uint32_t tokens = static_cast<uint32_t>(plan.tokens);
-  const uint32_t rows = static_cast<uint32_t>(plan.rows);
-  bool bad = false;
-  for (int64_t i = 0; plan.indices != nullptr && i < total; ++i) {
-    bad |= static_cast<uint32_t>(plan.indices[i]) >= tokens;
+  if (plan.indices != nullptr) {
+    check_plan_values(plan.indices, total, plan.tokens, "matching.indices");
   }
-  check(!bad, "indices must lie in [0, ", plan.tokens, ")");
-  for (int64_t i = 0; i < total; ++i) {
-    bad |= static_cast<uint32_t>(plan.output_row[i]) >= rows;
-  }
-  check(!bad, "output_row must lie in [0, ", plan.rows, ")");
+  check_plan_values(plan.output_row, total, plan.rows, "matching.output_row");
   for (int64_t b = 0; b < plan.batch; ++b) {
     const int32_t* row = plan.offsets + b * (plan.rows + 1);
-    bad |= row[0] != 0 || row[plan.rows] != plan.tokens;
+    bool bad = row[0] != 0 || row[plan.rows] != plan.tokens;
     for (int64_t j = 0; j < plan.rows; ++j) {
       bad |= row[j + 1] <= row[j];
     }
+    check(!bad, "matching.offsets: expected values that rise strictly from 0 to ", plan.tokens, " in image ",
+          b);
   }
-  check(!bad, "offsets must rise strictly from 0 to N = ", plan.tokens, " in every image");
   return plan;
 }
 

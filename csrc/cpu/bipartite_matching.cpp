@@ -251,11 +251,11 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, in
   check_rank(metric_in, 3, "metric");
   const Tensor metric = as_rows_contiguous(metric_in);
   const int64_t batch = metric.size(0), tokens = metric.size(1);
-  check(tokens <= std::numeric_limits<int32_t>::max(), "metric must have fewer than 2^31 tokens, got ",
+  check(tokens <= std::numeric_limits<int32_t>::max(), "metric: expected fewer than 2^31 tokens, got ",
         tokens);
-  check(num_protected >= 0, "num_protected must be at least 0, got ", num_protected);
+  check(num_protected >= 0, "num_protected: expected at least 0, got ", num_protected);
   const int64_t limit = std::max<int64_t>(tokens - num_protected, 0) / 2;
-  check(r >= 0 && r <= limit, "r must be between 0 and ", limit, ", half of the unprotected tokens, got ", r);
+  check(r >= 0 && r <= limit, "r: expected 0 to ", limit, ", half of the unprotected tokens, got ", r);
 
   const Tensor indices = new_empty({batch, tokens}, ScalarType::Int);
   const Tensor offsets = new_empty({batch, tokens - r + 1}, ScalarType::Int);

@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> merge_layer_norm(
   check(x_in.size(2) == residual_in.size(2), "residual must have the channels of x (", x_in.size(2),
         "), got ", residual_in.size(2));
   check(is_floating(x_in.scalar_type()) && is_floating(residual_in.scalar_type()),
-        "x and residual must be floating point tensors");
+        "x, residual: expected floating point tensors");
   const std::optional<Tensor> size = checked_size(size_in, plan);
   const Tensor x = as_rows_contiguous(x_in), residual = as_rows_contiguous(residual_in);
   const int64_t channels = x.size(2);

@@ -100,7 +100,9 @@ Scratch<int32_t> tokens_by_row(const Plan& plan) {
       }
     }
   }
-  check(!bad, "output_row and offsets must belong to one plan, but a row has more tokens than offsets allow");
+  check(!bad,
+        "matching: expected output_row to have as many tokens in every row as offsets has, got more in some "
+        "row");
   return tokens;
 }
 
@@ -130,14 +132,14 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
   for (const auto& [grad, name] :
        {std::pair(&grad_merged_in, "grad_merged"), std::pair(&grad_normed_in, "grad_normed")}) {
     check_rows(*grad, plan.batch, plan.rows, name);
-    check(grad->size(2) == channels, name, " must have the ", channels, " channels of merged, got ",
+    check(grad->size(2) == channels, name, ": expected the ", channels, " channels of merged, got ",
           grad->size(2));
     check_dtype(*grad, dtype, name);
   }
   for (const auto& [t, name] : {std::pair(&mean_in, "mean"), std::pair(&rstd_in, "rstd")}) {
     check_rank(*t, 2, name);
     check_dtype(*t, accumulate_type(dtype), name);
-    check(t->size(0) == plan.batch && t->size(1) == plan.rows, name, " must have shape [", plan.batch, ", ",
+    check(t->size(0) == plan.batch && t->size(1) == plan.rows, name, ": expected shape [", plan.batch, ", ",
           plan.rows, "]");
   }
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);

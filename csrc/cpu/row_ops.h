@@ -102,7 +102,7 @@ inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, con
   }
   check_rank(*size, 2, "size");
   check_dtype(*size, ScalarType::Float, "size");
-  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size must have shape [", plan.batch,
+  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size: expected shape [", plan.batch,
         ", ", plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
   return as_contiguous(size);
 }
@@ -112,7 +112,7 @@ inline Tensor checked_merged_size(const Tensor& merged_size, const Plan& plan) {
   check_rank(merged_size, 2, "merged_size");
   check_dtype(merged_size, ScalarType::Float, "merged_size");
   check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows,
-        "merged_size must have shape [", plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ",
+        "merged_size: expected shape [", plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ",
         merged_size.size(1), "]");
   return as_contiguous(merged_size);
 }
@@ -125,7 +125,7 @@ Scratch<Acc> parameter(const std::optional<Tensor>& t, int64_t channels, Acc neu
     std::fill(values.get(), values.get() + channels, neutral);
     return values;
   }
-  check(t->dim() == 1 && t->size(0) == channels, name, " must have shape [", channels, "]");
+  check(t->dim() == 1 && t->size(0) == channels, name, ": expected shape [", channels, "]");
   const Tensor dense = as_contiguous(*t);
   dispatch_floating(dense.scalar_type(), name, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -140,7 +140,7 @@ Scratch<Acc> parameter(const std::optional<Tensor>& t, int64_t channels, Acc neu
 // [batch, rows, C] with rows of the plan's tokens or output rows.
 inline void check_rows(const Tensor& t, int64_t batch, int64_t rows, const char* name) {
   check_rank(t, 3, name);
-  check(t.size(0) == batch && t.size(1) == rows, name, " must have shape [", batch, ", ", rows,
+  check(t.size(0) == batch && t.size(1) == rows, name, ": expected shape [", batch, ", ", rows,
         ", C] to fit the plan, got [", t.size(0), ", ", t.size(1), ", ", t.size(2), "]");
 }
 
