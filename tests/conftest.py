@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported, and inherited by every process a test starts.
+# Before torch is imported, and inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Triton reads this at its first import (open_clip imports it too): its kernels then run on CPU tensors. On a machine
+# with a GPU ALT_KERNELS_TEST_DEVICE=cuda compiles them instead; the tests of `make gpu` are run so.
+if os.environ.get("ALT_KERNELS_TEST_DEVICE", "cpu") != "cuda":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import random
 from collections.abc import Callable, Iterator

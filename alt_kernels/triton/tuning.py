@@ -2,11 +2,12 @@
 
 A file holds, for every GPU it was tuned on and for ``"default"``, a list of entries::
 
-    {"default": [{"when": {"channels": 768}, "use": {"R": 4, "num_warps": 4}}, ...], "NVIDIA H200": [...]}
+    {"default": [{"when": {"channels": 1024}, "use": {"R": 4, "num_warps": 4}}, ...], "NVIDIA H200": [...]}
 
-``when`` are sizes that do not change from block to block (channels, head dimension, entities): a token count in a
-key would tune or compile anew in every block. The nearest entry is the one whose sizes differ least in their
-logarithms. No entry is measured at run time. The default is conservative: it fits every GPU that Triton supports.
+``when`` are sizes that do not change from block to block (channels, head dimension, entities), or buckets of one that
+does: a token count itself in a key would tune or compile anew in every block. The nearest entry is the one whose
+sizes differ least in their logarithms. Nothing is measured at run time. The default is conservative: it fits
+every GPU that Triton supports, and ``python -m alt_kernels.triton.aot`` compiles it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,36 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @cache
 def load(stem: str) -> dict[str, list[dict[str, Any]]]:
-    """The file of an op, read once."""
+    """The file of an op, read and checked once: a broken entry is named here and not by the compiler.
+
+    Raises:
+        ValueError: no file, no default, or an entry whose fields are not those of the default's first.
+    """
     path = CONFIGS / f"{stem}.json"
-    entries = json.loads(path.read_text())
-    if not entries.get("default"):
-        raise ValueError(f"{path.name}: expected at least one entry under 'default'")
-    return entries
+    if not path.is_file():
+        raise ValueError(f"stem: expected one of {sorted(p.stem for p in CONFIGS.glob('*.json'))}, got {stem!r}")
+    devices = json.loads(path.read_text())
+    if not devices.get("default"):
+        raise ValueError(f"{path.name}: expected at least one entry under 'default', got none")
+    first = devices["default"][0]
+    for device, entries in devices.items():
+        if not entries:
+            raise ValueError(f"{path.name}: expected at least one entry under {device!r}, got none")
+        for entry in entries:
+            for field in ("when", "use"):
+                if entry[field].keys() != first[field].keys():
+                    raise ValueError(
+                        f"{path.name}: expected the fields {sorted(first[field])} in every {field!r},"
+                        f" got {sorted(entry[field])} under {device!r}"
+                    )
+            if any(not isinstance(value, int) or value < 0 for value in (*entry["when"].values(), *entry["use"].values())):
+                raise ValueError(f"{path.name}: expected whole numbers >= 0 under {device!r}, got {entry}")
+    return devices
 
 
 @cache
 def device_name() -> str:
+    """The GPU's name as the driver gives it, ``"default"`` without a GPU."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "default"
 
 
@@ -41,18 +62,35 @@ def nearest(entries: list[dict[str, Any]], sizes: dict[str, int]) -> dict[str, A
     """The ``use`` of the entry nearest to ``sizes``; the first among equals."""
 
     def distance(entry: dict[str, Any]) -> float:
-        when = entry["when"]
-        return sum(abs(math.log(max(sizes[name], 1)) - math.log(max(when[name], 1))) for name in sizes if name in when)
+        return sum(abs(math.log(max(sizes[name], 1) / max(size, 1))) for name, size in entry["when"].items())
 
     return min(entries, key=distance)["use"]
 
 
 def config(stem: str, **sizes: int) -> dict[str, Any]:
-    """The configuration of op ``stem`` at these sizes on this GPU, or the default's."""
-    return _config(stem, device_name(), tuple(sorted(sizes.items())))
+    """The configuration of op ``stem`` at these sizes on this GPU: tuned for it, else the default's.
+
+    Raises:
+        ValueError: no such file, or ``sizes`` are not those that its entries name.
+    """
+    return dict(_config(stem, device_name(), tuple(sizes.items())))
 
 
 @cache
 def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> dict[str, Any]:
-    entries = load(stem)
-    return nearest(entries.get(device, entries["default"]), dict(sizes))
+    devices, wanted = load(stem), dict(sizes)
+    named = devices["default"][0]["when"].keys()
+    if wanted.keys() != named:
+        raise ValueError(f"sizes: expected {sorted(named)} for {stem!r}, got {sorted(wanted)}")
+    return nearest(devices.get(device, devices["default"]), wanted)
+
+
+def shipped(stem: str, **sizes: int) -> list[dict[str, Any]]:
+    """What any GPU of the file would use at these sizes, each once, the default's first: for compiling ahead of time."""
+    devices = load(stem)
+    found: list[dict[str, Any]] = []
+    for device in ("default", *sorted(devices.keys() - {"default"})):
+        use = dict(_config(stem, device, tuple(sizes.items())))
+        if use not in found:
+            found.append(use)
+    return found
