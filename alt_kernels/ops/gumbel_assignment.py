@@ -74,11 +74,13 @@ def cosine_gumbel_assign(
         raise ValueError(f"entities: expected at least one entity and one channel, got shape {list(entities.shape)}")
     if x.shape[-1] != depth:
         raise ValueError(f"x: expected rows of {depth} channels as in entities, got shape {list(x.shape)}")
+    if not isinstance(hard, bool):
+        raise TypeError(f"hard: expected True or False, got {type(hard).__name__} {hard!r}")
     tau = _tau(tau, x, entities)
     drawn, seed = _noise(noise, seed, x, count)
     rows = x.reshape(-1, depth)
     run = reference.gumbel_assignment if library.use_reference(impl, x) else _OPS.gumbel_assignment
-    output, index, normalizer = run(rows, entities, tau, drawn, seed, bool(hard))
+    output, index, normalizer = run(rows, entities, tau, drawn, seed, hard)
     lead = x.shape[:-1]
     return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))
 

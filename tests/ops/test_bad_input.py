@@ -426,6 +426,7 @@ CASES = [
         r"noise: expected the device of x \(cpu\), got meta",
         lambda i: assign(noise=_x(5, 7, device=META), impl=i),
     ),
+    _case(TypeError, "hard: expected True or False, got str 'no'", lambda i: assign(hard="no", impl=i)),
     _case(TypeError, "seed: expected a 0-d int64 tensor or None, got int", lambda i: assign(seed=3, impl=i)),
     _case(
         TypeError, "seed: expected a 0-d int64 tensor, got int32", lambda i: assign(seed=torch.tensor(3).int(), impl=i)
