@@ -289,7 +289,7 @@ inline void parallel_for(int64_t n, int64_t cost_per_item, const F& f) {
 // indices is a permutation and output_row its inverse: no kernel may rely on that for memory safety.
 struct Plan {
   Tensor indices_tensor, offsets_tensor, output_row_tensor;  // keep the memory alive
-  const int32_t* indices = nullptr;                          // [B, N], nullptr where the op takes none
+  const int32_t* indices = nullptr;                          // [B, N]
   const int32_t* offsets = nullptr;                          // [B, M + 1]
   const int32_t* output_row = nullptr;                       // [B, N]
   int64_t batch = 0, tokens = 0, rows = 0;                   // B, N, M
@@ -308,8 +308,7 @@ inline void check_plan_values(const int32_t* values, int64_t total, int64_t coun
   }
 }
 
-// indices == nullptr: a backward op, which reads only offsets and output_row.
-inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor& output_row) {
+inline Plan make_plan(const Tensor& indices, const Tensor& offsets, const Tensor& output_row) {
   check_rank(offsets, 2, "matching.offsets");
   check_rank(output_row, 2, "matching.output_row");
   check_dtype(offsets, ScalarType::Int, "matching.offsets");
@@ -321,24 +320,20 @@ inline Plan make_plan(const Tensor* indices, const Tensor& offsets, const Tensor
   check(offsets.size(0) == plan.batch && plan.rows >= 0 && plan.rows <= plan.tokens,
         "matching.offsets: expected shape [", plan.batch, ", 1 to ", plan.tokens + 1, "], got [",
         offsets.size(0), ", ", offsets.size(1), "]");
-  if (indices != nullptr) {
-    check_rank(*indices, 2, "matching.indices");
-    check_dtype(*indices, ScalarType::Int, "matching.indices");
-    check(indices->size(0) == plan.batch && indices->size(1) == plan.tokens,
-          "matching.indices: expected shape [", plan.batch, ", ", plan.tokens, "] like output_row, got [",
-          indices->size(0), ", ", indices->size(1), "]");
-    plan.indices_tensor = as_contiguous(*indices);
-    plan.indices = data<const int32_t>(plan.indices_tensor);
-  }
+  check_rank(indices, 2, "matching.indices");
+  check_dtype(indices, ScalarType::Int, "matching.indices");
+  check(indices.size(0) == plan.batch && indices.size(1) == plan.tokens,
+        "matching.indices: expected shape [", plan.batch, ", ", plan.tokens, "] like output_row, got [",
+        indices.size(0), ", ", indices.size(1), "]");
+  plan.indices_tensor = as_contiguous(indices);
+  plan.indices = data<const int32_t>(plan.indices_tensor);
   plan.offsets_tensor = as_contiguous(offsets);
   plan.output_row_tensor = as_contiguous(output_row);
   plan.offsets = data<const int32_t>(plan.offsets_tensor);
   plan.output_row = data<const int32_t>(plan.output_row_tensor);
 
   const int64_t total = plan.batch * plan.tokens;
-  if (plan.indices != nullptr) {
-    check_plan_values(plan.indices, total, plan.tokens, "matching.indices");
-  }
+  check_plan_values(plan.indices, total, plan.tokens, "matching.indices");
   check_plan_values(plan.output_row, total, plan.rows, "matching.output_row");
   for (int64_t b = 0; b < plan.batch; ++b) {
     const int32_t* row = plan.offsets + b * (plan.rows + 1);

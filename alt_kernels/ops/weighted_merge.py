@@ -34,8 +34,8 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
         Merged: x' ``[B, N', C]`` in x's dtype, s' ``[B, N']`` float32.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or device, a plan of another length, or a
-        ``size`` that requires grad. RuntimeError: ``impl`` cannot run here, or the plan's values are no plan.
+        TypeError: a wrong type or dtype. ValueError: a wrong shape or device, a plan of another length or whose
+        values are no plan (read on the CPU), or a ``size`` that requires grad. RuntimeError: ``impl`` cannot run here.
 
     Source: ToMe (arXiv 2210.09461), section 3, "Tracking token size"; ALT, Eq. 2.
     """
@@ -79,7 +79,6 @@ def source_map(matchings: Sequence[Matching]) -> Tensor:
     Raises:
         TypeError: not a sequence of plans.
         ValueError: no plan, or one that does not take what the one before leaves.
-        RuntimeError: a plan whose values are no plan, as far as this chain meets them.
     """
     if isinstance(matchings, Matching) or not isinstance(matchings, Sequence):
         raise TypeError(f"matchings: expected a sequence of plans, got {type(matchings).__name__}")
@@ -172,7 +171,7 @@ def _merge_fake(
 
 
 def _merge_backward_fake(
-    grad: Tensor, size: Tensor | None, merged_size: Tensor, offsets: Tensor, output_row: Tensor
+    grad: Tensor, size: Tensor | None, merged_size: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> Tensor:
     return grad.new_empty((grad.shape[0], output_row.shape[1], grad.shape[2]))
 
@@ -220,6 +219,7 @@ def _norm_backward_fake(
     has_bias: bool,
     size: Tensor | None,
     merged_size: Tensor,
+    indices: Tensor,
     offsets: Tensor,
     output_row: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,8 +241,17 @@ def _save_merge(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
 
 
 def _merge_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    size, merged_size, _indices, offsets, output_row = ctx.saved_tensors
-    return _OPS.weighted_merge_backward(grad, size, merged_size, offsets, output_row), None, None, None, None
+    return _OPS.weighted_merge_backward(grad, *ctx.saved_tensors), None, None, None, None
+
+
+def _save_merge_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, size, _, *plan = inputs
+    ctx.save_for_backward(size, *plan)
+
+
+def _merge_twice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The merge is linear in x, and its adjoint's adjoint is the merge itself."""
+    return _OPS.weighted_merge(grad, *ctx.saved_tensors)[0], *(None,) * 5
 
 
 def _save_unmerge(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -258,7 +267,7 @@ def _unmerge_twice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, residual, size, _indices, offsets, output_row, weight, bias, _eps = inputs
+    x, residual, size, indices, offsets, output_row, weight, bias, _eps = inputs
     merged, _normed, merged_size, mean, rstd = output
     ctx.mark_non_differentiable(merged_size, mean, rstd)
     ctx.dtypes = (
@@ -267,28 +276,19 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
         None if weight is None else weight.dtype,
         None if bias is None else bias.dtype,
     )
-    ctx.save_for_backward(merged, mean, rstd, weight, size, merged_size, offsets, output_row)
+    ctx.save_for_backward(merged, mean, rstd, weight, size, merged_size, indices, offsets, output_row)
 
 
 def _norm_backward(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    merged, mean, rstd, weight, size, merged_size, offsets, output_row = ctx.saved_tensors
-    x, residual, weight_dtype, bias_dtype = ctx.dtypes
+    merged, mean, rstd, weight, size, merged_size, *plan = ctx.saved_tensors
+    x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
+    has_bias = bias_dtype is not None
     grad, grad_weight, grad_bias = _OPS.merge_layer_norm_backward(
-        grad_merged,
-        grad_normed,
-        merged,
-        mean,
-        rstd,
-        weight,
-        bias_dtype is not None,
-        size,
-        merged_size,
-        offsets,
-        output_row,
+        grad_merged, grad_normed, merged, mean, rstd, weight, has_bias, size, merged_size, *plan
     )
     return (
-        grad.to(x),
-        grad.to(residual),
+        grad.to(x_dtype),
+        grad.to(residual_dtype),
         *(None,) * 4,
         None if weight_dtype is None else grad_weight.to(weight_dtype),
         None if bias_dtype is None else grad_bias.to(bias_dtype),
@@ -304,8 +304,8 @@ library.register(
     flops=_no_matmul,
 )
 library.register(
-    "weighted_merge_backward(Tensor grad, Tensor? size, Tensor merged_size, Tensor offsets, Tensor output_row)"
-    " -> Tensor",
+    "weighted_merge_backward(Tensor grad, Tensor? size, Tensor merged_size, Tensor indices, Tensor offsets,"
+    " Tensor output_row) -> Tensor",
     reference=reference.weighted_merge_backward,
     fake=_merge_backward_fake,
     flops=_no_matmul,
@@ -332,7 +332,8 @@ library.register(
 )
 library.register(
     "merge_layer_norm_backward(Tensor grad_merged, Tensor grad_normed, Tensor merged, Tensor mean, Tensor rstd,"
-    " Tensor? weight, bool has_bias, Tensor? size, Tensor merged_size, Tensor offsets, Tensor output_row)"
+    " Tensor? weight, bool has_bias, Tensor? size, Tensor merged_size, Tensor indices, Tensor offsets,"
+    " Tensor output_row)"
     " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     reference=reference.merge_layer_norm_backward,
     fake=_norm_backward_fake,
@@ -342,5 +343,5 @@ library.register_autograd("weighted_merge", _merge_backward, _save_merge)
 library.register_autograd("unmerge", _unmerge_backward, _save_unmerge)
 library.register_autograd("unmerge_backward", _unmerge_twice_backward, _save_unmerge)
 library.register_autograd("merge_layer_norm", _norm_backward, _save_norm)
-for _name in ("weighted_merge_backward", "merge_layer_norm_backward"):
-    library.register_no_second_derivative(_name)
+library.register_autograd("weighted_merge_backward", _merge_twice_backward, _save_merge_backward)
+library.register_no_second_derivative("merge_layer_norm_backward")

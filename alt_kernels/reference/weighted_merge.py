@@ -81,7 +81,7 @@ def weighted_merge(
 
 
 def weighted_merge_backward(
-    grad: Tensor, size: Tensor | None, merged_size: Tensor, offsets: Tensor, output_row: Tensor
+    grad: Tensor, size: Tensor | None, merged_size: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> Tensor:
     """dx_i = (s_i / S_j) dx'_j for i in G(j); exactly dx'_j where j has one token."""
     acc = accumulate_dtype(grad)
@@ -148,6 +148,7 @@ def merge_layer_norm_backward(
     has_bias: bool,
     size: Tensor | None,
     merged_size: Tensor,
+    indices: Tensor,
     offsets: Tensor,
     output_row: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +162,7 @@ def merge_layer_norm_backward(
     g = dn if weight is None else dn * weight.to(acc)
     along = (g - g.mean(-1, keepdim=True) - h * (g * h).mean(-1, keepdim=True)) * rstd[..., None]
     total = (grad_merged.to(acc) + along).to(merged.dtype)
-    grad_input = weighted_merge_backward(total, size, merged_size, offsets, output_row)
+    grad_input = weighted_merge_backward(total, size, merged_size, indices, offsets, output_row)
     nothing = merged.new_zeros(0, dtype=acc)
     grad_weight = nothing if weight is None else (dn * h).sum((0, 1))
     grad_bias = dn.sum((0, 1)) if has_bias else nothing.clone()

@@ -207,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> merge_layer_norm(
     const Tensor x_in, const Tensor residual_in, const std::optional<Tensor> size_in, const Tensor indices,
     const Tensor offsets, const Tensor output_row, const std::optional<Tensor> weight,
     const std::optional<Tensor> bias, double eps) {
-  const Plan plan = make_plan(&indices, offsets, output_row);
+  const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(x_in, plan.batch, plan.tokens, "x");
   check_rows(residual_in, plan.batch, plan.tokens, "residual");
   check(x_in.size(2) == residual_in.size(2), "residual must have the channels of x (", x_in.size(2),

@@ -123,9 +123,9 @@ Tensor summed(const Scratch<Acc>& partial, int64_t blocks, int64_t first, int64_
 std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
     const Tensor grad_merged_in, const Tensor grad_normed_in, const Tensor merged_in, const Tensor mean_in,
     const Tensor rstd_in, const std::optional<Tensor> weight, bool has_bias,
-    const std::optional<Tensor> size_in, const Tensor merged_size_in, const Tensor offsets,
-    const Tensor output_row) {
-  const Plan plan = make_plan(nullptr, offsets, output_row);
+    const std::optional<Tensor> size_in, const Tensor merged_size_in, const Tensor indices,
+    const Tensor offsets, const Tensor output_row) {
+  const Plan plan = make_plan(indices, offsets, output_row);
   const ScalarType dtype = merged_in.scalar_type();
   check_rows(merged_in, plan.batch, plan.rows, "merged");
   const int64_t channels = merged_in.size(2);

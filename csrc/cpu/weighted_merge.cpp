@@ -30,7 +30,7 @@ ALT_INLINE void for_rows(int64_t begin, int64_t end, int64_t rows, const F& f) {
 std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional<Tensor> size_in,
                                           const Tensor indices, const Tensor offsets,
                                           const Tensor output_row) {
-  const Plan plan = make_plan(&indices, offsets, output_row);
+  const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(x_in, plan.batch, plan.tokens, "x");
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
   const Tensor x = as_rows_contiguous(x_in);
@@ -79,8 +79,9 @@ std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional
 }
 
 Tensor weighted_merge_backward(const Tensor grad_in, const std::optional<Tensor> size_in,
-                               const Tensor merged_size_in, const Tensor offsets, const Tensor output_row) {
-  const Plan plan = make_plan(nullptr, offsets, output_row);
+                               const Tensor merged_size_in, const Tensor indices, const Tensor offsets,
+                               const Tensor output_row) {
+  const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(grad_in, plan.batch, plan.rows, "grad");
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
   const Tensor merged_size = checked_merged_size(merged_size_in, plan);
@@ -116,7 +117,7 @@ Tensor weighted_merge_backward(const Tensor grad_in, const std::optional<Tensor>
 }
 
 Tensor unmerge(const Tensor x_in, const Tensor indices, const Tensor offsets, const Tensor output_row) {
-  const Plan plan = make_plan(&indices, offsets, output_row);
+  const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(x_in, plan.batch, plan.rows, "x");
   const Tensor x = as_rows_contiguous(x_in);
   const int64_t channels = x.size(2);
@@ -138,7 +139,7 @@ Tensor unmerge(const Tensor x_in, const Tensor indices, const Tensor offsets, co
 
 Tensor unmerge_backward(const Tensor grad_in, const Tensor indices, const Tensor offsets,
                         const Tensor output_row) {
-  const Plan plan = make_plan(&indices, offsets, output_row);
+  const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(grad_in, plan.batch, plan.tokens, "grad");
   const Tensor grad = as_rows_contiguous(grad_in);
   const int64_t channels = grad.size(2);

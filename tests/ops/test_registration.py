@@ -66,7 +66,7 @@ def _weighted_merge(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
 def _weighted_merge_backward(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
     for x, size, *plan in _weighted_merge(dtype, strided):
         merged, merged_size = OPS["weighted_merge"].reference(x, size, *plan)
-        yield _random(*merged.shape, dtype=dtype, strided=strided), size, merged_size, plan[1], plan[2]
+        yield _random(*merged.shape, dtype=dtype, strided=strided), size, merged_size, *plan
 
 
 def _unmerge(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
@@ -96,7 +96,7 @@ def _merge_layer_norm_backward(dtype: torch.dtype, strided: bool) -> Iterator[Ar
             x, residual, size, indices, offsets, row, weight, bias, eps
         )
         grads = [_random(*t.shape, dtype=t.dtype, strided=strided) for t in (merged, normed)]
-        yield *grads, merged, mean, rstd, weight, bias is not None, size, merged_size, offsets, row
+        yield *grads, merged, mean, rstd, weight, bias is not None, size, merged_size, indices, offsets, row
 
 
 def _proportional_attention(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
@@ -148,6 +148,7 @@ SAMPLES: dict[str, Callable[[torch.dtype, bool], Iterator[Args]]] = {
     "gumbel_assignment": _gumbel_assignment,
     "gumbel_assignment_backward": _gumbel_assignment_backward,
 }
+LINEAR = ("unmerge_backward", "weighted_merge_backward")
 DIFFERENTIABLE = [n for n in OPS if not n.endswith("_backward") and n not in NOT_DIFFERENTIABLE]
 
 
@@ -285,7 +286,7 @@ def test_outputs_without_a_gradient_are_marked(name: str) -> None:
         assert all(t.requires_grad for t in results if t.numel())
 
 
-@pytest.mark.parametrize("name", [n for n in OPS if n.endswith("_backward") and n != "unmerge_backward"])
+@pytest.mark.parametrize("name", [n for n in OPS if n.endswith("_backward") and n not in LINEAR])
 def test_second_derivative_raises_a_sentence(name: str) -> None:
     args = next(iter(SAMPLES[name](torch.float64, False)))
     results = _as_tuple(_op(name)(*_inputs_with_grad(name, args)))
@@ -326,11 +327,13 @@ def test_backward_formulas_are_the_derivative_of_the_reference(name: str, monkey
     assert calls
 
 
-def test_second_derivative_of_unmerge() -> None:
-    """It is linear both ways, so it has every derivative."""
-    x, *plan = next(iter(_unmerge(torch.float64, False)))
-    x.requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda t: _op("unmerge")(t, *plan), (x,))
+@pytest.mark.parametrize("name", ["unmerge", "weighted_merge"])
+def test_second_derivative_of_what_is_linear(name: str) -> None:
+    """Linear both ways, so they have every derivative."""
+    for x, *rest in SAMPLES[name](torch.float64, False):
+        if x.numel():
+            leaf = x.requires_grad_()
+            assert torch.autograd.gradgradcheck(lambda t, rest=rest: _as_tuple(_op(name)(t, *rest))[0], (leaf,))
 
 
 def test_registering_twice_raises() -> None:

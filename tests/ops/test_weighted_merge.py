@@ -320,7 +320,7 @@ def test_backward_formulas_are_the_derivatives(weighted: bool) -> None:
     merged, merged_size = reference.weighted_merge(x, size, *plan)
     grad = torch.randn_like(merged)
     (by_autograd,) = torch.autograd.grad(merged, x, grad)
-    by_formula = reference.weighted_merge_backward(grad, size, merged_size, plan.offsets, plan.output_row)
+    by_formula = reference.weighted_merge_backward(grad, size, merged_size, *plan)
     torch.testing.assert_close(by_formula, by_autograd, rtol=1e-13, atol=1e-13)
     y = torch.randn(2, 17, 4, dtype=torch.float64, requires_grad=True)
     back = reference.unmerge(y, *plan)

@@ -263,7 +263,7 @@ def test_backward_formula_is_the_derivative(which: str) -> None:
     by_autograd = torch.autograd.grad((merged, normed), leaves, (dm, dn))
     with torch.no_grad():
         grad, grad_weight, grad_bias = reference.merge_layer_norm_backward(
-            dm, dn, merged, mean, rstd, weight, bias is not None, size, merged_size, plan.offsets, plan.output_row
+            dm, dn, merged, mean, rstd, weight, bias is not None, size, merged_size, *plan
         )
     by_formula = [grad, grad]
     for given, value in ((weight, grad_weight), (bias, grad_bias)):
