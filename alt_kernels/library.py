@@ -2,12 +2,14 @@
 
 Every op is defined once, in Python, under ``torch.ops.alt_kernels``, with its schema, its fake, its FLOP formula
 and its reference implementation for any device. The compiled library, where there is one, only adds faster
-implementations under the CPU key. So an op exists, differentiates, compiles and is counted whether or not
-anything was compiled.
+implementations under the CPU key, and Triton, where it is installed, under the CUDA key. So an op exists,
+differentiates, compiles and is counted whether or not there is anything but torch.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from .types import Impl
 
 NAMESPACE = "alt_kernels"
 _DISABLE = "ALT_KERNELS_DISABLE_CPP"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # looked for, not imported
 
 
 class Backend(NamedTuple):
@@ -37,6 +40,7 @@ class Op(NamedTuple):
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     flops: Callable[..., int]
+    triton: str | None = None
 
 
 OPS: dict[str, Op] = {}
@@ -50,6 +54,7 @@ def register(
     fake: Callable[..., Any],
     flops: Callable[..., int],
     cpu: Callable[..., Any] | None = None,
+    triton: str | None = None,
 ) -> None:
     """Define ``alt_kernels::<schema>``.
 
@@ -59,6 +64,7 @@ def register(
         fake: shapes and dtypes of the results (no computation).
         flops: 2 x multiply-accumulates from shapes, as ``torch.utils.flop_counter`` calls it.
         cpu: a Python implementation for the CPU key, where the kernel is a library's rather than ours in C++.
+        triton: the module of ``alt_kernels.triton`` whose function of the op's name runs on CUDA tensors.
     """
     name = schema.split("(", 1)[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -66,9 +72,22 @@ def register(
     _library.impl(name, reference, "CompositeExplicitAutograd")
     if cpu is not None:
         _library.impl(name, cpu, "CPU")
+    if triton is not None and _HAS_TRITON:
+        _library.impl(name, _launcher(name, triton, reference), "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
-    OPS[name] = Op(schema, reference, fake, flops)
+    OPS[name] = Op(schema, reference, fake, flops, triton)
+
+
+def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The CUDA implementation: Triton and the kernels are imported when the first CUDA tensor comes."""
+
+    def launch(*args: Any) -> Any:
+        if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
+            return reference(*args)  # double is for checking gradients; the kernels have no such path
+        return getattr(importlib.import_module(f".triton.{module}", __package__), name)(*args)
+
+    return launch
 
 
 def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
@@ -116,20 +135,28 @@ def backends() -> dict[str, Backend]:
 
     Returns:
         ``{"reference": ..., "cpp": ..., "triton": ..., "cuda": ...}``; each a ``Backend(available, reason)``.
-        ``impl="auto"`` takes C++ on CPU tensors where it is available and the reference elsewhere.
+        ``impl="auto"`` takes C++ on CPU tensors and Triton on CUDA tensors where they are available, and the
+        reference elsewhere.
 
     Example:
         >>> import alt_kernels
         >>> alt_kernels.backends()["reference"].available
         True
     """
-    missing = f"this version of {NAMESPACE} has no {{}} kernels; CUDA tensors run the plain-torch reference"
     return {
         "reference": Backend(True, "plain torch, any device"),
         "cpp": _compiled,
-        "triton": Backend(False, missing.format("Triton")),
-        "cuda": Backend(False, missing.format("CUDA")),
+        "triton": _triton(),
+        "cuda": Backend(False, f"this version of {NAMESPACE} has no CUDA C++ kernels; CUDA tensors run Triton's"),
     }
+
+
+def _triton() -> Backend:
+    if not _HAS_TRITON:
+        return Backend(False, "Triton is not installed; CUDA tensors run the plain-torch reference")
+    if not torch.cuda.is_available():
+        return Backend(False, "torch sees no CUDA device")
+    return Backend(True, "runs on CUDA tensors, except in float64, which the plain-torch reference takes")
 
 
 def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool:
@@ -155,4 +182,11 @@ def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool
         if needs_compiled and not _compiled.available:
             raise RuntimeError(f"impl: 'cpp' is not available: {_compiled.reason.split(';')[0]}")
         return False
-    raise RuntimeError(f"impl: {impl!r} is not available: {backends()[impl].reason.split(';')[0]}")
+    backend = backends()[impl]
+    if not backend.available:
+        raise RuntimeError(f"impl: {impl!r} is not available: {backend.reason.split(';')[0]}")
+    if x.device.type != "cuda":
+        raise ValueError(f"impl: {impl!r} runs on CUDA tensors, got a tensor on {x.device}")
+    if x.dtype == torch.float64:
+        raise TypeError(f"impl: {impl!r} works in float32, float16 and bfloat16, got float64")
+    return False
