@@ -1,0 +1,262 @@
+r"""The derivative of proportional attention in Triton: deterministic, no atomics, never an M x N tensor.
+
+With P = exp(scores - lse) computed again, dP = dO V^T and delta = rowsum(dO out) = rowsum(P dP):
+
+    dV = P^T dO,   dS = P (dP - delta),   dQ = dS K scale,   dK = dS^T Q scale.
+
+Where the keys of a head fit one tile, one program does the whole head and each product is computed once: all keys are
+there, so that delta is rowsum(P dP), ``out`` is not read at all, and dQ needs no sum over programs. Floor 7 x M D
+elements a head for M = N (q, k, v, dO in; dq, dk, dv out), 10 M N D floating point operations. Otherwise one
+kernel goes over tiles of queries for dQ (and delta), a second one over tiles of keys for dK and dV: P and dP are
+computed twice, 14 M N D operations.
+
+The kernel over keys works on transposed tiles ``[BN, BM]``: with 256 keys and 32 queries that is the shape whose
+matrix instructions (64 rows or more) leave room in the registers for the sums of dK and dV.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import AotCase
+from .host import refuse_double, unit_stride
+from .proportional_attention import (
+    LAUNCHES,
+    LOG2_E,
+    bucket,
+    check_depth,
+    heads_last,
+    key_bias,
+    load_rows,
+    logits,
+    precision,
+    store_rows,
+    width,
+)
+from .tuning import config, shipped
+
+STEM = "proportional_attention_backward"
+LOG2_E_DEVICE = tl.constexpr(LOG2_E)
+
+
+@triton.jit
+def _load_lse(lse_row, row, live):
+    """The rows' log2-sum-exp2; +inf, which makes P zero, past the end and for a row without any key."""
+    lse = tl.load(lse_row + row, mask=live, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E_DEVICE)
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "heads"])
+def _backward_queries(
+    grad_ptr,  # [B, H, M, D], strides (g_b, g_h, g_n, 1)
+    q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)
+    k_ptr,  # [B, H, N, D], strides (k_b, k_h, k_n, 1)
+    v_ptr,  # [B, H, N, D], strides (v_b, v_h, v_n, 1)
+    size_ptr,  # [B, N] float32, read where HAS_SIZE
+    out_ptr,  # [B, H, M, D], strides (o_b, o_h, o_n, 1)
+    lse_ptr,  # [B, H, M] float32
+    delta_ptr,  # [B, H, M] float32, written
+    dq_ptr,  # [B, M, H, D] contiguous, written
+    queries,
+    keys,
+    heads,
+    g_b,
+    g_h,
+    g_n,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    o_b,
+    o_h,
+    o_n,
+    scale,
+    scale_log2,  # scale times log2(e)
+    HAS_SIZE: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: dQ and delta of BM queries of one head, its keys in tiles of BN."""
+    tiles = tl.cdiv(queries, BM)
+    program = tl.program_id(0)
+    pair = (program // tiles).to(tl.int64)
+    image = pair // heads
+    head = pair % heads
+    row = (program % tiles) * BM + tl.arange(0, BM)
+    live = row < queries
+    grad = load_rows(grad_ptr + image * g_b + head * g_h, row, g_n, live, D, BD)  # [BM, BD]
+    out = load_rows(out_ptr + image * o_b + head * o_h, row, o_n, live, D, BD)  # [BM, BD]
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)  # [BM]
+    tl.store(delta_ptr + pair * queries + row, delta, mask=live)
+    q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
+    lse = _load_lse(lse_ptr + pair * queries, row, live)
+    dq = tl.zeros([BM, BD], tl.float32)
+    for first in range(0, keys, BN):
+        key = first + tl.arange(0, BN)
+        k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, key < keys, D, BD)  # [BN, BD]
+        v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, key < keys, D, BD)  # [BN, BD]
+        s = logits(q, k, size_ptr + image * keys, key, keys, scale_log2, HAS_SIZE, PRECISION)  # [BM, BN]
+        p = tl.exp2(s - lse[:, None])
+        dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
+        ds = p * (dp - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    store_rows(dq_ptr + (image * queries * heads + head) * D, row, heads * D, live, dq * scale, D, BD)
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "heads"])
+def _backward_keys(
+    grad_ptr,  # [B, H, M, D], strides (g_b, g_h, g_n, 1)
+    q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)
+    k_ptr,  # [B, H, N, D], strides (k_b, k_h, k_n, 1)
+    v_ptr,  # [B, H, N, D], strides (v_b, v_h, v_n, 1)
+    size_ptr,  # [B, N] float32, read where HAS_SIZE
+    lse_ptr,  # [B, H, M] float32
+    delta_ptr,  # [B, H, M] float32, read unless WHOLE_HEAD
+    dq_ptr,  # [B, M, H, D] contiguous, written where WHOLE_HEAD
+    dk_ptr,  # [B, N, H, D] contiguous, written
+    dv_ptr,  # [B, N, H, D] contiguous, written
+    queries,
+    keys,
+    heads,
+    g_b,
+    g_h,
+    g_n,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    scale,
+    scale_log2,  # scale times log2(e)
+    HAS_SIZE: tl.constexpr,
+    WHOLE_HEAD: tl.constexpr,  # N <= BN: this program sees every key of its queries
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program: dK and dV of BN keys of one head, its queries in tiles of BM; with WHOLE_HEAD their dQ as well."""
+    tiles = tl.cdiv(keys, BN)
+    program = tl.program_id(0)
+    pair = (program // tiles).to(tl.int64)
+    image = pair // heads
+    head = pair % heads
+    key = (program % tiles) * BN + tl.arange(0, BN)
+    exists = key < keys
+    k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, exists, D, BD)  # [BN, BD]
+    v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, exists, D, BD)  # [BN, BD]
+    bias = key_bias(size_ptr + image * keys, key, keys, HAS_SIZE)  # [BN]
+    dk = tl.zeros([BN, BD], tl.float32)
+    dv = tl.zeros([BN, BD], tl.float32)
+    for first in range(0, queries, BM):
+        row = first + tl.arange(0, BM)
+        live = row < queries
+        q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
+        grad = load_rows(grad_ptr + image * g_b + head * g_h, row, g_n, live, D, BD)  # [BM, BD]
+        lse = _load_lse(lse_ptr + pair * queries, row, live)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + bias[:, None]  # [BN, BM]
+        p = tl.exp2(s - lse[None, :])
+        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)  # [BN, BM]
+        if WHOLE_HEAD:
+            delta = tl.sum(p * dp, 0)
+        else:
+            delta = tl.load(delta_ptr + pair * queries + row, mask=live, other=0.0)
+        ds = (p * (dp - delta[None, :])).to(q.dtype)  # [BN, BM]
+        dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+        if WHOLE_HEAD:
+            dq = tl.dot(tl.trans(k), ds, input_precision=PRECISION)  # [BD, BM]
+            base = dq_ptr + (image * queries * heads + head) * D
+            store_rows(base, row, heads * D, live, tl.trans(dq) * scale, D, BD)
+    base = (image * keys * heads + head) * D
+    store_rows(dk_ptr + base, key, heads * D, exists, dk * scale, D, BD)
+    store_rows(dv_ptr + base, key, heads * D, exists, dv, D, BD)
+
+
+def proportional_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    size: Tensor | None,
+    out: Tensor,
+    logsumexp: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    refuse_double(q)
+    check_depth(q)
+    grad, q, k, v = unit_stride(grad), unit_stride(q), unit_stride(k), unit_stride(v)
+    logsumexp = logsumexp.contiguous()
+    batch, heads, queries, depth = q.shape
+    keys = k.shape[2]
+    dq, dk, dv = heads_last(q, queries), heads_last(k, keys), heads_last(v, keys)
+    if q.numel() == 0 or k.numel() == 0:  # a sum over no query or over no key
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    tuned = config(STEM, depth=width(depth), bytes=q.element_size(), keys=bucket(keys))
+    whole_head = bool(tuned["whole_head"]) and keys <= tuned["key_cols"]
+    sizes = q if size is None else size.contiguous()
+    common = {
+        "HAS_SIZE": size is not None, "D": depth, "BD": width(depth), "PRECISION": precision(q.dtype),
+    }  # fmt: skip
+    strides = (*grad.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    delta = logsumexp
+    if not whole_head:
+        out = unit_stride(out)
+        delta = torch.empty_like(logsumexp)
+        _backward_queries[(batch * heads * triton.cdiv(queries, tuned["query_rows"]),)](
+            grad, q, k, v, sizes, out, logsumexp, delta, dq, queries, keys, heads,
+            *strides, *out.stride()[:3], scale, scale * LOG2_E, **common, BM=tuned["query_rows"], BN=tuned["query_cols"],
+            num_warps=tuned["query_num_warps"], num_stages=tuned["query_num_stages"],
+        )  # fmt: skip
+    _backward_keys[(batch * heads * triton.cdiv(keys, tuned["key_cols"]),)](
+        grad, q, k, v, sizes, logsumexp, delta, dq, dk, dv, queries, keys, heads,
+        *strides, scale, scale * LOG2_E, **common, WHOLE_HEAD=whole_head, BM=tuned["key_rows"], BN=tuned["key_cols"],
+        num_warps=tuned["key_num_warps"], num_stages=tuned["key_num_stages"],
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def _aot() -> list[AotCase]:
+    cases: dict[str, AotCase] = {}
+    integers = ("queries", "keys", "heads")
+    for depth, dtype, keys in LAUNCHES:
+        for tuned in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
+            whole_head = bool(tuned["whole_head"]) and keys <= tuned["key_cols"]
+            for side in ("key",) if whole_head else ("query", "key"):
+                over_keys = side == "key"
+                halves = ("grad", "q", "k", "v", "dq", *(("dk", "dv") if over_keys else ("out",)))
+                signature = {f"{name}_ptr": f"*{dtype}" for name in halves}
+                signature |= {f"{name}_ptr": "*fp32" for name in ("size", "lse", "delta")}
+                signature |= dict.fromkeys(integers, "i32")
+                signature |= {f"{name}_{axis}": "i32" for name in ("gqkv" if over_keys else "gqkvo") for axis in "bhn"}
+                signature |= {"scale": "fp32", "scale_log2": "fp32"}
+                rows, cols = tuned[f"{side}_rows"], tuned[f"{side}_cols"]
+                constants = {
+                    "HAS_SIZE": True, "D": depth, "BD": width(depth), "BM": rows, "BN": cols,
+                    "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+                } | ({"WHOLE_HEAD": whole_head} if over_keys else {})  # fmt: skip
+                kernel = _backward_keys if over_keys else _backward_queries
+                what = "whole head" if whole_head else "keys" if over_keys else "queries"
+                warps, stages = tuned[f"{side}_num_warps"], tuned[f"{side}_num_stages"]
+                name = f"backward {what} {rows}x{cols} D={depth} {dtype} {warps} warps {stages} stages"
+                cases[name] = AotCase(name, kernel, signature, constants, warps, stages, dots=dtype != "fp32")
+    return list(cases.values())
+
+
+AOT: list[AotCase] = _aot()
