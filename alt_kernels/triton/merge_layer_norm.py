@@ -1,10 +1,13 @@
 """Residual + merge + LayerNorm in one pass, and its derivative in two, in Triton; no atomics.
 
 Symbols: B images, N input tokens, N' output rows, C channels, R rows a program works on, BC >= C its width,
-G programs of the backward, a constant so that sums have the same order, hence the same bits, on every GPU.
+G programs of the backward, a constant of the configuration: with it the order of the sums over all rows, hence their
+bits, depend on the shape alone.
 
 Forward floor: reads x and residual, writes x' and its norm, 2 (N + N') C elements an image: less than residual + LN
-without merging (4 N C). Backward: reads dx', dn and x', writes dx once for x and residual both.
+without merging (4 N C). Backward: reads dx', dn and x' (3 N' C), writes dx once for x and residual both (N C).
+
+A plan's values are trusted: reading them back to check them would stop the GPU's queue.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tuning import config
-from .weighted_merge import _unit_stride, refuse_double
+from .aot_case import AotCase
+from .host import refuse_double, unit_stride
+from .tuning import config, shipped
 
-PROGRAMS = 264  # G: two for each multiprocessor of the largest GPU we target
+SUM_ROWS, SUM_CHANNELS = 64, 32  # the tile that adds up the G partial sums; 128 bytes of a row at a time
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -49,58 +53,60 @@ def _merge_norm(
     BC: tl.constexpr,
 ):
     """One program: R output rows of one image, all channels."""
-    image = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * R + tl.arange(0, R)
+    tiles = tl.cdiv(rows, R)
+    image = (tl.program_id(0) // tiles).to(tl.int64)  # in one dimension: the others end at 65,535 programs
+    row = (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     live = row < rows
     channel = tl.arange(0, BC)
     in_width = channel < C
     first = tl.load(offsets_ptr + image * (rows + 1) + row, mask=live, other=0)
     last = tl.load(offsets_ptr + image * (rows + 1) + row + 1, mask=live, other=0)
-    count = last - first
+    count = last - first  # [R]
 
-    token = tl.load(indices_ptr + image * tokens + first, mask=count > 0, other=0).to(tl.int64)
-    tile = (count > 0)[:, None] & in_width[None, :]
+    token = tl.load(indices_ptr + image * tokens + first, mask=live, other=0).to(tl.int64)
+    tile = live[:, None] & in_width[None, :]
     own = tl.load(x_ptr + image * x_b + token[:, None] * x_n + channel[None, :], mask=tile, other=0.0).to(tl.float32)
     own += tl.load(residual_ptr + image * y_b + token[:, None] * y_n + channel[None, :], mask=tile, other=0.0).to(
         tl.float32
-    )
+    )  # [R, BC]
+    merged = own  # a row of one token is neither multiplied nor divided
     if HAS_SIZE:
-        weight = tl.load(size_ptr + image * tokens + token, mask=count > 0, other=0.0)
+        weight = tl.load(size_ptr + image * tokens + token, mask=live, other=0.0)
     else:
-        weight = tl.where(count > 0, 1.0, 0.0)
-    total = weight
-    acc = own * weight[:, None]
+        weight = tl.full([R], 1.0, tl.float32)
+    total = weight  # [R]
 
-    step = 1
     longest = tl.max(count, 0)
-    while step < longest:
-        more = step < count
-        token = tl.load(indices_ptr + image * tokens + first + step, mask=more, other=0).to(tl.int64)
-        tile = more[:, None] & in_width[None, :]
-        part = tl.load(x_ptr + image * x_b + token[:, None] * x_n + channel[None, :], mask=tile, other=0.0).to(
-            tl.float32
-        )
-        part += tl.load(residual_ptr + image * y_b + token[:, None] * y_n + channel[None, :], mask=tile, other=0.0).to(
-            tl.float32
-        )
-        if HAS_SIZE:
-            weight = tl.load(size_ptr + image * tokens + token, mask=more, other=0.0)
-        else:
-            weight = tl.where(more, 1.0, 0.0)
-        total += weight
-        acc += part * weight[:, None]
-        step += 1
+    if longest > 1:  # what the groups of this tile have beside each row's own token: in most tiles nothing
+        single = count == 1
+        acc = own * tl.where(single, 1.0, weight)[:, None]
+        step = 1
+        while step < longest:
+            more = step < count
+            token = tl.load(indices_ptr + image * tokens + first + step, mask=more, other=0).to(tl.int64)
+            part_tile = more[:, None] & in_width[None, :]
+            at = token[:, None] * x_n + channel[None, :]
+            part = tl.load(x_ptr + image * x_b + at, mask=part_tile, other=0.0).to(tl.float32)
+            at = token[:, None] * y_n + channel[None, :]
+            part += tl.load(residual_ptr + image * y_b + at, mask=part_tile, other=0.0).to(tl.float32)
+            if HAS_SIZE:
+                weight = tl.load(size_ptr + image * tokens + token, mask=more, other=0.0)
+            else:
+                weight = tl.where(more, 1.0, 0.0)
+            total += weight
+            acc += part * weight[:, None]
+            step += 1
+        nonzero = total != 0.0
+        # Times 1 is exact, so a row of one token among others needs no tile of its own to be kept for it.
+        inverse = tl.where(single, 1.0, 1.0 / tl.where(nonzero, total, 1.0))
+        merged = tl.where((single | nonzero)[:, None], acc * inverse[:, None], 0.0)
 
-    nonzero = total != 0.0
-    merged = tl.where(nonzero[:, None], acc / tl.where(nonzero, total, 1.0)[:, None], 0.0)
-    merged = tl.where((count == 1)[:, None], own, merged).to(out_ptr.dtype.element_ty)
+    stored = merged.to(out_ptr.dtype.element_ty)
     target = (image * rows + row)[:, None] * C + channel[None, :]
-    tile = live[:, None] & in_width[None, :]
-    tl.store(out_ptr + target, merged, mask=tile)
+    tl.store(out_ptr + target, stored, mask=tile)
     tl.store(out_size_ptr + image * rows + row, total, mask=live)
 
-    # The norm is that of x' as stored: of the rounded value.
-    value = tl.where(tile, merged.to(tl.float32), 0.0)
+    value = stored.to(tl.float32)  # the norm is that of x' as stored; outside the width it is 0
     mean = tl.sum(value, 1) / C
     centred = tl.where(tile, value - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + eps)
@@ -119,11 +125,11 @@ def _merge_norm_backward(
     grad_merged_ptr,  # [B, N', C] contiguous
     grad_normed_ptr,  # [B, N', C] contiguous
     merged_ptr,  # [B, N', C] contiguous
-    mean_ptr,  # [B, N']
-    rstd_ptr,  # [B, N']
+    mean_ptr,  # [B, N'] float32
+    rstd_ptr,  # [B, N'] float32
     weight_ptr,  # [C], read where HAS_WEIGHT
-    size_ptr,  # [B, N], read where HAS_SIZE
-    merged_size_ptr,  # [B, N']
+    size_ptr,  # [B, N] float32, read where HAS_SIZE
+    merged_size_ptr,  # [B, N'] float32
     indices_ptr,  # [B, N] int32: tokens grouped by row
     offsets_ptr,  # [B, N' + 1] int32
     grad_ptr,  # [B, N, C] contiguous
@@ -137,10 +143,9 @@ def _merge_norm_backward(
     HAS_SIZE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
-    R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program of G: every G-th tile of R output rows; writes dx of their tokens and one partial sum of dw, db."""
+    """One program of G: every G-th row of all images; writes dx of its tokens and the program's own sums for dw, db."""
     program = tl.program_id(0)
     channel = tl.arange(0, BC)
     in_width = channel < C
@@ -148,56 +153,96 @@ def _merge_norm_backward(
     sum_bias = tl.zeros([BC], tl.float32)
     if HAS_WEIGHT:
         scale = tl.load(weight_ptr + channel, mask=in_width, other=0.0).to(tl.float32)
-    tiles = tl.cdiv(rows, R)
-    work = program.to(tl.int64)
-    while work < batch * tiles:
-        image = work // tiles
-        row = (work % tiles) * R + tl.arange(0, R)
-        live = row < rows
-        tile = live[:, None] & in_width[None, :]
-        at = (image * rows + row)[:, None] * C + channel[None, :]
-        mean = tl.load(mean_ptr + image * rows + row, mask=live, other=0.0)
-        rstd = tl.load(rstd_ptr + image * rows + row, mask=live, other=0.0)
-        merged = tl.load(merged_ptr + at, mask=tile, other=0.0).to(tl.float32)
-        dn = tl.load(grad_normed_ptr + at, mask=tile, other=0.0).to(tl.float32)
-        h = tl.where(tile, (merged - mean[:, None]) * rstd[:, None], 0.0)
-        if HAS_WEIGHT:
-            g = dn * scale[None, :]
-            sum_weight += tl.sum(dn * h, 0)
-        else:
-            g = dn
-        if HAS_BIAS:
-            sum_bias += tl.sum(dn, 0)
-        along = (g - tl.sum(g, 1)[:, None] / C - h * (tl.sum(g * h, 1) / C)[:, None]) * rstd[:, None]
-        total = along + tl.load(grad_merged_ptr + at, mask=tile, other=0.0).to(tl.float32)
-        total = total.to(grad_ptr.dtype.element_ty)  # rounded as the reference rounds it, before the share
+    total_rows = batch * rows
 
-        first = tl.load(offsets_ptr + image * (rows + 1) + row, mask=live, other=0)
-        last = tl.load(offsets_ptr + image * (rows + 1) + row + 1, mask=live, other=0)
-        count = last - first
-        group = tl.load(merged_size_ptr + image * rows + row, mask=live, other=0.0)
-        nonzero = group != 0.0
-        step = 0
-        longest = tl.max(count, 0)
-        while step < longest:
-            member = step < count
-            token = tl.load(indices_ptr + image * tokens + first + step, mask=member, other=0)
-            if HAS_SIZE:
-                weight = tl.load(size_ptr + image * tokens + token, mask=member, other=0.0)
-            else:
-                weight = tl.full([R], 1.0, tl.float32)
-            share = tl.where(nonzero, weight / tl.where(nonzero, group, 1.0), 0.0)
-            value = (total.to(tl.float32) * share[:, None]).to(total.dtype)
-            value = tl.where((count == 1)[:, None], total, value)
-            target = (image * tokens + token)[:, None] * C + channel[None, :]
-            tl.store(grad_ptr + target, value, mask=member[:, None] & in_width[None, :])
-            step += 1
+    # What the next row needs is read while this one is worked on: its sums are barriers, which no read is moved across.
+    work = program
+    at = work.to(tl.int64)
+    merged_next = tl.load(merged_ptr + at * C + channel, mask=in_width, other=0.0)  # [BC]
+    dn_next = tl.load(grad_normed_ptr + at * C + channel, mask=in_width, other=0.0)
+    dm_next = tl.load(grad_merged_ptr + at * C + channel, mask=in_width, other=0.0)
+    mean_next = tl.load(mean_ptr + at)
+    rstd_next = tl.load(rstd_ptr + at)
+    while work < total_rows:
+        merged, dn, dm = merged_next.to(tl.float32), dn_next.to(tl.float32), dm_next.to(tl.float32)
+        mean, rstd = mean_next, rstd_next
+        image = (work // rows).to(tl.int64)
+        at = work.to(tl.int64)
+        first = tl.load(offsets_ptr + at + image)  # image * (rows + 1) + row
+        last = tl.load(offsets_ptr + at + image + 1)
+        token = tl.load(indices_ptr + image * tokens + first).to(tl.int64)
+        group = tl.load(merged_size_ptr + at)
+        weight = 1.0
+        if HAS_SIZE:
+            weight = tl.load(size_ptr + image * tokens + token)
         work += programs
+        at = work.to(tl.int64)
+        more = work < total_rows
+        merged_next = tl.load(merged_ptr + at * C + channel, mask=in_width & more, other=0.0)
+        dn_next = tl.load(grad_normed_ptr + at * C + channel, mask=in_width & more, other=0.0)
+        dm_next = tl.load(grad_merged_ptr + at * C + channel, mask=in_width & more, other=0.0)
+        mean_next = tl.load(mean_ptr + at, mask=more, other=0.0)
+        rstd_next = tl.load(rstd_ptr + at, mask=more, other=0.0)
+
+        h = tl.where(in_width, (merged - mean) * rstd, 0.0)
+        g = dn
+        if HAS_WEIGHT:
+            g = dn * scale
+            sum_weight += dn * h
+        if HAS_BIAS:
+            sum_bias += dn
+        along = (g - tl.sum(g, 0) / C - h * (tl.sum(g * h, 0) / C)) * rstd
+        total = (dm + along).to(grad_ptr.dtype.element_ty)  # rounded as the reference rounds it, before the share
+
+        place = first
+        while token >= 0:  # not `place < last`, which the compiler unrolls at the price of registers
+            share = tl.where(group != 0.0, weight / tl.where(group != 0.0, group, 1.0), 0.0)
+            share = tl.where(last - first == 1, 1.0, share)  # times 1 is exact: the derivative of a copy is a copy
+            value = (total.to(tl.float32) * share).to(total.dtype)
+            tl.store(grad_ptr + (image * tokens + token) * C + channel, value, mask=in_width)
+            place += 1
+            token = tl.load(indices_ptr + image * tokens + place, mask=place < last, other=-1).to(tl.int64)
+            if HAS_SIZE:
+                weight = tl.load(size_ptr + image * tokens + token, mask=place < last, other=0.0)
     at = program.to(tl.int64) * C + channel
     if HAS_WEIGHT:
         tl.store(partial_weight_ptr + at, sum_weight, mask=in_width)
     if HAS_BIAS:
         tl.store(partial_bias_ptr + at, sum_bias, mask=in_width)
+
+
+@triton.jit(do_not_specialize=["programs"])
+def _sum_partials(
+    partial_weight_ptr,  # [G, C] float32, read where HAS_WEIGHT
+    partial_bias_ptr,  # [G, C] float32, read where HAS_BIAS
+    grad_weight_ptr,  # [C] float32
+    grad_bias_ptr,  # [C] float32
+    programs,
+    C: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One program: BC channels of dw and db, the sums over the G partial rows, R at a time in their order."""
+    channel = tl.program_id(0) * BC + tl.arange(0, BC)
+    in_width = channel < C
+    sum_weight = tl.zeros([R, BC], tl.float32)
+    sum_bias = tl.zeros([R, BC], tl.float32)
+    start = 0
+    while start < programs:
+        row = start + tl.arange(0, R)
+        at = row[:, None] * C + channel[None, :]
+        tile = (row < programs)[:, None] & in_width[None, :]
+        if HAS_WEIGHT:
+            sum_weight += tl.load(partial_weight_ptr + at, mask=tile, other=0.0)
+        if HAS_BIAS:
+            sum_bias += tl.load(partial_bias_ptr + at, mask=tile, other=0.0)
+        start += R
+    if HAS_WEIGHT:
+        tl.store(grad_weight_ptr + channel, tl.sum(sum_weight, 0), mask=in_width)
+    if HAS_BIAS:
+        tl.store(grad_bias_ptr + channel, tl.sum(sum_bias, 0), mask=in_width)
 
 
 def merge_layer_norm(
@@ -211,25 +256,27 @@ def merge_layer_norm(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x' = merge(x + residual), its LayerNorm, S, and the norm's mean and 1/deviation ``[B, N']`` float32."""
     refuse_double(x)
     refuse_double(residual)
-    x, residual = _unit_stride(x), _unit_stride(residual)
+    x, residual = unit_stride(x), unit_stride(residual)
     batch, tokens, channels = x.shape
     rows = offsets.shape[1] - 1
     out = x.new_empty((batch, rows, channels), dtype=torch.promote_types(x.dtype, residual.dtype))
     normed = torch.empty_like(out)
     merged_size = x.new_empty((batch, rows), dtype=torch.float32)
     mean, rstd = torch.empty_like(merged_size), torch.empty_like(merged_size)
-    if out.numel() == 0:
+    if batch * rows == 0:
         return out, normed, merged_size, mean, rstd
-    tuned = config("weighted_merge", channels=channels)
-    _merge_norm[(triton.cdiv(rows, tuned["R"]), batch)](
+    width = triton.next_power_of_2(channels)
+    tuned = config("merge_layer_norm", channels=width)
+    _merge_norm[(batch * triton.cdiv(rows, tuned["R"]),)](
         x, residual, size.contiguous() if size is not None else x, indices.contiguous(), offsets.contiguous(),
         weight.contiguous() if weight is not None else x, bias.contiguous() if bias is not None else x,
         out, normed, merged_size, mean, rstd, tokens, rows,
         x.stride(0), x.stride(1), residual.stride(0), residual.stride(1), eps,
         C=channels, HAS_SIZE=size is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        R=tuned["R"], BC=triton.next_power_of_2(channels), num_warps=tuned["num_warps"], num_stages=1,
+        R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
     return out, normed, merged_size, mean, rstd
 
@@ -248,26 +295,106 @@ def merge_layer_norm_backward(
     offsets: Tensor,
     output_row: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """dx ``[B, N, C]``, for x and residual both, and dw, db ``[C]`` float32 (``[0]`` where there is none).
+
+    ``indices`` lead from a row to its tokens: each row's derivative is computed once and written to all of them.
+    """
     refuse_double(merged)
     batch, rows, channels = merged.shape
     tokens = output_row.shape[1]
     grad = merged.new_empty((batch, tokens, channels))
-    absent = mean.new_zeros(0)
-    if grad.numel() == 0:
-        zeros = mean.new_zeros(channels)
-        return grad, absent if weight is None else zeros, zeros.clone() if has_bias else absent.clone()
-    tuned = config("weighted_merge", channels=channels)
-    programs = min(PROGRAMS, batch * triton.cdiv(rows, tuned["R"]))
-    partial_weight = mean.new_empty((programs, channels)) if weight is not None else mean
+    has_weight = weight is not None
+    if batch * rows == 0:
+        return grad, mean.new_zeros(channels if has_weight else 0), mean.new_zeros(channels if has_bias else 0)
+    grad_weight = mean.new_empty(channels if has_weight else 0)
+    grad_bias = mean.new_empty(channels if has_bias else 0)
+    width = triton.next_power_of_2(channels)
+    tuned = config("merge_layer_norm_backward", channels=width)
+    programs = min(tuned["programs"], batch * rows)
+    partial_weight = mean.new_empty((programs, channels)) if has_weight else mean
     partial_bias = mean.new_empty((programs, channels)) if has_bias else mean
     _merge_norm_backward[(programs,)](
         grad_merged.contiguous(), grad_normed.contiguous(), merged.contiguous(), mean.contiguous(), rstd.contiguous(),
-        weight.contiguous() if weight is not None else merged, size.contiguous() if size is not None else merged,
+        weight.contiguous() if has_weight else merged, size.contiguous() if size is not None else mean,
         merged_size.contiguous(), indices.contiguous(), offsets.contiguous(), grad, partial_weight, partial_bias,
         batch, tokens, rows, programs,
-        C=channels, HAS_SIZE=size is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=has_bias,
-        R=tuned["R"], BC=triton.next_power_of_2(channels), num_warps=tuned["num_warps"], num_stages=1,
+        C=channels, HAS_SIZE=size is not None, HAS_WEIGHT=has_weight, HAS_BIAS=has_bias,
+        BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
-    # The sum over at most G partial rows, in a fixed order.
-    grad_weight = partial_weight.sum(0) if weight is not None else absent
-    return grad, grad_weight, partial_bias.sum(0) if has_bias else absent.clone()
+    if has_weight or has_bias:
+        _sum_partials[(triton.cdiv(channels, SUM_CHANNELS),)](
+            partial_weight, partial_bias, grad_weight if has_weight else mean, grad_bias if has_bias else mean,
+            programs, C=channels, HAS_WEIGHT=has_weight, HAS_BIAS=has_bias, R=SUM_ROWS, BC=SUM_CHANNELS,
+            num_warps=4, num_stages=1,
+        )  # fmt: skip
+    return grad, grad_weight, grad_bias
+
+
+WIDE = "wider than any ViT (6,144); two sums and two rows a program are more than its registers"
+
+# (channels, dtype of the stream, of the branch, of weight and bias) of the cases compiled ahead of time: the two towers
+# in every dtype, under autocast (a float32 stream), and every width of the table.
+WIDTHS = [(c, *dtypes) for c in (768, 1024) for dtypes in (("bf16",) * 3, ("fp16",) * 3, ("fp32",) * 3)]
+WIDTHS += [(c, "fp32", "bf16", "fp32") for c in (768, 1024)]
+WIDTHS += [(c, *("bf16",) * 3) for c in (128, 256, 512, 2048, 4096, 8192, 16384)]
+
+
+def _forward_cases() -> list[AotCase]:
+    cases = []
+    for channels, stream, branch, parameter in WIDTHS:
+        width = triton.next_power_of_2(channels)
+        name = f"C={channels} {stream}" + (f" + {branch}" if branch != stream else "")
+        signature = {
+            **{
+                "x_ptr": f"*{stream}",
+                "residual_ptr": f"*{branch}",
+                "out_ptr": f"*{stream}",
+                "normed_ptr": f"*{stream}",
+            },
+            **{
+                "weight_ptr": f"*{parameter}",
+                "bias_ptr": f"*{parameter}",
+                "indices_ptr": "*i32",
+                "offsets_ptr": "*i32",
+            },
+            **dict.fromkeys(("size_ptr", "out_size_ptr", "mean_ptr", "rstd_ptr"), "*fp32"),
+            **dict.fromkeys(("tokens", "rows", "x_b", "x_n", "y_b", "y_n"), "i32"),
+            "eps": "fp32",
+        }
+        flags = {"HAS_SIZE": True, "HAS_WEIGHT": True, "HAS_BIAS": True}
+        for tuned in shipped("merge_layer_norm", channels=width):
+            constants = {"C": channels, "R": tuned["R"], "BC": width, **flags}
+            cases.append(AotCase(f"forward {name}", _merge_norm, signature, constants, tuned["num_warps"], 1, False))
+    return cases
+
+
+def _backward_cases() -> list[AotCase]:
+    cases = []
+    flags = {"HAS_WEIGHT": True, "HAS_BIAS": True}
+    for channels, stream, branch, parameter in WIDTHS:
+        width = triton.next_power_of_2(channels)
+        name = f"C={channels} {stream}" + (f" + {branch}" if branch != stream else "")
+        signature = {
+            **dict.fromkeys(("grad_merged_ptr", "grad_normed_ptr", "merged_ptr", "grad_ptr"), f"*{stream}"),
+            **{"weight_ptr": f"*{parameter}", "indices_ptr": "*i32", "offsets_ptr": "*i32"},
+            **dict.fromkeys(("mean_ptr", "rstd_ptr", "size_ptr", "merged_size_ptr"), "*fp32"),
+            **dict.fromkeys(("partial_weight_ptr", "partial_bias_ptr"), "*fp32"),
+            **dict.fromkeys(("batch", "tokens", "rows", "programs"), "i32"),
+        }
+        for tuned in shipped("merge_layer_norm_backward", channels=width):
+            constants = {"C": channels, "BC": width, "HAS_SIZE": True, **flags}
+            cases.append(
+                AotCase(
+                    *(f"backward {name}", _merge_norm_backward, signature, constants, tuned["num_warps"], 1, False),
+                    reason=WIDE if channels > 6144 else "",
+                )
+            )
+    pointers = ("partial_weight_ptr", "partial_bias_ptr", "grad_weight_ptr", "grad_bias_ptr")
+    signature = {**dict.fromkeys(pointers, "*fp32"), "programs": "i32"}
+    for channels in (768, 1024):
+        constants = {"C": channels, "R": SUM_ROWS, "BC": SUM_CHANNELS, **flags}
+        cases.append(AotCase(f"sum of dw, db C={channels}", _sum_partials, signature, constants, 4, 1, False))
+    return cases
+
+
+AOT = _forward_cases() + _backward_cases()

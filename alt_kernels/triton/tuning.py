@@ -47,7 +47,9 @@ def load(stem: str) -> dict[str, list[dict[str, Any]]]:
                         f"{path.name}: expected the fields {sorted(first[field])} in every {field!r},"
                         f" got {sorted(entry[field])} under {device!r}"
                     )
-            if any(not isinstance(value, int) or value < 0 for value in (*entry["when"].values(), *entry["use"].values())):
+            if any(
+                not isinstance(value, int) or value < 0 for value in (*entry["when"].values(), *entry["use"].values())
+            ):
                 raise ValueError(f"{path.name}: expected whole numbers >= 0 under {device!r}, got {entry}")
     return devices
 
@@ -86,7 +88,7 @@ def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> dict[
 
 
 def shipped(stem: str, **sizes: int) -> list[dict[str, Any]]:
-    """What any GPU of the file would use at these sizes, each once, the default's first: for compiling ahead of time."""
+    """What any GPU of the file would use at these sizes, each once, the default first; to compile ahead of time."""
     devices = load(stem)
     found: list[dict[str, Any]] = []
     for device in ("default", *sorted(devices.keys() - {"default"})):

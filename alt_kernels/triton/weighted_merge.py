@@ -4,7 +4,9 @@ Symbols: B images, N input tokens, N' output rows, C channels, R rows a program 
 
 ``_reduce_rows`` goes from tokens to rows (merge, and the derivative of unmerge), ``_spread_rows`` from rows to
 tokens (unmerge, and the derivative of merge). Both read and write every element once: floor (N + N') C elements an
-image. Most rows have one token, so a tile of R rows loads R tokens and then loops over what its largest group has left.
+image. Most rows have one token and are copied, R at a time; only the others are multiplied, added and divided.
+
+A plan's values are trusted: reading them back to check them would stop the GPU's queue.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tuning import config
+from .aot_case import AotCase
+from .host import refuse_double, unit_stride
+from .tuning import config, shipped
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -36,54 +40,58 @@ def _reduce_rows(
     BC: tl.constexpr,
 ):
     """One program: R output rows of one image, all channels."""
-    image = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * R + tl.arange(0, R)
+    tiles = tl.cdiv(rows, R)
+    image = (tl.program_id(0) // tiles).to(tl.int64)  # in one dimension: the others end at 65,535 programs
+    row = (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     live = row < rows
     channel = tl.arange(0, BC)
     in_width = channel < C
     first = tl.load(offsets_ptr + image * (rows + 1) + row, mask=live, other=0)
     last = tl.load(offsets_ptr + image * (rows + 1) + row + 1, mask=live, other=0)
-    count = last - first
+    count = last - first  # [R]
 
-    token = tl.load(indices_ptr + image * tokens + first, mask=count > 0, other=0)
-    tile = (count > 0)[:, None] & in_width[None, :]
-    own = tl.load(x_ptr + image * x_b + token.to(tl.int64)[:, None] * x_n + channel[None, :], mask=tile, other=0.0)
-    if HAS_SIZE:
-        weight = tl.load(size_ptr + image * tokens + token, mask=count > 0, other=0.0)
-    else:
-        weight = tl.where(count > 0, 1.0, 0.0)
-    total = weight
-    acc = own.to(tl.float32)
+    # Rows of one token, which most are: copies, bit for bit.
+    single = live & (count == 1)
+    token = tl.load(indices_ptr + image * tokens + first, mask=single, other=0).to(tl.int64)
+    tile = single[:, None] & in_width[None, :]
+    own = tl.load(x_ptr + image * x_b + token[:, None] * x_n + channel[None, :], mask=tile, other=0.0)  # [R, BC]
+    tl.store(out_ptr + (image * rows + row)[:, None] * C + channel[None, :], own, mask=tile)
     if MEAN:
-        acc = acc * weight[:, None]
+        if HAS_SIZE:
+            total = tl.load(size_ptr + image * tokens + token, mask=single, other=0.0)
+        else:
+            total = tl.full([R], 1.0, tl.float32)
+        tl.store(out_size_ptr + image * rows + row, total, mask=single)
 
-    # What the largest group of this tile has beside each row's own token: for most tiles nothing.
-    step = 1
-    longest = tl.max(count, 0)
-    while step < longest:
-        more = step < count
-        token = tl.load(indices_ptr + image * tokens + first + step, mask=more, other=0)
-        tile = more[:, None] & in_width[None, :]
-        part = tl.load(x_ptr + image * x_b + token.to(tl.int64)[:, None] * x_n + channel[None, :], mask=tile, other=0.0)
-        part = part.to(tl.float32)
-        if MEAN:
-            if HAS_SIZE:
-                weight = tl.load(size_ptr + image * tokens + token, mask=more, other=0.0)
-            else:
-                weight = tl.where(more, 1.0, 0.0)
-            total += weight
-            part = part * weight[:, None]
-        acc += part
-        step += 1
-
-    if MEAN:
-        nonzero = total != 0.0
-        acc = tl.where(nonzero[:, None], acc / tl.where(nonzero, total, 1.0)[:, None], 0.0)
-        tl.store(out_size_ptr + image * rows + row, total, mask=live)
-    # A row of one token is its copy, bit for bit: no product and quotient may round it.
-    out = tl.where((count == 1)[:, None], own, acc.to(own.dtype))
-    target = out_ptr + (image * rows + row)[:, None] * C + channel[None, :]
-    tl.store(target, out, mask=live[:, None] & in_width[None, :])
+    # The others one at a time: a tile of one row needs few registers, so that more programs share a multiprocessor.
+    if tl.max(count, 0) > 1:
+        for j in range(R):
+            target = (tl.program_id(0) % tiles) * R + j
+            inside = target < rows
+            begin = tl.load(offsets_ptr + image * (rows + 1) + target, mask=inside, other=0)
+            end = tl.load(offsets_ptr + image * (rows + 1) + target + 1, mask=inside, other=0)
+            if end - begin > 1:
+                acc = tl.zeros([BC], tl.float32)
+                size_sum = 0.0
+                place = begin
+                while place < end:
+                    source = tl.load(indices_ptr + image * tokens + place).to(tl.int64)
+                    part = tl.load(x_ptr + image * x_b + source * x_n + channel, mask=in_width, other=0.0)
+                    part = part.to(tl.float32)
+                    if MEAN:
+                        if HAS_SIZE:
+                            weight = tl.load(size_ptr + image * tokens + source)
+                            part = part * weight
+                            size_sum += weight
+                        else:
+                            size_sum += 1.0
+                    acc += part
+                    place += 1
+                if MEAN:
+                    tl.store(out_size_ptr + image * rows + target, size_sum)
+                    acc = tl.where(size_sum != 0.0, acc / tl.where(size_sum != 0.0, size_sum, 1.0), 0.0)
+                at = (image * rows + target) * C + channel
+                tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=in_width)
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -105,13 +113,14 @@ def _spread_rows(
     BC: tl.constexpr,
 ):
     """One program: R input tokens of one image, all channels."""
-    image = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0) * R + tl.arange(0, R)
+    tiles = tl.cdiv(tokens, R)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    token = (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     live = token < tokens
     channel = tl.arange(0, BC)
     tile = live[:, None] & (channel < C)[None, :]
-    row = tl.load(output_row_ptr + image * tokens + token, mask=live, other=0)
-    value = tl.load(x_ptr + image * x_b + row.to(tl.int64)[:, None] * x_n + channel[None, :], mask=tile, other=0.0)
+    row = tl.load(output_row_ptr + image * tokens + token, mask=live, other=0).to(tl.int64)  # [R]
+    value = tl.load(x_ptr + image * x_b + row[:, None] * x_n + channel[None, :], mask=tile, other=0.0)  # [R, BC]
     if SHARE:
         first = tl.load(offsets_ptr + image * (rows + 1) + row, mask=live, other=0)
         last = tl.load(offsets_ptr + image * (rows + 1) + row + 1, mask=live, other=0)
@@ -124,32 +133,25 @@ def _spread_rows(
         share = tl.where(nonzero, weight / tl.where(nonzero, total, 1.0), 0.0)
         scaled = (value.to(tl.float32) * share[:, None]).to(value.dtype)
         value = tl.where((last - first == 1)[:, None], value, scaled)
-    tl.store(out_ptr + (image * tokens + token)[:, None] * C + channel[None, :], value, mask=tile)
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def refuse_double(x: Tensor) -> None:
-    if x.dtype == torch.float64:
-        raise TypeError("impl: the Triton kernels work in float32, float16 and bfloat16, got float64")
+    target = (image * tokens + token)[:, None] * C + channel[None, :]
+    tl.store(out_ptr + target, value, mask=tile)
 
 
 def _reduce(x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, out_size: Tensor | None) -> Tensor:
     refuse_double(x)
-    x = _unit_stride(x)
+    x = unit_stride(x)
     batch, tokens, channels = x.shape
     rows = offsets.shape[1] - 1
     out = x.new_empty((batch, rows, channels))
-    if out.numel() == 0:
+    if batch * rows == 0:
         return out
-    tuned = config("weighted_merge", channels=channels)
-    _reduce_rows[(triton.cdiv(rows, tuned["R"]), batch)](
-        x, size if size is not None else x, indices.contiguous(), offsets.contiguous(), out,
+    width = triton.next_power_of_2(max(channels, 1))
+    tuned = config("weighted_merge", channels=width)
+    _reduce_rows[(batch * triton.cdiv(rows, tuned["R"]),)](
+        x, size.contiguous() if size is not None else x, indices.contiguous(), offsets.contiguous(), out,
         out_size if out_size is not None else out, tokens, rows, x.stride(0), x.stride(1),
         C=channels, HAS_SIZE=size is not None, MEAN=out_size is not None,
-        R=tuned["R"], BC=triton.next_power_of_2(channels), num_warps=tuned["num_warps"], num_stages=1,
+        R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
     return out
 
@@ -157,40 +159,76 @@ def _reduce(x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, ou
 def weighted_merge(
     x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """x'_j = sum_{i in G(j)} s_i x_i / S_j: ``[B, N, C]`` -> ``[B, N', C]``, and S ``[B, N']`` float32."""
     merged_size = x.new_empty((x.shape[0], offsets.shape[1] - 1), dtype=torch.float32)
-    if x.shape[2] == 0:
-        raise ValueError(f"x: expected at least one channel, got shape {list(x.shape)}")
-    return _reduce(x, None if size is None else size.contiguous(), indices, offsets, merged_size), merged_size
+    return _reduce(x, size, indices, offsets, merged_size), merged_size
 
 
 def unmerge_backward(grad: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
+    """dx_j = sum_{i in G(j)} dy_i: ``[B, N, C]`` -> ``[B, N', C]``."""
     return _reduce(grad, None, indices, offsets, None)
 
 
 def _spread(x: Tensor, size: Tensor | None, merged_size: Tensor | None, offsets: Tensor, output_row: Tensor) -> Tensor:
     refuse_double(x)
-    x = _unit_stride(x)
+    x = unit_stride(x)
     batch, rows, channels = x.shape
     tokens = output_row.shape[1]
     out = x.new_empty((batch, tokens, channels))
     if out.numel() == 0:
         return out
-    tuned = config("weighted_merge", channels=channels)
-    _spread_rows[(triton.cdiv(tokens, tuned["R"]), batch)](
+    width = triton.next_power_of_2(channels)
+    tuned = config("weighted_merge", channels=width)
+    _spread_rows[(batch * triton.cdiv(tokens, tuned["R"]),)](
         x, size.contiguous() if size is not None else x,
         merged_size.contiguous() if merged_size is not None else x,
         offsets.contiguous(), output_row.contiguous(), out, tokens, rows, x.stride(0), x.stride(1),
         C=channels, HAS_SIZE=size is not None, SHARE=merged_size is not None,
-        R=tuned["R"], BC=triton.next_power_of_2(channels), num_warps=tuned["num_warps"], num_stages=1,
+        R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
     return out
 
 
 def weighted_merge_backward(
-    grad: Tensor, size: Tensor | None, merged_size: Tensor, offsets: Tensor, output_row: Tensor
+    grad: Tensor, size: Tensor | None, merged_size: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> Tensor:
+    """dx_i = (s_i / S_j) dx'_j for i in G(j): ``[B, N', C]`` -> ``[B, N, C]``."""
     return _spread(grad, size, merged_size, offsets, output_row)
 
 
 def unmerge(x: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
+    """y_i = x_{j(i)}: ``[B, N', C]`` -> ``[B, N, C]``."""
     return _spread(x, None, None, offsets, output_row)
+
+
+# (channels, dtype) of the cases compiled ahead of time: the two towers in every dtype, and every width of the table.
+WIDTHS = [(c, dtype) for c in (768, 1024) for dtype in ("bf16", "fp16", "fp32")] + [
+    (c, "bf16") for c in (128, 256, 512, 2048, 4096, 8192, 16384)
+]
+
+
+def _cases() -> list[AotCase]:
+    cases = []
+    for channels, dtype in WIDTHS:
+        width = triton.next_power_of_2(channels)
+        plan = {"offsets_ptr": "*i32", "tokens": "i32", "rows": "i32", "x_b": "i32", "x_n": "i32"}
+        ends = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "size_ptr": "*fp32"}
+        to_rows = {**plan, **ends, "indices_ptr": "*i32", "out_size_ptr": "*fp32"}
+        to_tokens = {**plan, **ends, "output_row_ptr": "*i32", "merged_size_ptr": "*fp32"}
+        for tuned in shipped("weighted_merge", channels=width):
+            for name, kernel, signature, mode, has_size in (
+                ("merge", _reduce_rows, to_rows, {"MEAN": True}, True),
+                ("unmerge backward", _reduce_rows, to_rows, {"MEAN": False}, False),
+                ("merge backward", _spread_rows, to_tokens, {"SHARE": True}, True),
+                ("unmerge", _spread_rows, to_tokens, {"SHARE": False}, False),
+            ):
+                if name.startswith("unmerge") and (channels, dtype) != (768, "bf16"):
+                    continue  # the kernel of merge with less to do
+                constants = {"C": channels, "HAS_SIZE": has_size, "R": tuned["R"], "BC": width, **mode}
+                cases.append(
+                    AotCase(f"{name} C={channels} {dtype}", kernel, signature, constants, tuned["num_warps"], 1, False)
+                )
+    return cases
+
+
+AOT = _cases()

@@ -76,7 +76,9 @@ def install() -> None:
     def create_clampf(self: Any, arg: Handle, low: Handle, high: Handle, propagate_nans: Any) -> Handle:
         return handle_of(np.clip(value_of(arg), value_of(low), value_of(high)), arg.dtype.scalar)
 
-    def create_dot(self: Any, a: Handle, b: Handle, d: Handle, input_precision: Any, max_num_imprecise_acc: Any) -> Handle:
+    def create_dot(
+        self: Any, a: Handle, b: Handle, d: Handle, input_precision: Any, max_num_imprecise_acc: Any
+    ) -> Handle:
         for operand in (a, b):
             if operand.dtype.scalar not in WIDE:
                 raise NotImplementedError(f"the interpreter's dot of {operand.dtype.scalar} is not corrected here")

@@ -1,0 +1,250 @@
+"""Compile every kernel and shipped configuration ahead of time, without a GPU, and read what came of it.
+
+``python -m alt_kernels.triton.aot --out docs/kernels_resources.md`` writes the table for sm_80, sm_90 and sm_100;
+``--check`` fails where a kernel spills registers, or has a half-precision dot without the target's matrix
+instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason. ``--only`` takes a part of a name.
+
+The cases are the lists ``AOT`` of the modules beside this one. Arguments are as divisible as in a real launch:
+without it the compiler builds another kernel, which nobody runs (no 16-byte access, often spills).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .aot_case import AotCase
+
+TARGETS = (80, 90, 100)
+# What a half-precision dot becomes: warps' own instruction, the warp group's, tensor memory's.
+MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
+ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
+NO_KERNELS = {"__init__", "aot", "aot_case", "host", "primitives", "tuning"}
+INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it and cannot be compiled; unset it"
+
+
+class Resources(NamedTuple):
+    """What the assembler's output says of one case on one target."""
+
+    module: str
+    case: AotCase
+    target: int
+    registers: int  # of each thread
+    stack: int  # bytes of each thread; a spill, since these kernels keep no array
+    spills: int  # loads and stores of local memory in the code
+    shared: int  # bytes of each program
+    matrix: Counter[str]  # matrix instructions by name
+    accesses: int  # loads and stores of global memory in the code
+    wide: int  # of these, 16 bytes a thread
+
+    def complaints(self) -> list[str]:
+        """What the check holds against it, whether or not the case gives a reason."""
+        found = []
+        if self.stack or self.spills:
+            found.append(f"spills ({self.stack} bytes of stack, {self.spills} local accesses)")
+        if self.case.dots and not any(re.fullmatch(MATRIX[self.target], name) for name in self.matrix):
+            found.append(f"a half-precision dot without {MATRIX[self.target].replace('[A-Z]*', '*')}")
+        return found
+
+
+def modules() -> list[str]:
+    """The kernel files beside this one."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_KERNELS)
+
+
+def cases(stem: str) -> list[AotCase]:
+    """The list ``AOT`` of a module; empty where its kernels are listed by another."""
+    return list(getattr(importlib.import_module(f".{stem}", __package__), "AOT", ()))
+
+
+def uncovered() -> list[str]:
+    """Kernels that some launcher starts and no case compiles, as ``module: kernel``."""
+    compiled = {case.kernel.__name__ for stem in modules() for case in cases(stem)}
+    launched = {
+        f"{stem}: {name}": name
+        for stem in modules()
+        for name in re.findall(r"^\s+(?:return )?(\w+)\[", (Path(__file__).parent / f"{stem}.py").read_text(), re.M)
+        if hasattr(getattr(importlib.import_module(f".{stem}", __package__), name, None), "params")
+    }
+    return [where for where, name in launched.items() if name not in compiled]
+
+
+def source(case: AotCase) -> Any:
+    """The case as Triton's compiler takes it: types, constants, and which arguments are multiples of 16."""
+    from triton.compiler import ASTSource
+
+    kernel = case.kernel
+    names = [p.name for p in kernel.params]
+    if set(names) != case.signature.keys() | case.constants.keys():
+        odd = sorted(set(names) ^ (case.signature.keys() | case.constants.keys()))
+        raise ValueError(f"{case.name}: expected the arguments of {kernel.__name__} exactly, got more or fewer: {odd}")
+    signature = {name: "constexpr" if name in case.constants else case.signature[name] for name in names}
+    attributes = {}
+    for place, parameter in enumerate(kernel.params):
+        kind = signature[parameter.name]
+        aligned = kind.startswith("*") or (kind in ("i32", "i64") and not parameter.do_not_specialize)
+        if aligned and parameter.name not in case.unaligned:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, dict(case.constants), attributes)
+
+
+def tool(name: str, *arguments: str) -> str:
+    """A disassembler of those that come with Triton."""
+    import triton
+
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
+    done = subprocess.run([str(folder / name), *arguments], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout
+
+
+def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]:
+    """Compile and disassemble; what it uses, and its SASS."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    compiled = triton.compile(
+        source(case),
+        target=GPUTarget("cuda", target, 32),
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        sass = tool("nvdisasm", "-c", str(cubin))
+    counts = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+    accesses = [name for name in opcodes if re.match(r"(LDG|STG|LDGSTS|UTMALDG|UTMASTG)\b", name)]
+    resources = Resources(
+        module=stem,
+        case=case._replace(kernel=None),  # a result travels between processes, a kernel need not
+        target=target,
+        registers=counts["REG"],
+        stack=counts["STACK"] + counts.get("LOCAL", 0),
+        spills=sum(bool(re.match(r"(LDL|STL)\b", name)) for name in opcodes),
+        shared=compiled.metadata.shared,
+        matrix=Counter(name.split(".")[0] for name in opcodes if re.match(rf"({ANY_MATRIX})\b", name)),
+        accesses=len(accesses),
+        wide=sum(".128" in name or name.startswith("UTMA") for name in accesses),
+    )
+    return resources, sass
+
+
+def _work(job: tuple[str, int, int]) -> Resources:
+    stem, index, target = job
+    return compile_case(stem, cases(stem)[index], target)[0]
+
+
+def compile_all(only: str = "", targets: Iterable[int] = TARGETS, jobs: int | None = None) -> list[Resources]:
+    """Every case whose ``module: name`` contains ``only``, on every target, several at a time."""
+    work = [
+        (stem, index, target)
+        for stem in modules()
+        for index, case in enumerate(cases(stem))
+        if only in f"{stem}: {case.name}"
+        for target in targets
+    ]
+    # spawn: a fork of a process that holds a compiler's threads may hang.
+    with ProcessPoolExecutor(jobs or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_work, work))
+
+
+def _row(group: list[Resources]) -> Iterator[str]:
+    case = group[0].case
+    yield case.name
+    yield " ".join(f"{k}={v}" for k, v in case.constants.items() if not isinstance(v, bool) and k != "C")
+    yield f"{case.num_warps} × {case.num_stages}"
+    for values in (
+        [str(r.registers) for r in group],
+        [f"{r.stack}" for r in group],
+        [f"{r.shared:,}" for r in group],
+        [" ".join(f"{name} {count}" for name, count in sorted(r.matrix.items())) or "none" for r in group],
+        [f"{r.wide} of {r.accesses}" for r in group],
+    ):
+        yield values[0] if len(set(values)) == 1 else " / ".join(values)
+    complaints = sorted({f"{text} on sm_{r.target}" for r in group for text in r.complaints()})
+    yield "; ".join([*complaints, *([f"reason: {case.reason}"] if case.reason else [])])
+
+
+def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:
+    """Markdown: a section for each module, a line for each case."""
+    import triton
+
+    names = ", ".join(f"sm_{target}" for target in targets)
+    lines = [
+        "# Kernels, compiled ahead of time",
+        "",
+        "Generated by `python -m alt_kernels.triton.aot --out docs/kernels_resources.md`,"
+        f" Triton {triton.__version__}, for {names}.",
+        "Nothing here was run: these are the compiler's figures for the shipped configurations, not measured speed.",
+        "A column with one value has it on every target; `a / b / c` are the targets in that order.",
+        "",
+        "- registers: of each thread (255 is the limit). stack: bytes of each thread; above 0 is a spill.",
+        "- shared: bytes of each program. matrix: matrix instructions in the code.",
+        "- 16-byte: loads and stores of global memory in the code that move 16 bytes a thread, of all of them; the"
+        " others read the plan and sizes.",
+    ]
+    for stem in dict.fromkeys(r.module for r in results):
+        lines += ["", f"## {stem}", ""]
+        lines += ["| case | tile | warps × stages | registers | stack | shared | matrix | 16-byte | remarks |"]
+        lines += ["|---|---|---|---|---|---|---|---|---|"]
+        groups: dict[tuple[Any, ...], list[Resources]] = {}
+        for r in results:
+            if r.module == stem:
+                key = (r.case.name, r.case.num_warps, r.case.num_stages, tuple(r.case.constants.items()))
+                groups.setdefault(key, []).append(r)
+        lines += ["| " + " | ".join(_row(group)) + " |" for group in groups.values()]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m alt_kernels.triton.aot", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    parser.add_argument("--check", action="store_true", help="fail on a spill or a missing matrix instruction")
+    parser.add_argument("--only", default="", help="a part of 'module: case'")
+    parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="80, 90 or 100; more than once")
+    parser.add_argument("--jobs", type=int, help="compilations at a time; default: one a core")
+    options = parser.parse_args(arguments)
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        print(INTERPRETED, file=sys.stderr)
+        return 2
+    targets = tuple(options.target or TARGETS)
+    results = compile_all(options.only, targets, options.jobs)
+    if not results:
+        print(f"--only: no case has {options.only!r} in its name", file=sys.stderr)
+        return 2
+    text = table(results, targets)
+    if options.out:
+        options.out.write_text(text)
+    elif not options.check:
+        print(text)
+    failures = [
+        f"{r.module}: {r.case.name} on sm_{r.target}: {complaint}"
+        for r in results
+        if not r.case.reason
+        for complaint in r.complaints()
+    ]
+    if not options.only:
+        failures += [f"{where}: launched, but in no AOT list" for where in uncovered()]
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    print(f"{len(results)} compilations, {len(failures)} complaints", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
