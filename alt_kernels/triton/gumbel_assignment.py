@@ -272,7 +272,7 @@ def _join(
         part = tl.where(tl.abs(part) < float("inf"), part, 0.0)  # the origin of that split's sum
         empty = tl.load(peak_ptr + here, mask=live, other=0.0) == float("-inf")
         weight = tl.where(empty, 1.0, tl.exp(part - origin))
-        total += tl.load(sum_ptr + here, mask=live, other=0.0) * weight
+        total += tl.load(sum_ptr + here, mask=live, other=1.0) * weight
         if SOFT:
             acc += tl.load(acc_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0) * weight[:, None]
     if SOFT:

@@ -1,0 +1,422 @@
+r"""Derivative of cosine-Gumbel assignment in Triton: logits and noise are computed again, tile by tile, no atomics.
+
+Symbols as in gumbel_assignment.py; dO the incoming gradient, u, v the unit rows of x and of the entities, w = u . v,
+A from the saved log-normalizer, T splits of the rows.
+
+    dA = dO S^T          delta_i = sum_k A_ik dA_ik          dl_ik = A_ik (dA_ik - delta_i)
+    dx_i = (sum_k dl_ik v_k - u_i q_i) / (tau |x_i|)         q_i = sum_k dl_ik w_ik = u_i . sum_k dl_ik v_k
+    ds_k = (sum_i dl_ik u_i - v_k h_k) / (tau |s_k|) + sum_i W_ik dO_i    h_k = sum_i dl_ik w_ik
+    dtau = -sum_i q_i / tau^2                                W = onehot (hard) or A (soft)
+
+Three sweeps over M K: ``_delta`` (2 products), ``_grad_x`` (3), and on request ``_grad_entities`` (4: the value path is
+a product with the one-hot W, exact, so that an entity chosen by every row costs no more than another). FLOP floor
+2 M K d times 5 or 9 beside two or three drawings of the noise. ``_grad_x`` keeps a tile of rows and streams the corpus,
+``_grad_entities`` the other way round; where there are few tiles, splits write partial sums that ``_finish`` adds in a
+fixed order. dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is
+scaled by a power of two taken from the largest value a row (an entity's sum: any row) can have, so it neither overflows
+nor vanishes.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import AotCase
+from .gumbel_assignment import add_noise, chosen, load_rows, noise_arguments, power_below, precision, prepare, split_plan
+from .host import refuse_double
+from .philox import tile_columns
+
+STEM = "gumbel_assignment_backward"
+
+
+@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+def _delta(
+    grad_ptr,  # [M, d] contiguous
+    x_ptr,  # [M, d] prepared
+    e_ptr,  # [K, d] prepared
+    rx_ptr,  # [M]
+    re_ptr,  # [K]
+    se_ptr,  # [K]
+    tau_ptr,  # 0-d
+    noise_ptr,  # [M, K], read where NOISE is 1
+    seed_ptr,  # 0-d, read where NOISE is 2
+    normalizer_ptr,  # [M]
+    delta_ptr,  # [S, M] float32: sum over the split of A dA
+    largest_ptr,  # [S, M] float32, written where BOUND: max of A |dA| / |s|
+    weight_ptr,  # [S, M] float32, written where BOUND: max of A / |s|
+    rows,
+    count,
+    per_split,
+    noise_m,
+    noise_k,
+    D: tl.constexpr,
+    NOISE: tl.constexpr,
+    BOUND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """One program: delta of BM rows over the entities of one split."""
+    split = tl.program_id(1)
+    place = tl.program_id(0) * BM + tl.arange(0, BM)
+    live = place < rows
+    row = tl.minimum(place, rows - 1)
+    rx = tl.load(rx_ptr + row)
+    normalizer = tl.load(normalizer_ptr + row)
+    sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
+    seed = tl.load(seed_ptr) if NOISE == 2 else 0
+    delta = tl.zeros([BM], tl.float32)
+    largest = tl.zeros([BM], tl.float32)
+    heaviest = tl.zeros([BM], tl.float32)
+    begin = split * per_split
+    for first in range(begin, tl.minimum(begin + per_split, count), BK):
+        column = first + tile_columns(BK)
+        entity = tl.minimum(column, count - 1)
+        z = tl.zeros([BM, BK], tl.float32)
+        da = tl.zeros([BM, BK], tl.float32)
+        for start in range(0, D, BD):
+            e = tl.trans(load_rows(e_ptr, entity, start, D, BD))
+            z = tl.dot(load_rows(x_ptr, row, start, D, BD), e, z, input_precision=PRECISION)
+            da = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, da, input_precision=PRECISION)
+        re = tl.load(re_ptr + entity)
+        z = z * (rx * sharpness)[:, None] * re[None, :]
+        z = add_noise(z, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK)
+        a = tl.where((column < count)[None, :], tl.exp(z - normalizer[:, None]), 0.0)
+        product = a * da * tl.load(se_ptr + entity)[None, :]
+        delta += tl.sum(product, 1)
+        if BOUND:
+            largest = tl.maximum(largest, tl.max(tl.abs(product) * re[None, :], 1))
+            heaviest = tl.maximum(heaviest, tl.max(a * re[None, :], 1))
+    out = split.to(tl.int64) * rows + place
+    tl.store(delta_ptr + out, delta, mask=live)
+    if BOUND:
+        tl.store(largest_ptr + out, largest, mask=live)
+        tl.store(weight_ptr + out, heaviest, mask=live)
+
+
+@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+def _grad_x(
+    grad_ptr,  # [M, d] contiguous
+    x_ptr,  # [M, d] prepared
+    e_ptr,  # [K, d] prepared
+    rx_ptr,  # [M]
+    re_ptr,  # [K]
+    sx_ptr,  # [M]
+    se_ptr,  # [K]
+    tau_ptr,  # 0-d
+    noise_ptr,  # [M, K], read where NOISE is 1
+    seed_ptr,  # 0-d, read where NOISE is 2
+    normalizer_ptr,  # [M]
+    delta_ptr,  # [M]
+    bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
+    out_ptr,  # [M, d]: dx; where SPLIT [S, M, d] float32, sum over the split of dl v / (tau |x|)
+    along_ptr,  # [S, M] float32: q
+    rows,
+    count,
+    per_split,
+    noise_m,
+    noise_k,
+    D: tl.constexpr,
+    NOISE: tl.constexpr,
+    BOUND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    DV: tl.constexpr,
+):
+    """One program: DV channels of dx of BM rows, over the entities of one split."""
+    split = tl.program_id(1)
+    place = tl.program_id(0) * BM + tl.arange(0, BM)
+    live = place < rows
+    row = tl.minimum(place, rows - 1)
+    rx = tl.load(rx_ptr + row)
+    normalizer = tl.load(normalizer_ptr + row)
+    delta = tl.load(delta_ptr + row)
+    sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
+    seed = tl.load(seed_ptr) if NOISE == 2 else 0
+    value_start = tl.program_id(2) * DV
+    unit = tl.full([BM], 1.0, tl.float32)
+    if BOUND:
+        unit = power_below(tl.maximum(tl.load(bound_ptr + row), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
+    WHOLE: tl.constexpr = BD >= D
+    if WHOLE:
+        x = load_rows(x_ptr, row, 0, D, BD)
+        grad = load_rows(grad_ptr, row, 0, D, BD)
+    acc = tl.zeros([BM, DV], tl.float32)
+    along = tl.zeros([BM], tl.float32)
+    begin = split * per_split
+    for first in range(begin, tl.minimum(begin + per_split, count), BK):
+        column = first + tile_columns(BK)
+        entity = tl.minimum(column, count - 1)
+        if WHOLE:
+            e = load_rows(e_ptr, entity, 0, D, BD)
+            cosine = tl.dot(x, tl.trans(e), input_precision=PRECISION)
+            da = tl.dot(grad, tl.trans(e), input_precision=PRECISION)
+        else:
+            cosine = tl.zeros([BM, BK], tl.float32)
+            da = tl.zeros([BM, BK], tl.float32)
+            for start in range(0, D, BD):
+                es = tl.trans(load_rows(e_ptr, entity, start, D, BD))
+                cosine = tl.dot(load_rows(x_ptr, row, start, D, BD), es, cosine, input_precision=PRECISION)
+                da = tl.dot(load_rows(grad_ptr, row, start, D, BD), es, da, input_precision=PRECISION)
+        re = tl.load(re_ptr + entity)
+        cosine = cosine * rx[:, None] * re[None, :]
+        z = cosine * sharpness
+        z = add_noise(z, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK)
+        a = tl.where((column < count)[None, :], tl.exp(z - normalizer[:, None]), 0.0)
+        dl = a * (da * tl.load(se_ptr + entity)[None, :] - delta[:, None])
+        along += tl.sum(dl * cosine, 1)
+        dl = dl * re[None, :]
+        if BOUND:
+            dl = dl * (1.0 / unit)[:, None]
+        if WHOLE and DV == BD:
+            values = e
+        else:
+            values = load_rows(e_ptr, entity, value_start, D, DV)
+        acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
+
+    factor = rx * sharpness / tl.load(sx_ptr + row)
+    result = acc * (unit * factor)[:, None]
+    out = split.to(tl.int64) * rows + place
+    channel = value_start + tl.arange(0, DV)
+    if not SPLIT:
+        own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
+        result -= own * (rx * factor * along)[:, None]
+    target = out_ptr + out[:, None] * D + channel[None, :]
+    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
+    tl.store(along_ptr + out, along, mask=live & (tl.program_id(2) == 0))
+
+
+@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+def _grad_entities(
+    grad_ptr,  # [M, d] contiguous
+    x_ptr,  # [M, d] prepared
+    e_ptr,  # [K, d] prepared
+    rx_ptr,  # [M]
+    re_ptr,  # [K]
+    se_ptr,  # [K]
+    tau_ptr,  # 0-d
+    noise_ptr,  # [M, K], read where NOISE is 1
+    seed_ptr,  # 0-d, read where NOISE is 2
+    index_ptr,  # [M] int64, read where HARD
+    normalizer_ptr,  # [M]
+    delta_ptr,  # [M]
+    bound_ptr,  # 0-d float32, read where BOUND: |dl| / (tau |s| |x|) is at most this
+    out_ptr,  # [K, d]: ds; where SPLIT [T, K, d] float32: without the term along v
+    along_ptr,  # [T, K] float32: h
+    rows,
+    count,
+    per_split,  # rows of a split, a multiple of BM
+    noise_m,
+    noise_k,
+    D: tl.constexpr,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+    BOUND: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    DV: tl.constexpr,
+):
+    """One program: DV channels of ds of BK entities, over the rows of one split. Tiles are ``[BK, BM]``."""
+    split = tl.program_id(1)
+    first = tl.program_id(0) * BK
+    column = first + tile_columns(BK)
+    entity = tl.minimum(column, count - 1)
+    re = tl.load(re_ptr + entity)
+    se = tl.load(se_ptr + entity)
+    sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
+    factor = re * sharpness / se
+    seed = tl.load(seed_ptr) if NOISE == 2 else 0
+    value_start = tl.program_id(2) * DV
+    unit = 1.0
+    if BOUND:
+        # dl / unit <= 2^14; W / unit must be a float16 as well
+        unit = tl.minimum(tl.maximum(power_below(tl.load(bound_ptr)) * 0.0001220703125, 3.0517578125e-05), 16384.0)
+    WHOLE: tl.constexpr = BD >= D
+    if WHOLE:
+        e = load_rows(e_ptr, entity, 0, D, BD)
+    acc = tl.zeros([BK, DV], tl.float32)
+    along = tl.zeros([BK], tl.float32)
+    begin = split * per_split
+    for start_row in range(begin, tl.minimum(begin + per_split, rows), BM):
+        place = start_row + tl.arange(0, BM)
+        live = place < rows
+        row = tl.minimum(place, rows - 1)
+        if WHOLE:
+            x = load_rows(x_ptr, row, 0, D, BD)
+            grad = load_rows(grad_ptr, row, 0, D, BD)
+            cosine = tl.dot(e, tl.trans(x), input_precision=PRECISION)
+            da = tl.dot(e, tl.trans(grad), input_precision=PRECISION)
+        else:
+            cosine = tl.zeros([BK, BM], tl.float32)
+            da = tl.zeros([BK, BM], tl.float32)
+            for start in range(0, D, BD):
+                es = load_rows(e_ptr, entity, start, D, BD)
+                xs = load_rows(x_ptr, row, start, D, BD)
+                cosine = tl.dot(es, tl.trans(xs), cosine, input_precision=PRECISION)
+                grads = load_rows(grad_ptr, row, start, D, BD)
+                da = tl.dot(es, tl.trans(grads), da, input_precision=PRECISION)
+        rx = tl.load(rx_ptr + row)
+        cosine = cosine * re[:, None] * rx[None, :]
+        z = cosine * sharpness
+        if NOISE != 0:
+            noise = tl.zeros([BM, BK], tl.float32)
+            z += tl.trans(add_noise(noise, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK))
+        a = tl.where(live[None, :], tl.exp(z - tl.load(normalizer_ptr + row)[None, :]), 0.0)
+        dl = a * (da * se[:, None] - tl.load(delta_ptr + row)[None, :])
+        along += tl.sum(dl * cosine, 1)
+        dl = dl * rx[None, :] * factor[:, None]
+        if HARD:
+            chosen = tl.load(index_ptr + row).to(tl.int32)
+            w = tl.where((chosen[None, :] == column[:, None]) & live[None, :], 1.0, 0.0)
+        else:
+            w = a
+        if BOUND:
+            dl = dl * (1.0 / unit)
+            w = w * (1.0 / unit)
+        if WHOLE and DV == BD:
+            x_values = x
+            grad_values = grad
+        else:
+            x_values = load_rows(x_ptr, row, value_start, D, DV)
+            grad_values = load_rows(grad_ptr, row, value_start, D, DV)
+        acc = tl.dot(dl.to(x_values.dtype), x_values, acc, input_precision=PRECISION)
+        acc = tl.dot(w.to(grad_values.dtype), grad_values, acc, input_precision=PRECISION)
+
+    if BOUND:
+        acc = acc * unit
+    out = split.to(tl.int64) * count + column
+    channel = value_start + tl.arange(0, DV)
+    valid = column < count
+    if not SPLIT:
+        own = load_rows(e_ptr, entity, value_start, D, DV).to(tl.float32)
+        acc -= own * (re * factor * along)[:, None]
+    target = out_ptr + out[:, None] * D + channel[None, :]
+    tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (channel < D)[None, :])
+    if SPLIT:
+        tl.store(along_ptr + out, along, mask=valid & (tl.program_id(2) == 0))
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def _finish(
+    part_ptr,  # [S, n, d] float32
+    along_ptr,  # [S, n] float32
+    row_ptr,  # [n, d] prepared
+    inverse_ptr,  # [n]
+    scale_ptr,  # [n]
+    tau_ptr,  # 0-d
+    out_ptr,  # [n, d]
+    rows,
+    splits,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One program: BC channels of R rows: the partial sums in ascending order, minus what lies along the row itself."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    live = row < rows
+    inside = live[:, None] & (channel < D)[None, :]
+    at = row.to(tl.int64)
+    acc = tl.zeros([R, BC], tl.float32)
+    along = tl.zeros([R], tl.float32)
+    for split in range(0, splits):
+        here = at + split * rows.to(tl.int64)
+        acc += tl.load(part_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0)
+        along += tl.load(along_ptr + here, mask=live, other=0.0)
+    inverse = tl.load(inverse_ptr + row, mask=live, other=0.0)
+    factor = inverse / (tl.load(tau_ptr).to(tl.float32) * tl.load(scale_ptr + row, mask=live, other=1.0))
+    own = tl.load(row_ptr + at[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    acc -= own * (inverse * factor * along)[:, None]
+    tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _finished(part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor) -> None:
+    splits, count, depth = part.shape
+    width = min(128, triton.next_power_of_2(depth))
+    _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
+        part, along, rows, inverse, scale, tau, out, count, splits, D=depth, R=16, BC=width, num_warps=4, num_stages=1
+    )
+
+
+def gumbel_assignment_backward(
+    grad: Tensor,
+    x: Tensor,
+    entities: Tensor,
+    tau: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    index: Tensor,
+    log_normalizer: Tensor,
+    hard: bool,
+    need_entities: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (grad_x [M, d], grad_entities [K, d] or [0], grad_tau 0-d), in the dtypes of x, entities and tau."""
+    refuse_double(x)
+    refuse_double(entities)
+    (rows, depth), count = x.shape, entities.shape[0]
+    grad_x = torch.empty((rows, depth), dtype=x.dtype, device=x.device)
+    grad_entities = torch.empty((count, depth) if need_entities else (0,), dtype=entities.dtype, device=x.device)
+    if rows == 0:
+        return grad_x, grad_entities.zero_(), torch.zeros_like(tau)
+    ready = prepare(x, entities)
+    grad = grad.to(ready.dtype).contiguous()
+    normalizer, index = log_normalizer.contiguous(), index.contiguous()
+    kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
+    bounded = ready.dtype == torch.float16
+    common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
+
+    use = chosen(STEM, "delta", depth, ready.dtype)
+    tiles = triton.cdiv(rows, use["BM"])
+    splits, share = split_plan(count, use["BK"], tiles, use.pop("programs"))
+    sums, largest, heaviest = normalizer.new_empty((3, splits, rows)).unbind(0)
+    _delta[(tiles, splits)](
+        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
+        sums, largest, heaviest, rows, count, share, *strides, **common, **use,
+    )  # fmt: skip
+    delta = sums[0] if splits == 1 else sums.sum(0)
+    bound = delta
+    if bounded:
+        bound = largest.amax(0) + delta.abs() * heaviest.amax(0)
+
+    use = chosen(STEM, "rows", depth, ready.dtype)
+    tiles, wide = triton.cdiv(rows, use["BM"]), triton.cdiv(depth, use["DV"])
+    splits, share = split_plan(count, use["BK"], tiles * wide, use.pop("programs"))
+    part = grad_x if splits == 1 else normalizer.new_empty((splits, rows, depth))
+    along = normalizer.new_empty((splits, rows))
+    _grad_x[(tiles, splits, wide)](
+        grad, ready.x, ready.entities, ready.rx, ready.re, ready.sx, ready.se, tau, noise, seed, normalizer,
+        delta, bound, part, along, rows, count, share, *strides, SPLIT=splits > 1, **common, **use,
+    )  # fmt: skip
+    if splits > 1:
+        _finished(part, along, ready.x, ready.rx, ready.sx, tau, grad_x)
+    grad_tau = (-along.sum() / tau.float().square()).to(tau.dtype)
+    if not need_entities:
+        return grad_x, grad_entities, grad_tau
+
+    if bounded:
+        bound = (bound * ready.rx).amax() / tau.float()
+    use = chosen(STEM, "entities", depth, ready.dtype)
+    tiles, wide = triton.cdiv(count, use["BK"]), triton.cdiv(depth, use["DV"])
+    splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
+    part = grad_entities if splits == 1 else normalizer.new_empty((splits, count, depth))
+    along = normalizer.new_empty((splits, count))
+    _grad_entities[(tiles, splits, wide)](
+        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, index, normalizer,
+        delta, bound, part, along, rows, count, share, *strides, HARD=hard, SPLIT=splits > 1, **common, **use,
+    )  # fmt: skip
+    if splits > 1:
+        _finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
+    return grad_x, grad_entities, grad_tau
+
+
+AOT: list[AotCase] = []
