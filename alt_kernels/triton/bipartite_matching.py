@@ -1,0 +1,468 @@
+"""Bipartite soft matching in Triton: one kernel per image up to 512 tokens, three kernels over tiles above.
+
+Symbols: B images, N tokens, P of them protected, |A| even and |B| odd ones among the rest, C channels, H heads;
+BA rows of A and BB rows of B in a tile of scores, BC channels of a tile. i counts in A, j in B: token of a_i is
+``first even + 2 i``. No score is ever written to memory; scratch of the tiled path is 8 bytes for a token of A.
+
+Floor: reads the metric once, B N C elements, 2 B |A| |B| C FLOPs, writes 12 B N bytes; in practice a latency. The
+order of the pairs is a rank by counting, n^2 compares in registers: no sort, no atomics, a total order, so the same
+bits every run.
+
+How scores are computed. A score is dot(x_a, x_b) / (|x_a| |x_b|) with the dot on the rows as they are stored, times
+a power of two for each row, and the two norms in the epilogue: rows are not rounded before the dot.
+
+- bfloat16 rows are scaled to a largest magnitude in [2, 4) (subnormal rows lower, still far from underflow). A power
+  of two does not round, and what it pushes below the subnormals is 2^-133 of the largest: the scaled row is the row.
+- float16 rows are left as they are: 65504^2 C is finite in float32 for every C that fits a GPU, 2^-48 is no subnormal
+  of float32, and the subnormals that scaling would make are rounded.
+- A product of two float16 or bfloat16 numbers is exact in float32, so the tensor cores only round sums, in float32.
+- float32 rows (and sums over heads) are scaled as well, then split in two float16 numbers, x = high + low: the low part
+  ends 22 bits below the largest magnitude. Three products on the tensor cores, without low low: off by about 2^-21 of
+  the sum of magnitudes, as three TF32 products would be, at half their shared memory and time.
+
+The power of two cancels in the quotient. On problems whose scores float32 holds, every step is exact.
+The largest magnitude is taken of the bits as integers, where NaN > inf > finite: no float max has to propagate NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import AotCase
+from .host import refuse_double, unit_stride
+from .tuning import config, shipped
+
+# Buckets of the configuration. Up to 512 tokens one program does an image, in a tile of half as many rows: two
+# compilations, not one for every N.
+TOKENS = (256, 512, 8192)
+ONE_PROGRAM = 512
+CHANNELS = (64, 128, 1024)
+RANK_ROWS, RANK_OTHERS = 128, 64  # tile of compares of the kernels that count
+NO_TARGET: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # instead of j, for an a that is kept
+
+
+@triton.jit
+def _load_rows(x_ptr, token, live, first, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
+    """Channels [first, first + BC) of the rows ``token``; with several heads their sum in float32.
+
+    The sum instead of the mean: cosines do not see the factor H.
+    """
+    channel = first + tl.arange(0, BC)
+    at = token.to(tl.int64)[:, None] * x_n + channel[None, :]
+    inside = live[:, None] & (channel < C)[None, :]
+    tile = tl.load(x_ptr + at, mask=inside, other=0.0)
+    if HEADS > 1:
+        tile = tile.to(tl.float32)
+        for _ in tl.range(1, HEADS, loop_unroll_factor=4):  # several loads in flight
+            x_ptr += x_h  # the scalar: a tile of pointers carried through a loop takes two registers an element
+            tile += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    return tile
+
+
+@triton.jit
+def _peak(tile):
+    """Largest magnitude of each row, as the bits of a float32."""
+    return tl.max(tile.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+
+
+@triton.jit
+def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
+    """First BC channels of the scaled rows in the dtype of the dot, their scale, 1 / norm, and whether they have one.
+
+    A row that is not ``live`` is loaded as zeros and so has none. Where C > BC all of the row is read three times.
+    """
+    tile = _load_rows(x_ptr, token, live, 0, x_n, x_h, C, HEADS, BC)
+    peak = _peak(tile)
+    for first in range(BC, C, BC):
+        peak = tl.maximum(peak, _peak(_load_rows(x_ptr, token, live, first, x_n, x_h, C, HEADS, BC)))
+    if tile.dtype == tl.float16:
+        scale = tl.full(peak.shape, 1.0, tl.float32)
+    else:
+        # 2^(128 - e) for a biased exponent e in 1..254: peak in [2, 4). The clamp keeps it a normal number.
+        exponent = tl.minimum(tl.maximum(255 - (peak >> 23), 1), 254)
+        scale = (exponent << 23).to(tl.float32, bitcast=True)
+    scaled = tile.to(tl.float32) * scale[:, None]
+    square = tl.sum(scaled * scaled, 1)
+    for first in range(BC, C, BC):
+        more = _load_rows(x_ptr, token, live, first, x_n, x_h, C, HEADS, BC).to(tl.float32) * scale[:, None]
+        square += tl.sum(more * more, 1)
+    valid = (peak > 0) & (peak < 0x7F800000)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.where(valid, square, 1.0)))
+    return scaled.to(tile.dtype), scale, inverse, valid
+
+
+@triton.jit
+def _dot(a, b, acc):
+    """acc + a b^T of scaled rows, float32; float32 operands as high + low, the small products first."""
+    if a.dtype == tl.float32:
+        a_high, b_high = a.to(tl.float16), b.to(tl.float16)
+        a_low, b_low = (a - a_high.to(tl.float32)).to(tl.float16), (b - b_high.to(tl.float32)).to(tl.float16)
+        acc = tl.dot(a_low, tl.trans(b_high), acc)
+        acc = tl.dot(a_high, tl.trans(b_low), acc)
+        acc = tl.dot(a_high, tl.trans(b_high), acc)
+    else:
+        acc = tl.dot(a, tl.trans(b), acc)
+    return acc
+
+
+@triton.jit
+def _best_of_rows(
+    x_ptr,
+    i,  # [BA] rows of A, live where < even
+    even,
+    odd,
+    num_protected,
+    x_n,
+    x_h,
+    C: tl.constexpr,
+    HEADS: tl.constexpr,
+    BA: tl.constexpr,
+    BB: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Highest score and lowest j that has it, [BA] each; -inf and 0 for rows without a norm."""
+    a_token = num_protected + num_protected % 2 + 2 * i
+    a, a_scale, a_inverse, a_valid = _rows_and_norms(x_ptr, a_token, i < even, x_n, x_h, C, HEADS, BC)
+    best = tl.full([BA], float("-inf"), tl.float32)
+    partner = tl.zeros([BA], tl.int32)
+    for start in range(0, odd, BB):
+        j = start + tl.arange(0, BB)
+        b_token = num_protected + 1 - num_protected % 2 + 2 * j
+        b, b_scale, b_inverse, b_valid = _rows_and_norms(x_ptr, b_token, j < odd, x_n, x_h, C, HEADS, BC)
+        dot = _dot(a, b, tl.zeros([BA, BB], tl.float32))
+        for first in range(BC, C, BC):
+            more_a = _load_rows(x_ptr, a_token, i < even, first, x_n, x_h, C, HEADS, BC)
+            more_b = _load_rows(x_ptr, b_token, j < odd, first, x_n, x_h, C, HEADS, BC)
+            more_a = (more_a.to(tl.float32) * a_scale[:, None]).to(a.dtype)
+            more_b = (more_b.to(tl.float32) * b_scale[:, None]).to(b.dtype)
+            dot = _dot(more_a, more_b, dot)
+        # 1 / |a| is the same for the whole row: it can wait until the maximum is known.
+        score = tl.where(b_valid[None, :], dot * b_inverse[None, :], float("-inf"))
+        top, at = tl.max(score, 1, return_indices=True, return_indices_tie_break_left=True)
+        better = top > best  # the earlier tile keeps a tie
+        best = tl.where(better, top, best)
+        partner = tl.where(better, start + at, partner)
+    return tl.where(a_valid, best * a_inverse, float("-inf")), tl.where(a_valid, partner, 0)
+
+
+@triton.jit
+def _write_plan(
+    indices_ptr,
+    offsets_ptr,
+    output_row_ptr,  # of the image
+    i,  # [BA]: these a's, and the b's of the same number
+    merged,
+    partner,
+    kept_before,  # kept a's before i
+    pairs_before,  # pairs before that of a_i, by b, then by a; read where merged
+    into_before,  # pairs whose b is before b_i
+    tokens,
+    even,
+    odd,
+    r,
+    num_protected,
+):
+    """Where a_i and b_i go. Rows: protected, kept A, B; before the first b every row has one token."""
+    row_of_b = num_protected + even - r
+    token = num_protected + num_protected % 2 + 2 * i
+    row = tl.where(merged, row_of_b + partner, num_protected + kept_before)
+    slot = tl.where(merged, row + 1 + pairs_before, row)
+    tl.store(output_row_ptr + token, row, mask=i < even)
+    tl.store(indices_ptr + slot, token, mask=i < even)
+    tl.store(offsets_ptr + row, row, mask=(i < even) & ~merged)
+
+    token = num_protected + 1 - num_protected % 2 + 2 * i
+    row = row_of_b + i
+    slot = row + into_before
+    tl.store(output_row_ptr + token, row, mask=i < odd)
+    tl.store(indices_ptr + slot, token, mask=i < odd)
+    tl.store(offsets_ptr + row, slot, mask=i < odd)
+    tl.store(offsets_ptr + (tokens - r) + i, tokens, mask=i == 0)
+
+
+@triton.jit
+def _write_protected(indices_ptr, offsets_ptr, output_row_ptr, token, num_protected):
+    tl.store(indices_ptr + token, token, mask=token < num_protected)
+    tl.store(offsets_ptr + token, token, mask=token < num_protected)
+    tl.store(output_row_ptr + token, token, mask=token < num_protected)
+
+
+@triton.jit
+def _count(before):
+    """How many of [others, BA] come before each of BA: sums along the axis that a thread holds most of."""
+    return tl.sum(before.to(tl.int32), 0)
+
+
+@triton.jit(do_not_specialize=["tokens", "r", "num_protected"])
+def _match_image(
+    x_ptr,  # [B, N, C], strides (x_b, x_n, 1); where HEADS > 1 [B, H, N, C], strides (x_b, x_h, x_n, 1)
+    indices_ptr,  # [B, N] int32
+    offsets_ptr,  # [B, N - r + 1] int32
+    output_row_ptr,  # [B, N] int32
+    tokens,  # at most 2 BA
+    r,
+    num_protected,
+    x_b,
+    x_n,
+    x_h,
+    C: tl.constexpr,
+    HEADS: tl.constexpr,
+    BA: tl.constexpr,
+    BB: tl.constexpr,
+    BC: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """One program: the plan of one image."""
+    image = tl.program_id(0).to(tl.int64)
+    even = (tokens + 1) // 2 - (num_protected + 1) // 2
+    odd = tokens // 2 - num_protected // 2
+    i = tl.arange(0, BA)
+    best, partner = _best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, x_h, C, HEADS, BA, BB, BC)
+    # Rows past |A| score -inf and have the highest i: r <= |A| live ones come before them.
+    rank = tl.zeros([BA], tl.int32)
+    for start in range(0, even, BO):
+        other = start + tl.arange(0, BO)
+        theirs = tl.gather(best, other, 0)[:, None]
+        rank += _count((theirs > best[None, :]) | ((theirs == best[None, :]) & (other[:, None] < i[None, :])))
+    merged = rank < r
+    kept = (~merged).to(tl.int32)
+    pair = tl.where(merged, partner * BA + i, NO_TARGET)  # by b, then by a
+    pairs_before = tl.zeros([BA], tl.int32)
+    into_before = tl.zeros([BA], tl.int32)
+    for start in range(0, even, BO):
+        theirs = tl.gather(pair, start + tl.arange(0, BO), 0)[:, None]
+        pairs_before += _count(theirs < pair[None, :])
+        into_before += _count(theirs < (i * BA)[None, :])
+
+    indices_ptr += image * tokens
+    offsets_ptr += image * (tokens - r + 1)
+    output_row_ptr += image * tokens
+    _write_protected(indices_ptr, offsets_ptr, output_row_ptr, tl.arange(0, 2 * BA), num_protected)
+    _write_plan(
+        indices_ptr, offsets_ptr, output_row_ptr, i, merged, partner, tl.cumsum(kept, 0) - kept,
+        pairs_before, into_before, tokens, even, odd, r, num_protected,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["tokens", "num_protected", "even"])
+def _match_tiles(
+    x_ptr,  # [B, N, C], strides (x_b, x_n, 1)
+    best_ptr,  # [B, |A|] float32
+    partner_ptr,  # [B, |A|] int32
+    tokens,
+    num_protected,
+    even,
+    x_b,
+    x_n,
+    C: tl.constexpr,
+    BA: tl.constexpr,
+    BB: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One program: BA rows of A of one image against all of its B."""
+    image = tl.program_id(0).to(tl.int64)
+    odd = tokens // 2 - num_protected // 2
+    i = tl.program_id(1) * BA + tl.arange(0, BA)
+    best, partner = _best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, 0, C, 1, BA, BB, BC)
+    tl.store(best_ptr + image * even + i, best, mask=i < even)
+    tl.store(partner_ptr + image * even + i, partner, mask=i < even)
+
+
+@triton.jit(do_not_specialize=["r", "even"])
+def _rank_tiles(
+    best_ptr,  # [B, |A|] float32
+    partner_ptr,  # [B, |A|] int32; becomes NO_TARGET where a_i is kept
+    r,
+    even,
+    BA: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """One program: the rank of BA rows of A among all of them, BO at a time."""
+    image = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BA + tl.arange(0, BA)
+    best_ptr += image * even
+    mine = tl.load(best_ptr + i, mask=i < even, other=0.0)
+    rank = tl.zeros([BA], tl.int32)
+    for start in range(0, even, BO):
+        other = start + tl.arange(0, BO)
+        # -inf ties with -inf, but only those of a lower index count: past |A| there are none.
+        theirs = tl.load(best_ptr + other, mask=other < even, other=float("-inf"))[:, None]
+        rank += _count((theirs > mine[None, :]) | ((theirs == mine[None, :]) & (other[:, None] < i[None, :])))
+    tl.store(partner_ptr + image * even + i, tl.full([BA], NO_TARGET, tl.int32), mask=(i < even) & (rank >= r))
+
+
+@triton.jit(do_not_specialize=["tokens", "r", "num_protected", "even"])
+def _plan_tiles(
+    partner_ptr,  # [B, |A|] int32, NO_TARGET where a_i is kept
+    indices_ptr,  # [B, N] int32
+    offsets_ptr,  # [B, N - r + 1] int32
+    output_row_ptr,  # [B, N] int32
+    tokens,
+    r,
+    num_protected,
+    even,
+    BA: tl.constexpr,
+    BO: tl.constexpr,
+):
+    """One program: the places of BA tokens of A, of as many of B, and of as many protected ones."""
+    image = tl.program_id(0).to(tl.int64)
+    odd = tokens // 2 - num_protected // 2
+    i = tl.program_id(1) * BA + tl.arange(0, BA)
+    partner_ptr += image * even
+    partner = tl.load(partner_ptr + i, mask=i < even, other=NO_TARGET)
+    merged = partner != NO_TARGET
+    merged_before = tl.zeros([BA], tl.int32)
+    pairs_before = tl.zeros([BA], tl.int32)
+    into_before = tl.zeros([BA], tl.int32)
+    for start in range(0, even, BO):
+        other = start + tl.arange(0, BO)
+        theirs = tl.load(partner_ptr + other, mask=other < even, other=NO_TARGET)[:, None]
+        lower = other[:, None] < i[None, :]
+        merged_before += _count((theirs != NO_TARGET) & lower)
+        pairs_before += _count((theirs < partner[None, :]) | ((theirs == partner[None, :]) & lower))
+        into_before += _count(theirs < i[None, :])
+
+    indices_ptr += image * tokens
+    offsets_ptr += image * (tokens - r + 1)
+    output_row_ptr += image * tokens
+    _write_protected(indices_ptr, offsets_ptr, output_row_ptr, i, num_protected)
+    _write_plan(
+        indices_ptr, offsets_ptr, output_row_ptr, i, merged, partner, i - merged_before,
+        pairs_before, into_before, tokens, even, odd, r, num_protected,
+    )  # fmt: skip
+
+
+def _empty_plan(x: Tensor, tokens: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    indices = torch.empty((x.shape[0], tokens), dtype=torch.int32, device=x.device)
+    offsets = torch.empty((x.shape[0], tokens - r + 1), dtype=torch.int32, device=x.device)
+    return indices, offsets, torch.empty_like(indices)
+
+
+def _identity(x: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    indices, offsets, output_row = _empty_plan(x, tokens, 0)
+    ends = torch.arange(tokens + 1, dtype=torch.int32, device=x.device)
+    return indices.copy_(ends[:-1]), offsets.copy_(ends), output_row.copy_(ends[:-1])
+
+
+def _sizes(tokens: int, channels: int, itemsize: int) -> dict[str, int]:
+    """The bucket of a problem; ``itemsize`` is that of the rows as they enter the dot, 4 for sums over heads."""
+    return {
+        "tokens": next((limit for limit in TOKENS if tokens <= limit), TOKENS[-1]),
+        "channels": next((limit for limit in CHANNELS if channels <= limit), CHANNELS[-1]),
+        "itemsize": itemsize,
+    }
+
+
+def _blocks(tuned: dict[str, int], channels: int) -> dict[str, int]:
+    """C and what a configuration calls BA, BB and BC, the last no wider than the row (a dot takes at least 16)."""
+    width = max(16, triton.next_power_of_2(channels))
+    return {"C": channels, "BA": tuned["BA"], "BB": tuned["BB"], "BC": min(tuned["BC"], width)}
+
+
+def _one_program(
+    x: Tensor, heads: int, x_h: int, r: int, num_protected: int, tuned: dict[str, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` [B, N, C], or [B, H, N, C] for the mean over H."""
+    tokens, channels = x.shape[-2:]
+    plan = _empty_plan(x, tokens, r)
+    _match_image[(x.shape[0],)](
+        x, *plan, tokens, r, num_protected, x.stride(0), x.stride(-2), x_h,
+        HEADS=heads, BO=RANK_OTHERS, **_blocks(tuned, channels),
+        num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
+    )  # fmt: skip
+    return plan
+
+
+def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``metric`` [B, N, C] -> (indices [B, N], offsets [B, N - r + 1], output_row [B, N]), int32."""
+    refuse_double(metric)
+    batch, tokens, channels = metric.shape
+    if r == 0:
+        return _identity(metric, tokens)
+    if batch == 0:
+        return _empty_plan(metric, tokens, r)
+    metric = unit_stride(metric)
+    tuned = config("bipartite_matching", **_sizes(tokens, channels, metric.element_size()))
+    if tokens <= ONE_PROGRAM:
+        return _one_program(metric, 1, 0, r, num_protected, tuned)
+
+    even = (tokens + 1) // 2 - (num_protected + 1) // 2
+    plan = _empty_plan(metric, tokens, r)
+    best = torch.empty((batch, even), dtype=torch.float32, device=metric.device)
+    partner = torch.empty((batch, even), dtype=torch.int32, device=metric.device)
+    _match_tiles[(batch, triton.cdiv(even, tuned["BA"]))](
+        metric, best, partner, tokens, num_protected, even, metric.stride(0), metric.stride(1),
+        **_blocks(tuned, channels), num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
+    )  # fmt: skip
+    tile = {"BA": RANK_ROWS, "BO": RANK_OTHERS, "num_warps": 4, "num_stages": 1}
+    _rank_tiles[(batch, triton.cdiv(even, RANK_ROWS))](best, partner, r, even, **tile)
+    most = max(even, tokens // 2 - num_protected // 2, num_protected)
+    _plan_tiles[(batch, triton.cdiv(most, RANK_ROWS))](partner, *plan, tokens, r, num_protected, even, **tile)
+    return plan
+
+
+def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan of ``k.mean(1, dtype=torch.float32)``, ``k`` [B, H, N, D] of any strides, such as those of packed QKV.
+
+    The mean is taken inside the kernel, from its one read of the keys, where one program does the image and one tile
+    holds D. Elsewhere keys would be read again for every tile: there the mean is computed once and kept in float32.
+    """
+    refuse_double(k)
+    batch, heads, tokens, channels = k.shape
+    if heads < 1:
+        raise ValueError(f"k: expected at least one head, got shape {list(k.shape)}")
+    if heads == 1:
+        return bipartite_matching(k[:, 0], r, num_protected)
+    if r == 0:
+        return _identity(k, tokens)
+    if batch == 0:
+        return _empty_plan(k, tokens, r)
+    tuned = config("bipartite_matching", **_sizes(tokens, channels, 4))
+    if tokens > ONE_PROGRAM or channels > tuned["BC"]:
+        return bipartite_matching(k.mean(1, dtype=torch.float32), r, num_protected)
+    k = unit_stride(k)
+    return _one_program(k, heads, k.stride(1), r, num_protected, tuned)
+
+
+def _cases() -> list[AotCase]:
+    """Every shipped configuration; for the keys, heads and dimensions of ViT-B, ViT-L and ViT-H."""
+    plan = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
+    integers = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n"), "i32")
+    cases = []
+
+    def add(dtype: str, tokens: int, channels: int, heads: int = 1) -> None:
+        sizes = _sizes(tokens, channels, 4 if heads > 1 or dtype == "fp32" else 2)
+        for number, tuned in enumerate(shipped("bipartite_matching", **sizes)):
+            signature = {"x_ptr": f"*{dtype}", **integers}
+            constants = _blocks(tuned, channels)
+            name = f"N<={tokens} C={channels} {dtype}" + (f" #{number}" if number else "")
+            if tokens <= ONE_PROGRAM:
+                kernel, name = _match_image, f"image {name}" if heads == 1 else f"image, keys of {heads} heads {name}"
+                signature |= {**plan, "r": "i32", "x_h": "i32"}
+                constants |= {"HEADS": heads, "BO": RANK_OTHERS}
+            else:
+                kernel, name = _match_tiles, f"tiles {name}"
+                signature |= {"best_ptr": "*fp32", "partner_ptr": "*i32", "even": "i32"}
+            launch = tuned["num_warps"], tuned["num_stages"]
+            cases.append(AotCase(name, kernel, signature, constants, *launch, dots=True))
+
+    for tokens in TOKENS:
+        for channels in (64, 128, 768):
+            add("bf16", tokens, channels)
+            add("fp32", tokens, channels)
+        add("fp16", tokens, 64)
+    add("bf16", TOKENS[0], 64, heads=12)
+    add("fp16", TOKENS[1], 64, heads=16)
+    add("bf16", TOKENS[0], 80, heads=16)
+    tile = {"BA": RANK_ROWS, "BO": RANK_OTHERS}
+    partner = {"partner_ptr": "*i32", "r": "i32", "even": "i32"}
+    cases.append(AotCase("rank", _rank_tiles, {"best_ptr": "*fp32", **partner}, tile, 4, 1, dots=False))
+    signature = {**partner, **plan, "tokens": "i32", "num_protected": "i32"}
+    cases.append(AotCase("plan", _plan_tiles, signature, tile, 4, 1, dots=False))
+    return cases
+
+
+AOT = _cases()
