@@ -2,11 +2,11 @@
 
 Symbols: B images, H heads, M queries, N keys, D head dimension, BD >= D its width, tiles of BM queries and BN keys.
 
-Up to 256 keys the keys and values of a head stay on chip for all its queries and the softmax is a single pass (two
-tiles of keys, BN and BE of them, so that 192 keys are not padded to 256); above, the keys stream by and the softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867). Logits are kept
-in units of log 2, so that the hardware's exp2 serves, and log2(s) is added to them after the product. Floor: reads q,
-k, v and writes out once, 2 (M + N) D elements a head, 4 M N D floating point operations. The backward is
-``proportional_attention_backward.py``.
+Up to 256 keys the keys and values of a head stay on chip for all its queries and the softmax is a single pass (over
+two tiles of keys, BN and BE, so that 192 keys are not padded to 256); above, the keys stream by and the softmax is
+the online one (Milakov and Gimelshein, arXiv 1805.02867). Logits are kept in units of log 2, so that the hardware's
+exp2 serves, and log2(s) is added to them after the product. Floor: q, k, v read and out written once, 2 (M + N) D
+elements a head; 4 M N D floating point operations. The derivative is in ``proportional_attention_backward.py``.
 
 q, k, v are read where they lie, as views of a packed QKV. The result lies as ``[B, M, H, D]`` and is returned as the
 view ``[B, H, M, D]``: joining the heads before the output projection then costs nothing.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+
 import torch
 import triton
 import triton.language as tl
@@ -111,7 +112,7 @@ def _forward_resident(
     BD: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    BE: tl.constexpr,
+    BE: tl.constexpr,  # 0: one tile
     PRECISION: tl.constexpr,
 ):
     """One program: every ``splits``-th tile of BM queries of one head, whose keys and values it loads once."""
@@ -256,7 +257,8 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
         queries, keys, heads, *((splits,) if resident else ()),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], scale * LOG2_E,
         HAS_SIZE=size is not None, D=depth, BD=width(depth), BM=tuned["rows"], BN=tuned["cols"],
-        **({"BE": tuned["more_cols"]} if resident else {}), PRECISION=precision(q.dtype), num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
+        **({"BE": tuned["more_cols"]} if resident else {}), PRECISION=precision(q.dtype),
+        num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
     )  # fmt: skip
     return out, logsumexp
 

@@ -39,6 +39,9 @@ from .proportional_attention import (
 from .tuning import config, shipped
 
 STEM = "proportional_attention_backward"
+WIDE_FLOAT32 = (
+    "float32 multiplies without matrix instructions, with whole rows of 256 in registers; no tower has such heads"
+)
 LOG2_E_DEVICE = tl.constexpr(LOG2_E)
 
 
@@ -221,7 +224,8 @@ def proportional_attention_backward(
         delta = torch.empty_like(logsumexp)
         _backward_queries[(batch * heads * triton.cdiv(queries, tuned["query_rows"]),)](
             grad, q, k, v, sizes, out, logsumexp, delta, dq, queries, keys, heads,
-            *strides, *out.stride()[:3], scale, scale * LOG2_E, **common, BM=tuned["query_rows"], BN=tuned["query_cols"],
+            *strides, *out.stride()[:3], scale, scale * LOG2_E, **common,
+            BM=tuned["query_rows"], BN=tuned["query_cols"],
             num_warps=tuned["query_num_warps"], num_stages=tuned["query_num_stages"],
         )  # fmt: skip
     _backward_keys[(batch * heads * triton.cdiv(keys, tuned["key_cols"]),)](
@@ -255,7 +259,8 @@ def _aot() -> list[AotCase]:
                 what = "whole head" if whole_head else "keys" if over_keys else "queries"
                 warps, stages = tuned[f"{side}_num_warps"], tuned[f"{side}_num_stages"]
                 name = f"backward {what} {rows}x{cols} D={depth} {dtype} {warps} warps {stages} stages"
-                cases[name] = AotCase(name, kernel, signature, constants, warps, stages, dots=dtype != "fp32")
+                case = AotCase(name, kernel, signature, constants, warps, stages, dots=dtype != "fp32")
+                cases[name] = case._replace(reason=WIDE_FLOAT32) if width(depth) > 128 and dtype == "fp32" else case
     return list(cases.values())
 
 
