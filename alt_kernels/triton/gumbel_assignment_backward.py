@@ -113,7 +113,7 @@ def _grad_x(
     normalizer_ptr,  # [M]
     delta_ptr,  # [M]
     bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
-    out_ptr,  # [M, d]: dx; where SPLIT [S, M, d] float32, sum over the split of dl v / (tau |x|)
+    part_ptr,  # [S, M, d] float32: sum over the split of dl v / (tau |x|)
     along_ptr,  # [S, M] float32: q
     rows,
     count,
@@ -123,7 +123,6 @@ def _grad_x(
     D: tl.constexpr,
     NOISE: tl.constexpr,
     BOUND: tl.constexpr,
-    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -182,14 +181,10 @@ def _grad_x(
         acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
 
     factor = rx * sharpness / tl.load(sx_ptr + row)
-    result = acc * (unit * factor)[:, None]
     out = split.to(tl.int64) * rows + place
     channel = value_start + tl.arange(0, DV)
-    if not SPLIT:
-        own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
-        result -= own * (rx * factor * along)[:, None]
-    target = out_ptr + out[:, None] * D + channel[None, :]
-    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
+    target = part_ptr + out[:, None] * D + channel[None, :]
+    tl.store(target, acc * (unit * factor)[:, None], mask=live[:, None] & (channel < D)[None, :])
     tl.store(along_ptr + out, along, mask=live & (tl.program_id(2) == 0))
 
 
@@ -204,11 +199,10 @@ def _grad_entities(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
-    index_ptr,  # [M] int64, read where HARD
     normalizer_ptr,  # [M]
     delta_ptr,  # [M]
-    bound_ptr,  # 0-d float32, read where BOUND: |dl| / (tau |s| |x|) is at most this
-    out_ptr,  # [K, d]: ds; where SPLIT [T, K, d] float32: without the term along v
+    bound_ptr,  # 0-d float32, read where BOUND: |dl| / (|s| |x|) is at most this
+    part_ptr,  # [T, K, d] float32: sum over the split of dl u / (tau |s|)
     along_ptr,  # [T, K] float32: h
     rows,
     count,
@@ -217,16 +211,17 @@ def _grad_entities(
     noise_k,
     D: tl.constexpr,
     NOISE: tl.constexpr,
-    HARD: tl.constexpr,
     BOUND: tl.constexpr,
-    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
     BD: tl.constexpr,
     DV: tl.constexpr,
 ):
-    """One program: DV channels of ds of BK entities, over the rows of one split. Tiles are ``[BK, BM]``."""
+    """One program: DV channels of the similarity's part of ds of BK entities, over the rows of one split.
+
+    Tiles are ``[BK, BM]``: what is summed over rows stays in the registers of one warp group.
+    """
     split = tl.program_id(1)
     first = tl.program_id(0) * BK
     column = first + tile_columns(BK)
@@ -234,13 +229,11 @@ def _grad_entities(
     re = tl.load(re_ptr + entity)
     se = tl.load(se_ptr + entity)
     sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
-    factor = re * sharpness / se
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     value_start = tl.program_id(2) * DV
     unit = 1.0
     if BOUND:
-        # dl / unit <= 2^14; W / unit must be a float16 as well
-        unit = tl.minimum(tl.maximum(power_below(tl.load(bound_ptr)) * 0.0001220703125, 3.0517578125e-05), 16384.0)
+        unit = power_below(tl.maximum(tl.load(bound_ptr), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
         e = load_rows(e_ptr, entity, 0, D, BD)
@@ -274,36 +267,107 @@ def _grad_entities(
         a = tl.where(live[None, :], tl.exp(z - tl.load(normalizer_ptr + row)[None, :]), 0.0)
         dl = a * (da * se[:, None] - tl.load(delta_ptr + row)[None, :])
         along += tl.sum(dl * cosine, 1)
-        dl = dl * rx[None, :] * factor[:, None]
-        if HARD:
-            chosen = tl.load(index_ptr + row).to(tl.int32)
-            w = tl.where((chosen[None, :] == column[:, None]) & live[None, :], 1.0, 0.0)
-        else:
-            w = a
+        dl = dl * rx[None, :]
         if BOUND:
-            dl = dl * (1.0 / unit)
-            w = w * (1.0 / unit)
+            dl = dl * (re * (1.0 / unit))[:, None]
         if WHOLE and DV == BD:
-            x_values = x
-            grad_values = grad
+            values = x
         else:
-            x_values = load_rows(x_ptr, row, value_start, D, DV)
-            grad_values = load_rows(grad_ptr, row, value_start, D, DV)
-        acc = tl.dot(dl.to(x_values.dtype), x_values, acc, input_precision=PRECISION)
-        acc = tl.dot(w.to(grad_values.dtype), grad_values, acc, input_precision=PRECISION)
+            values = load_rows(x_ptr, row, value_start, D, DV)
+        acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
 
+    factor = sharpness / se
     if BOUND:
-        acc = acc * unit
+        factor = factor * unit
+    else:
+        factor = factor * re
     out = split.to(tl.int64) * count + column
     channel = value_start + tl.arange(0, DV)
     valid = column < count
-    if not SPLIT:
-        own = load_rows(e_ptr, entity, value_start, D, DV).to(tl.float32)
-        acc -= own * (re * factor * along)[:, None]
-    target = out_ptr + out[:, None] * D + channel[None, :]
-    tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (channel < D)[None, :])
-    if SPLIT:
-        tl.store(along_ptr + out, along, mask=valid & (tl.program_id(2) == 0))
+    target = part_ptr + out[:, None] * D + channel[None, :]
+    tl.store(target, acc * factor[:, None], mask=valid[:, None] & (channel < D)[None, :])
+    tl.store(along_ptr + out, along, mask=valid & (tl.program_id(2) == 0))
+
+
+@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+def _entity_values(
+    grad_ptr,  # [M, d] contiguous
+    x_ptr,  # [M, d] prepared, read where soft, as are the next six
+    e_ptr,  # [K, d] prepared
+    rx_ptr,  # [M]
+    re_ptr,  # [K]
+    tau_ptr,  # 0-d
+    noise_ptr,  # [M, K], where NOISE is 1
+    seed_ptr,  # 0-d, where NOISE is 2
+    index_ptr,  # [M] int64, read where HARD
+    normalizer_ptr,  # [M], read where soft
+    part_ptr,  # [T, K, d] float32: sum over the split of W dO
+    along_ptr,  # [T, K] float32: 0, the value path has nothing to project
+    rows,
+    count,
+    per_split,  # rows of a split, a multiple of BM
+    noise_m,
+    noise_k,
+    D: tl.constexpr,
+    NOISE: tl.constexpr,
+    HARD: tl.constexpr,
+    SPARSE: tl.constexpr,  # hard and so many entities that most tiles hold no choice: those are passed over
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    DV: tl.constexpr,
+):
+    """One program: DV channels of the value path's part of ds of BK entities, over the rows of one split."""
+    split = tl.program_id(1)
+    first = tl.program_id(0) * BK
+    column = first + tile_columns(BK)
+    entity = tl.minimum(column, count - 1)
+    value_start = tl.program_id(2) * DV
+    if not HARD:
+        re = tl.load(re_ptr + entity)
+        sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
+        seed = tl.load(seed_ptr) if NOISE == 2 else 0
+    acc = tl.zeros([BK, DV], tl.float32)
+    begin = split * per_split
+    for start_row in range(begin, tl.minimum(begin + per_split, rows), BM):
+        place = start_row + tl.arange(0, BM)
+        live = place < rows
+        row = tl.minimum(place, rows - 1)
+        if HARD:
+            choice = tl.where(live, tl.load(index_ptr + row).to(tl.int32), -1)
+            w = tl.where(choice[None, :] == column[:, None], 1.0, 0.0)  # exact in every dtype
+            if SPARSE:
+                if tl.max(tl.where((choice >= first) & (choice < first + BK), 1, 0), 0) > 0:
+                    values = load_rows(grad_ptr, row, value_start, D, DV)
+                    acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
+            else:
+                values = load_rows(grad_ptr, row, value_start, D, DV)
+                acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
+        else:
+            z = tl.zeros([BK, BM], tl.float32)
+            for start in range(0, D, BD):
+                es = load_rows(e_ptr, entity, start, D, BD)
+                z = tl.dot(es, tl.trans(load_rows(x_ptr, row, start, D, BD)), z, input_precision=PRECISION)
+            z = z * (re * sharpness)[:, None] * tl.load(rx_ptr + row)[None, :]
+            if NOISE != 0:
+                noise = tl.zeros([BM, BK], tl.float32)
+                z += tl.trans(add_noise(noise, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK))
+            w = tl.where(live[None, :], tl.exp(z - tl.load(normalizer_ptr + row)[None, :]), 0.0)
+            if grad_ptr.dtype.element_ty == tl.float16:
+                w = w * 32768.0  # or most of a large corpus would be among float16's subnormals
+            values = load_rows(grad_ptr, row, value_start, D, DV)
+            acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
+
+    if not HARD:
+        if grad_ptr.dtype.element_ty == tl.float16:
+            acc = acc * 3.0517578125e-05
+    out = split.to(tl.int64) * count + column
+    channel = value_start + tl.arange(0, DV)
+    valid = column < count
+    target = part_ptr + out[:, None] * D + channel[None, :]
+    tl.store(target, acc, mask=valid[:, None] & (channel < D)[None, :])
+    tl.store(along_ptr + out, tl.zeros([BK], tl.float32), mask=valid & (tl.program_id(2) == 0))
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
@@ -391,31 +455,36 @@ def gumbel_assignment_backward(
     use = chosen(STEM, "rows", depth, ready.dtype)
     tiles, wide = triton.cdiv(rows, use["BM"]), triton.cdiv(depth, use["DV"])
     splits, share = split_plan(count, use["BK"], tiles * wide, use.pop("programs"))
-    part = grad_x if splits == 1 else normalizer.new_empty((splits, rows, depth))
-    along = normalizer.new_empty((splits, rows))
+    part, along = normalizer.new_empty((splits, rows, depth)), normalizer.new_empty((splits, rows))
     _grad_x[(tiles, splits, wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, ready.sx, ready.se, tau, noise, seed, normalizer,
-        delta, bound, part, along, rows, count, share, *strides, SPLIT=splits > 1, **common, **use,
+        delta, bound, part, along, rows, count, share, *strides, **common, **use,
     )  # fmt: skip
-    if splits > 1:
-        _finished(part, along, ready.x, ready.rx, ready.sx, tau, grad_x)
+    _finished(part, along, ready.x, ready.rx, ready.sx, tau, grad_x)
     grad_tau = (-along.sum() / tau.float().square()).to(tau.dtype)
     if not need_entities:
         return grad_x, grad_entities, grad_tau
 
     if bounded:
-        bound = (bound * ready.rx).amax() / tau.float()
+        bound = (bound * ready.rx).amax()
     use = chosen(STEM, "entities", depth, ready.dtype)
     tiles, wide = triton.cdiv(count, use["BK"]), triton.cdiv(depth, use["DV"])
     splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
-    part = grad_entities if splits == 1 else normalizer.new_empty((splits, count, depth))
-    along = normalizer.new_empty((splits, count))
+    other = chosen(STEM, "values", depth, ready.dtype)
+    other_tiles, other_wide = triton.cdiv(count, other["BK"]), triton.cdiv(depth, other["DV"])
+    more, other_share = split_plan(rows, other["BM"], other_tiles * other_wide, other.pop("programs"))
+    part, along = normalizer.new_empty((splits + more, count, depth)), normalizer.new_empty((splits + more, count))
     _grad_entities[(tiles, splits, wide)](
-        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, index, normalizer,
-        delta, bound, part, along, rows, count, share, *strides, HARD=hard, SPLIT=splits > 1, **common, **use,
+        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
+        delta, bound, part, along, rows, count, share, *strides, **common, **use,
     )  # fmt: skip
-    if splits > 1:
-        _finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
+    del common["BOUND"]
+    _entity_values[(other_tiles, more, other_wide)](
+        grad, ready.x, ready.entities, ready.rx, ready.re, tau, noise, seed, index, normalizer,
+        part[splits:], along[splits:], rows, count, other_share, *strides,
+        HARD=hard, SPARSE=hard and count > other["BM"] * other["BK"], **common, **other,
+    )  # fmt: skip
+    _finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau
 
 
