@@ -7,21 +7,6 @@ BA rows of A and BB rows of B in a tile of scores, BC channels of a tile. i coun
 Floor: reads the metric once, B N C elements, 2 B |A| |B| C FLOPs, writes 12 B N bytes; in practice a latency. The
 order of the pairs is a rank by counting, n^2 compares in registers: no sort, no atomics, a total order, so the same
 bits every run.
-
-How scores are computed. A score is dot(x_a, x_b) / (|x_a| |x_b|) with the dot on the rows as they are stored, times
-a power of two for each row, and the two norms in the epilogue: rows are not rounded before the dot.
-
-- bfloat16 rows are scaled to a largest magnitude in [2, 4) (subnormal rows lower, still far from underflow). A power
-  of two does not round, and what it pushes below the subnormals is 2^-133 of the largest: the scaled row is the row.
-- float16 rows are left as they are: 65504^2 C is finite in float32 for every C that fits a GPU, 2^-48 is no subnormal
-  of float32, and the subnormals that scaling would make are rounded.
-- A product of two float16 or bfloat16 numbers is exact in float32, so the tensor cores only round sums, in float32.
-- float32 rows (and sums over heads) are scaled as well, then split in two float16 numbers, x = high + low: the low part
-  ends 22 bits below the largest magnitude. Three products on the tensor cores, without low low: off by about 2^-21 of
-  the sum of magnitudes, as three TF32 products would be, at half their shared memory and time.
-
-The power of two cancels in the quotient. On problems whose scores float32 holds, every step is exact.
-The largest magnitude is taken of the bits as integers, where NaN > inf > finite: no float max has to propagate NaN.
 """
 
 from __future__ import annotations
@@ -32,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
+from .bipartite_matching_scores import best_of_rows
 from .host import refuse_double, unit_stride
 from .tuning import config, shipped
 
@@ -42,110 +28,6 @@ ONE_PROGRAM = 512
 CHANNELS = (64, 128, 1024)
 RANK_ROWS, RANK_OTHERS = 128, 64  # tile of compares of the kernels that count
 NO_TARGET: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # instead of j, for an a that is kept
-
-
-@triton.jit
-def _load_rows(x_ptr, token, live, first, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
-    """Channels [first, first + BC) of the rows ``token``; with several heads their sum in float32.
-
-    The sum instead of the mean: cosines do not see the factor H.
-    """
-    channel = first + tl.arange(0, BC)
-    at = token.to(tl.int64)[:, None] * x_n + channel[None, :]
-    inside = live[:, None] & (channel < C)[None, :]
-    tile = tl.load(x_ptr + at, mask=inside, other=0.0)
-    if HEADS > 1:
-        tile = tile.to(tl.float32)
-        for _ in tl.range(1, HEADS, loop_unroll_factor=4):  # several loads in flight
-            x_ptr += x_h  # the scalar: a tile of pointers carried through a loop takes two registers an element
-            tile += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    return tile
-
-
-@triton.jit
-def _peak(tile):
-    """Largest magnitude of each row, as the bits of a float32."""
-    return tl.max(tile.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
-
-
-@triton.jit
-def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
-    """First BC channels of the scaled rows in the dtype of the dot, their scale, 1 / norm, and whether they have one.
-
-    A row that is not ``live`` is loaded as zeros and so has none. Where C > BC all of the row is read three times.
-    """
-    tile = _load_rows(x_ptr, token, live, 0, x_n, x_h, C, HEADS, BC)
-    peak = _peak(tile)
-    for first in range(BC, C, BC):
-        peak = tl.maximum(peak, _peak(_load_rows(x_ptr, token, live, first, x_n, x_h, C, HEADS, BC)))
-    if tile.dtype == tl.float16:
-        scale = tl.full(peak.shape, 1.0, tl.float32)
-    else:
-        # 2^(128 - e) for a biased exponent e in 1..254: peak in [2, 4). The clamp keeps it a normal number.
-        exponent = tl.minimum(tl.maximum(255 - (peak >> 23), 1), 254)
-        scale = (exponent << 23).to(tl.float32, bitcast=True)
-    scaled = tile.to(tl.float32) * scale[:, None]
-    square = tl.sum(scaled * scaled, 1)
-    for first in range(BC, C, BC):
-        more = _load_rows(x_ptr, token, live, first, x_n, x_h, C, HEADS, BC).to(tl.float32) * scale[:, None]
-        square += tl.sum(more * more, 1)
-    valid = (peak > 0) & (peak < 0x7F800000)
-    inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.where(valid, square, 1.0)))
-    return scaled.to(tile.dtype), scale, inverse, valid
-
-
-@triton.jit
-def _dot(a, b, acc):
-    """acc + a b^T of scaled rows, float32; float32 operands as high + low, the small products first."""
-    if a.dtype == tl.float32:
-        a_high, b_high = a.to(tl.float16), b.to(tl.float16)
-        a_low, b_low = (a - a_high.to(tl.float32)).to(tl.float16), (b - b_high.to(tl.float32)).to(tl.float16)
-        acc = tl.dot(a_low, tl.trans(b_high), acc)
-        acc = tl.dot(a_high, tl.trans(b_low), acc)
-        acc = tl.dot(a_high, tl.trans(b_high), acc)
-    else:
-        acc = tl.dot(a, tl.trans(b), acc)
-    return acc
-
-
-@triton.jit
-def _best_of_rows(
-    x_ptr,
-    i,  # [BA] rows of A, live where < even
-    even,
-    odd,
-    num_protected,
-    x_n,
-    x_h,
-    C: tl.constexpr,
-    HEADS: tl.constexpr,
-    BA: tl.constexpr,
-    BB: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Highest score and lowest j that has it, [BA] each; -inf and 0 for rows without a norm."""
-    a_token = num_protected + num_protected % 2 + 2 * i
-    a, a_scale, a_inverse, a_valid = _rows_and_norms(x_ptr, a_token, i < even, x_n, x_h, C, HEADS, BC)
-    best = tl.full([BA], float("-inf"), tl.float32)
-    partner = tl.zeros([BA], tl.int32)
-    for start in range(0, odd, BB):
-        j = start + tl.arange(0, BB)
-        b_token = num_protected + 1 - num_protected % 2 + 2 * j
-        b, b_scale, b_inverse, b_valid = _rows_and_norms(x_ptr, b_token, j < odd, x_n, x_h, C, HEADS, BC)
-        dot = _dot(a, b, tl.zeros([BA, BB], tl.float32))
-        for first in range(BC, C, BC):
-            more_a = _load_rows(x_ptr, a_token, i < even, first, x_n, x_h, C, HEADS, BC)
-            more_b = _load_rows(x_ptr, b_token, j < odd, first, x_n, x_h, C, HEADS, BC)
-            more_a = (more_a.to(tl.float32) * a_scale[:, None]).to(a.dtype)
-            more_b = (more_b.to(tl.float32) * b_scale[:, None]).to(b.dtype)
-            dot = _dot(more_a, more_b, dot)
-        # 1 / |a| is the same for the whole row: it can wait until the maximum is known.
-        score = tl.where(b_valid[None, :], dot * b_inverse[None, :], float("-inf"))
-        top, at = tl.max(score, 1, return_indices=True, return_indices_tie_break_left=True)
-        better = top > best  # the earlier tile keeps a tie
-        best = tl.where(better, top, best)
-        partner = tl.where(better, start + at, partner)
-    return tl.where(a_valid, best * a_inverse, float("-inf")), tl.where(a_valid, partner, 0)
 
 
 @triton.jit
@@ -220,7 +102,7 @@ def _match_image(
     even = (tokens + 1) // 2 - (num_protected + 1) // 2
     odd = tokens // 2 - num_protected // 2
     i = tl.arange(0, BA)
-    best, partner = _best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, x_h, C, HEADS, BA, BB, BC)
+    best, partner = best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, x_h, C, HEADS, BA, BB, BC)
     # Rows past |A| score -inf and have the highest i: r <= |A| live ones come before them.
     rank = tl.zeros([BA], tl.int32)
     for start in range(0, even, BO):
@@ -266,7 +148,7 @@ def _match_tiles(
     image = tl.program_id(0).to(tl.int64)
     odd = tokens // 2 - num_protected // 2
     i = tl.program_id(1) * BA + tl.arange(0, BA)
-    best, partner = _best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, 0, C, 1, BA, BB, BC)
+    best, partner = best_of_rows(x_ptr + image * x_b, i, even, odd, num_protected, x_n, 0, C, 1, BA, BB, BC)
     tl.store(best_ptr + image * even + i, best, mask=i < even)
     tl.store(partner_ptr + image * even + i, partner, mask=i < even)
 
