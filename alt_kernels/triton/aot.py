@@ -1,8 +1,9 @@
 """Compile every kernel and shipped configuration ahead of time, without a GPU, and read what came of it.
 
 ``python -m alt_kernels.triton.aot --out docs/kernels_resources.md`` writes the table for sm_80, sm_90 and sm_100;
-``--check`` fails where a kernel spills registers, or has a half-precision dot without the target's matrix
-instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason. ``--only`` takes a part of a name.
+the exit status is 1 where a kernel spills registers, or has a half-precision dot without the target's matrix
+instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason, or where a launcher starts a kernel
+that no case compiles. ``--only`` takes a part of a name.
 
 The cases are the lists ``AOT`` of the modules beside this one. Arguments are as divisible as in a real launch:
 without it the compiler builds another kernel, which nobody runs (no 16-byte access, often spills).
@@ -147,15 +148,17 @@ def _work(job: tuple[str, int, int]) -> Resources:
     return compile_case(stem, cases(stem)[index], target)[0]
 
 
+def chosen(only: str = "") -> list[tuple[str, int, str]]:
+    """Module, place in its list and ``module: name`` of every case whose name contains ``only``."""
+    found = ((stem, i, f"{stem}: {case.name}") for stem in modules() for i, case in enumerate(cases(stem)))
+    return [case for case in found if only in case[2]]
+
+
 def compile_all(only: str = "", targets: Iterable[int] = TARGETS, jobs: int | None = None) -> list[Resources]:
-    """Every case whose ``module: name`` contains ``only``, on every target, several at a time."""
-    work = [
-        (stem, index, target)
-        for stem in modules()
-        for index, case in enumerate(cases(stem))
-        if only in f"{stem}: {case.name}"
-        for target in targets
-    ]
+    """Every chosen case on every target, several at a time."""
+    work = [(stem, index, target) for stem, index, _ in chosen(only) for target in targets]
+    if jobs == 1:
+        return [_work(job) for job in work]
     # spawn: a fork of a process that holds a compiler's threads may hang.
     with ProcessPoolExecutor(jobs or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(_work, work))
@@ -212,9 +215,10 @@ def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m alt_kernels.triton.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table to this file")
-    parser.add_argument("--check", action="store_true", help="fail on a spill or a missing matrix instruction")
+    parser.add_argument("--check", action="store_true", help="print no table, only what is wrong")
     parser.add_argument("--only", default="", help="a part of 'module: case'")
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="80, 90 or 100; more than once")
+    parser.add_argument("--list", action="store_true", help="print the cases' names and compile nothing")
     parser.add_argument("--jobs", type=int, help="compilations at a time; default: one a core")
     options = parser.parse_args(arguments)
     import triton
@@ -222,6 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
     if triton.knobs.runtime.interpret:
         print(INTERPRETED, file=sys.stderr)
         return 2
+    if options.list:
+        print(*(name for _, _, name in chosen(options.only)), sep="\n")
+        return 0
     targets = tuple(options.target or TARGETS)
     results = compile_all(options.only, targets, options.jobs)
     if not results:
