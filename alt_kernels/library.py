@@ -44,6 +44,7 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
+_python_on_cpu: dict[str, Callable[..., Any]] = {}  # taken up once it is known what the compiled library has
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -63,7 +64,8 @@ def register(
         reference: plain-torch implementation for every device without a kernel of its own.
         fake: shapes and dtypes of the results (no computation).
         flops: 2 x multiply-accumulates from shapes, as ``torch.utils.flop_counter`` calls it.
-        cpu: a Python implementation for the CPU key, where the kernel is a library's rather than ours in C++.
+        cpu: a Python implementation for the CPU key, made of a library's kernels; where the compiled library has
+            one of its own, that one runs.
         triton: the module of ``alt_kernels.triton`` whose function of the op's name runs on CUDA tensors.
     """
     name = schema.split("(", 1)[0]
@@ -71,7 +73,7 @@ def register(
     # CompositeExplicitAutograd: the fallback of every backend key that has no kernel of its own.
     _library.impl(name, reference, "CompositeExplicitAutograd")
     if cpu is not None:
-        _library.impl(name, cpu, "CPU")
+        _python_on_cpu[name] = cpu
     if triton is not None and _HAS_TRITON:
         _library.impl(name, _launcher(name, triton, reference), "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
@@ -128,6 +130,9 @@ def initialise() -> None:
     """Called once by the package, after every op has been defined."""
     global _compiled
     _compiled = load_compiled()
+    for name, cpu in _python_on_cpu.items():
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
+            _library.impl(name, cpu, "CPU")
 
 
 def backends() -> dict[str, Backend]:
@@ -167,7 +172,7 @@ def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool
     Args:
         impl: the caller's choice.
         x: the tensor whose device decides.
-        needs_compiled: whether "cpp" of this op needs the compiled library (attention's is PyTorch's own kernel).
+        needs_compiled: whether "cpp" of this op needs the compiled library (attention can do with PyTorch's kernels).
     """
     if impl not in get_args(Impl):
         choices = ", ".join(repr(c) for c in get_args(Impl))

@@ -30,8 +30,9 @@ def proportional_attention(
 
     with log s added to every logit of a key. For integer sizes this equals plain attention over keys and values
     repeated s times. A size of 0 masks a key; a row whose keys are all masked gives zeros. Scores and sums
-    accumulate in float32 (float64 for double). On CPU PyTorch's own fused kernel runs, with the sizes as a
-    broadcast key bias: never an N x N tensor.
+    accumulate in float32 (float64 for double). On CPU there is never an N x N tensor: a kernel of ours for the
+    shapes of vision transformers (D a multiple of 16 up to 128, N up to 4096), else PyTorch's fused kernel with
+    the sizes as a broadcast key bias; the backward is PyTorch's.
 
     Args:
         q: ``[B, H, M, D]``, float32, float16, bfloat16 or float64; any strides (views of a packed QKV).
@@ -81,14 +82,25 @@ def _unit_stride(*tensors: Tensor) -> list[Tensor]:
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
+def _cpu_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised; the heads of a query lie beside one another, so that joining them costs nothing."""
+    batch, heads, queries, depth = q.shape
+    statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
+    logsumexp = q.new_empty(batch, queries, heads, dtype=statistic)
+    return q.new_empty(batch, queries, heads, depth).transpose(1, 2), logsumexp.transpose(1, 2)
+
+
 def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Where no library was compiled; csrc/cpu/proportional_attention.cpp gives the same."""
     if q.numel() == 0 or k.shape[2] == 0:
-        return reference.proportional_attention(q, k, v, size, scale)
+        out, logsumexp = _cpu_results(q)
+        return out.zero_(), logsumexp.fill_(-math.inf)
     q, k, v = _unit_stride(q, k, v)
-    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
     )
-    return out, logsumexp
+    out = _cpu_results(q)[0]  # PyTorch's kernel copies the strides of q, as well as it can
+    return found if found.stride() == out.stride() else out.copy_(found), logsumexp
 
 
 def _cpu_backward(
@@ -110,10 +122,9 @@ def _cpu_backward(
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    if q.device.type == "cpu":
+        return _cpu_results(q)
     statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if q.device.type == "cpu":  # PyTorch's kernel chooses the strides: ask its own fake
-        out, logsumexp = _cpu(q, k, v, size, scale)
-        return out, logsumexp.to(statistic)  # which says float32 for double as well; the kernel gives double
     return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=statistic)
 
 

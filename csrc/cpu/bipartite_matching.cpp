@@ -8,8 +8,6 @@
 // the plan. With fewer images than threads and many tokens, the rows of A are shared out instead; results are
 // the same.
 
-#include <cstdlib>
-
 #include "best_match.h"
 
 namespace alt {
@@ -87,25 +85,6 @@ ALT_MATCHING_LEVEL(Baseline, 16, 4, 2, false, )
 ALT_MATCHING_LEVEL(Avx2, 32, 6, 2, true, __attribute__((target("arch=x86-64-v3"))))
 ALT_MATCHING_LEVEL(Avx512, 64, 8, 3, true, __attribute__((target("arch=x86-64-v4"))))
 #endif
-
-// What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels
-// are.
-int cpu_level() {
-#if ALT_HAS_MULTIVERSION
-  const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string limit = cap == nullptr ? "" : cap;
-  if (limit == "default") {
-    return 0;
-  }
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4") && limit != "avx2") {
-    return 2;
-  }
-  return __builtin_cpu_supports("x86-64-v3") ? 1 : 0;
-#else
-  return 0;
-#endif
-}
 
 template <typename T, typename In>
 const Stages<T, In>& stages() {

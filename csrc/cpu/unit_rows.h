@@ -8,22 +8,10 @@
 
 #include <cmath>
 
-#include "common.h"
+#include "vectors.h"
 
 namespace alt {
 namespace {
-
-// A vector of T that may be loaded from and stored to any address of a T.
-template <typename T, int kBytes>
-struct VecOf {
-  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
-};
-template <typename T, int kBytes>
-using Vec = typename VecOf<T, kBytes>::type;
-
-// An integer as wide as T, so that compares of Vec<T> select Vec<IndexOf<T>>.
-template <typename T>
-using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
 // A register block: kRows rows of A times kVecs vectors of kBytes; the accumulators fill the register file.
 template <int kBytes_, int kRows_, int kVecs_, bool kFma_>
@@ -38,8 +26,6 @@ struct RegisterBlock {
     return kBytes_ / static_cast<int64_t>(sizeof(T));
   }
 };
-
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // Whether a squared norm can be inverted without leaving the range of T; the other rows take the slow way. So
 // do all rows of doubles, whose scores serve as a check and should not owe a bit to a shortcut.
@@ -156,55 +142,6 @@ ALT_INLINE int64_t padded_columns(int64_t columns) {
   constexpr int64_t lanes = Block::template lanes<T>();
   const int64_t tail = columns % lanes;
   return columns - tail + (tail == 0 ? 0 : lanes >= 4 && tail <= lanes / 2 ? lanes / 2 : lanes);
-}
-
-#if __has_builtin(__builtin_shufflevector)
-// One step of a transposition by doubling: swap, between rows i and i + kStep, the blocks of kStep lanes off
-// the diagonal of every square of 2 kStep. After kStep = lanes / 2, ..., 1 row i holds what was column i.
-template <int kStep, typename V, int... kLane>
-ALT_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, kLane...>) {
-  constexpr int lanes = sizeof...(kLane);
-  const V first = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? lanes + kLane - kStep : kLane)...);
-  b = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? lanes + kLane : kLane + kStep)...);
-  a = first;
-}
-
-template <int kStep, int kLanes, typename V>
-ALT_INLINE void transpose_square(V* rows) {
-  if constexpr (kStep > 0) {
-    for (int i = 0; i < kLanes; ++i) {
-      if ((i & kStep) == 0) {
-        swap_blocks<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kLanes>{});
-      }
-    }
-    transpose_square<kStep / 2, kLanes>(rows);
-  }
-}
-#endif
-
-// dst[c * dst_stride + j] = src[j][c] for kLanes rows of T, of which those from `count` on are taken as zero.
-template <typename T, int kLanes>
-ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t channels, T* dst,
-                               int64_t dst_stride) {
-  int64_t c = 0;
-#if __has_builtin(__builtin_shufflevector)
-  using V = Vec<T, kLanes* static_cast<int>(sizeof(T))>;
-  for (; c + kLanes <= channels; c += kLanes) {
-    V square[kLanes];
-    for (int j = 0; j < kLanes; ++j) {
-      square[j] = j < count ? *reinterpret_cast<const V*>(src[j] + c) : V{};
-    }
-    transpose_square<kLanes / 2, kLanes>(square);
-    for (int j = 0; j < kLanes; ++j) {
-      *reinterpret_cast<V*>(dst + (c + j) * dst_stride) = square[j];
-    }
-  }
-#endif
-  for (; c < channels; ++c) {
-    for (int j = 0; j < kLanes; ++j) {
-      dst[c * dst_stride + j] = j < count ? src[j][c] : T(0);
-    }
-  }
 }
 
 // The unprotected tokens of one parity: token i of the set is row first + 2 i of the image.
