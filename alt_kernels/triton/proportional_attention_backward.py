@@ -26,6 +26,7 @@ from .host import refuse_double, unit_stride
 from .proportional_attention import (
     LAUNCHES,
     LOG2_E,
+    aot_name,
     bucket,
     check_depth,
     heads_last,
@@ -109,7 +110,7 @@ def _backward_queries(
         key = first + tl.arange(0, BN)
         k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, key < keys, D, BD)  # [BN, BD]
         v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, key < keys, D, BD)  # [BN, BD]
-        s = logits(q, k, size_ptr + image * keys, key, keys, scale_log2, HAS_SIZE, PRECISION)  # [BM, BN]
+        s = logits(q, k, size_ptr + image * keys, key, keys, scale_log2, HAS_SIZE, False, PRECISION)  # [BM, BN]
         p = tl.exp2(s - lse[:, None])
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
         ds = p * (dp - delta[:, None])
@@ -239,26 +240,27 @@ def proportional_attention_backward(
 def _aot() -> list[AotCase]:
     cases: dict[str, AotCase] = {}
     integers = ("queries", "keys", "heads")
-    for depth, dtype, keys in LAUNCHES:
+    for depth, dtype, keys, sized in LAUNCHES:
         for tuned in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
             whole_head = bool(tuned["whole_head"]) and keys <= tuned["key_cols"]
             for side in ("key",) if whole_head else ("query", "key"):
                 over_keys = side == "key"
                 halves = ("grad", "q", "k", "v", "dq", *(("dk", "dv") if over_keys else ("out",)))
                 signature = {f"{name}_ptr": f"*{dtype}" for name in halves}
-                signature |= {f"{name}_ptr": "*fp32" for name in ("size", "lse", "delta")}
+                signature |= {f"{name}_ptr": "*fp32" for name in ("lse", "delta")}
+                signature["size_ptr"] = "*fp32" if sized else f"*{dtype}"
                 signature |= dict.fromkeys(integers, "i32")
                 signature |= {f"{name}_{axis}": "i32" for name in ("gqkv" if over_keys else "gqkvo") for axis in "bhn"}
                 signature |= {"scale": "fp32", "scale_log2": "fp32"}
                 rows, cols = tuned[f"{side}_rows"], tuned[f"{side}_cols"]
                 constants = {
-                    "HAS_SIZE": True, "D": depth, "BD": width(depth), "BM": rows, "BN": cols,
+                    "HAS_SIZE": sized, "D": depth, "BD": width(depth), "BM": rows, "BN": cols,
                     "PRECISION": "ieee" if dtype == "fp32" else "tf32",
                 } | ({"WHOLE_HEAD": whole_head} if over_keys else {})  # fmt: skip
                 kernel = _backward_keys if over_keys else _backward_queries
                 what = "whole head" if whole_head else "keys" if over_keys else "queries"
                 warps, stages = tuned[f"{side}_num_warps"], tuned[f"{side}_num_stages"]
-                name = f"backward {what} {rows}x{cols} D={depth} {dtype} {warps} warps {stages} stages"
+                name = aot_name(f"backward {what} {rows}x{cols}", depth, dtype, sized, warps, stages)
                 case = AotCase(name, kernel, signature, constants, warps, stages, dots=dtype != "fp32")
                 cases[name] = case._replace(reason=WIDE_FLOAT32) if width(depth) > 128 and dtype == "fp32" else case
     return list(cases.values())

@@ -146,33 +146,39 @@ def test_any_scale(device: torch.device, keys: int, scale: float, shift: float) 
     check(q, k, v, testing.random_size(1, keys, seed=1).to(device), scale)
 
 
-@pytest.mark.parametrize(("keys", "dtype"), [(100, torch.float16), (197, torch.bfloat16), (260, torch.float16)])
-def test_strides_and_layout(device: torch.device, keys: int, dtype: torch.dtype) -> None:
-    """Views of a packed QKV, a transposed depth and an expanded gradient give the bits of contiguous copies.
+@pytest.mark.parametrize("keys", [60, 150])
+def test_sizes_beyond_half_precision(device: torch.device, keys: int) -> None:
+    """A size that float16 cannot hold never leaves float32: the rows past the last query would turn it into inf * 0."""
+    q, k, v = draw(device, torch.float16, 20, keys, 32, batch=1)
+    check(q, k, v, testing.random_size(1, keys, seed=2).to(device) * 2.0**20)
+
+
+@pytest.mark.parametrize("keys", [50, 140, 260])
+def test_strides_and_layout(device: torch.device, keys: int) -> None:
+    """Views of a packed QKV, a transposed depth, sizes with a step and an expanded gradient: the bits of plain copies.
 
     Every result of ``[B, H, N, D]`` lies as ``[B, N, H, D]``.
     """
-    qkv = torch.randn(2, keys, 3, 2, 64).to(device, dtype)
+    qkv = torch.randn(2, keys, 3, 2, 32).to(device, torch.float16)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    turned = v.transpose(-1, -2).contiguous().transpose(-1, -2)
     size = testing.random_size(2, 2 * keys, seed=0).to(device)[:, ::2]
-    grad = torch.randn(2, 1, 1, 1).to(device, dtype).expand(q.shape)
-    packed = run(q, k, v, size, 0.125, grad)
+    grad = torch.randn(2, 1, 1, 1).to(device, torch.float16).expand(q.shape)
+    strided = run(q, k, turned, size, 0.125, grad)
     assert not q.is_contiguous()
     plain = run(*(t.contiguous() for t in (q, k, v, size)), 0.125, grad.contiguous())
-    turned = run(q, *(t.transpose(-1, -2).contiguous().transpose(-1, -2) for t in (k, v)), size, 0.125, grad)
-    for one, two, three in zip(packed, plain, turned, strict=True):
+    for one, two in zip(strided, plain, strict=True):
         testing.assert_same_bits(one, two)
-        testing.assert_same_bits(one, three)
-    for result in (packed[0], *packed[2:]):
-        assert result.stride() == (keys * 2 * 64, 64, 2 * 64, 1)
+    for result in (strided[0], *strided[2:]):
+        assert result.stride() == (keys * 2 * 32, 32, 2 * 32, 1)
         assert not result.isnan().any()
-    assert packed[1].is_contiguous()
+    assert strided[1].is_contiguous()
 
 
-@pytest.mark.parametrize("keys", [30, 128, 190, 300])
+@pytest.mark.parametrize("keys", [30, 190, 300])
 def test_same_bits_every_time(device: torch.device, keys: int) -> None:
     """Twice the same, one head alone the same as among others, and a size of 1 the same as none."""
-    q, k, v = draw(device, torch.float16, 90, keys, 64)
+    q, k, v = draw(device, torch.float16, 70, keys, 64)
     grad, ones = torch.randn(q.shape).to(q), torch.ones(2, keys, device=device)
     first = run(q, k, v, None, 0.125, grad)
     again = run(q, k, v, ones, 0.125, grad)
@@ -182,7 +188,7 @@ def test_same_bits_every_time(device: torch.device, keys: int) -> None:
         testing.assert_same_bits(one[1:, 1:], three)
 
 
-@pytest.mark.parametrize("programs", [1, 3, 5])
+@pytest.mark.parametrize("programs", [1, 3])
 def test_programs_that_share_a_head(device: torch.device, monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     """However many programs share the queries of a head: each row comes out once, with the same bits."""
     q, k, v = draw(device, torch.float16, 300, 60, 32, batch=1)
