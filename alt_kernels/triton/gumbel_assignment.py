@@ -66,7 +66,9 @@ def _prepare_tile(
         value = value * (1.0 / scale)[:, None]
     square = tl.sum(value * value, 1)
     # An infinite or NaN entry makes the row's every cosine NaN.
-    finite = tl.where(square < float("inf"), tl.div_rn(1.0, tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))), float("nan"))
+    finite = tl.where(
+        square < float("inf"), tl.div_rn(1.0, tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))), float("nan")
+    )
     tl.store(inverse_ptr + row, tl.where(square == 0.0, 0.0, finite), mask=live)
     tl.store(scale_ptr + row, scale, mask=live)
     if COPY:
@@ -114,9 +116,7 @@ def load_rows(ptr, row, start, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def add_noise(
-    z, noise_ptr, noise_m, noise_k, seed, row, first, column, NOISE: tl.constexpr, BK: tl.constexpr
-):
+def add_noise(z, noise_ptr, noise_m, noise_k, seed, row, first, column, NOISE: tl.constexpr, BK: tl.constexpr):
     """z ``[rows, BK]`` + the noise of these rows and columns; ``column`` are the valid ones nearest to the tile's."""
     if NOISE == 1:
         at = noise_ptr + row.to(tl.int64)[:, None] * noise_m + column.to(tl.int64)[None, :] * noise_k
@@ -384,4 +384,42 @@ def gumbel_assignment(
     return output, index, normalizer
 
 
-AOT: list[AotCase] = []
+HALF = {"x_ptr", "e_ptr", "grad_ptr"}  # pointers to what the products read
+NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def signature(kernel: Any, dtype: str, constants: dict[str, Any], **pointers: str) -> dict[str, str]:
+    """Types of a launch on inputs of ``dtype``: float32 and int32 where nothing else is said."""
+    types = {"seed_ptr": "*i64", "index_ptr": "*i64"} | dict.fromkeys(HALF, f"*{dtype}") | pointers
+    names = [p.name for p in kernel.params if p.name not in constants]
+    return {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
+
+
+def aot_case(kernel: Any, stem: str, prefix: str, label: str, dtype: str, depth: int, **rest: Any) -> AotCase:
+    """One kernel as it is launched at ``depth`` channels of ``dtype`` on a GPU without an entry of its own."""
+    use = chosen(stem, prefix, depth, NAMES[dtype])
+    constants = {"D": depth, "PRECISION": precision(NAMES[dtype]), "BOUND": dtype == "fp16", **use, **rest}
+    constants = {p.name: constants[p.name] for p in kernel.params if p.name in constants}
+    types = signature(kernel, dtype, constants, acc_ptr=f"*{dtype}")
+    warps, stages = use["num_warps"], use["num_stages"]
+    return AotCase(f"{label} d={depth} {dtype}", kernel, types, constants, warps, stages, dtype != "fp32")
+
+
+def _aot() -> list[AotCase]:
+    stem = "gumbel_assignment"
+    cases = [
+        aot_case(_assign, stem, mode, f"{mode} {noise}", dtype, 512, NOISE=kind, SOFT=mode == "soft", SPLIT=False)
+        for dtype in NAMES
+        for mode, noise, kind in (("hard", "seed", SEED), ("soft", "seed", SEED), ("hard", "no noise", NONE))
+    ]
+    small = {"D": 512, "COPY_X": True, "COPY_E": True, "RESCALE": True, "R": 8, "BC": 512}
+    types = signature(_prepare, "bf16", small, x_copy_ptr="*bf16", e_copy_ptr="*bf16")
+    cases.append(AotCase("prepare d=512 bf16", _prepare, types, small, 4, 1, False))
+    for soft, width in ((False, 16), (True, 128)):
+        join = {"D": 512, "SOFT": soft, "R": 32, "BC": width}
+        types = signature(_join, "bf16", join, index_part_ptr="*i64", out_ptr="*bf16")
+        cases.append(AotCase(f"join {'soft' if soft else 'hard'} d=512 bf16", _join, types, join, 4, 1, False))
+    return cases
+
+
+AOT = _aot()

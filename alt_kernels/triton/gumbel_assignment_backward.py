@@ -25,7 +25,20 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment import add_noise, chosen, load_rows, noise_arguments, power_below, precision, prepare, split_plan
+from .gumbel_assignment import (
+    NAMES,
+    SEED,
+    add_noise,
+    aot_case,
+    chosen,
+    load_rows,
+    noise_arguments,
+    power_below,
+    precision,
+    prepare,
+    signature,
+    split_plan,
+)
 from .host import refuse_double
 from .philox import tile_columns
 
@@ -404,7 +417,9 @@ def _finish(
     tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _finished(part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor) -> None:
+def _finished(
+    part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor
+) -> None:
     splits, count, depth = part.shape
     width = min(128, triton.next_power_of_2(depth))
     _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
@@ -488,4 +503,18 @@ def gumbel_assignment_backward(
     return grad_x, grad_entities, grad_tau
 
 
-AOT: list[AotCase] = []
+def _aot() -> list[AotCase]:
+    cases = []
+    for dtype in NAMES:
+        for prefix, kernel in (("delta", _delta), ("rows", _grad_x), ("entities", _grad_entities)):
+            cases.append(aot_case(kernel, STEM, prefix, f"{prefix} seed", dtype, 512, NOISE=SEED))
+        for label, hard, sparse in (("hard", True, False), ("hard, sparse", True, True), ("soft", False, False)):
+            rest = {"NOISE": SEED, "HARD": hard, "SPARSE": sparse}
+            cases.append(aot_case(_entity_values, STEM, "values", f"values {label}", dtype, 512, **rest))
+    finish = {"D": 512, "R": 16, "BC": 128}
+    types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")
+    cases.append(AotCase("finish d=512 bf16", _finish, types, finish, 4, 1, False))
+    return cases
+
+
+AOT = _aot()
