@@ -152,13 +152,14 @@ def assert_as_good(metric: Tensor, plan: Matching, r: int) -> None:
     assert different <= 1, f"{different} choices differ"
 
 
-def test_float32_keeps_more_than_a_half(device: torch.device) -> None:
-    """Two scores that differ in the 20th bit of one channel: high parts alone would tie, and take the lower b."""
-    metric = torch.ones(1, 4, 16)
-    metric[0, 1, 0] += 2.0**-9
-    metric[0, 3, 0] += 2.0**-9 - 2.0**-20
-    assert metric[0, 1].half().equal(metric[0, 3].half())
-    assert choices(plan_of(metric.to(device), 1)) == [{2: 3}]
+@pytest.mark.parametrize("step", [2.0**-13, 2.0**-20])
+def test_float32_is_not_rounded_to_a_half(device: torch.device, step: float) -> None:
+    """The better b, which has the higher index, is so by bits that float16 lacks: in the row of a, in that of b."""
+    in_a = torch.tensor([[0, 0], [0, 1], [1 + step, 1], [1, 0]])
+    in_b = torch.tensor([[0, 0], [1, 1], [1, 0], [1 + step, 1]])
+    for rows in (in_a, in_b):
+        assert rows[1].half().equal(rows[3].half()) or rows[2, 0].half() == rows[2, 1].half()
+        assert choices(plan_of(rows[None].to(device), 1)) == [{2: 3}]
 
 
 def test_half_precision_scores_are_not_rounded(device: torch.device) -> None:
