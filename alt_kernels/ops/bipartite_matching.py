@@ -87,4 +87,5 @@ library.register(
     reference=reference.bipartite_matching,
     fake=_fake,
     flops=_flops,
+    triton="bipartite_matching",
 )

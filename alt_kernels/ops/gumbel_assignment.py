@@ -201,6 +201,7 @@ library.register(
     reference=reference.gumbel_assignment,
     fake=_fake,
     flops=_flops,
+    triton="gumbel_assignment",
 )
 library.register(
     "gumbel_assignment_backward(Tensor grad, Tensor x, Tensor entities, Tensor tau, Tensor? noise, Tensor? seed,"
@@ -209,6 +210,7 @@ library.register(
     reference=reference.gumbel_assignment_backward,
     fake=_backward_fake,
     flops=_backward_flops,
+    triton="gumbel_assignment_backward",
 )
 library.register_autograd("gumbel_assignment", _backward, _save)
 library.register_no_second_derivative("gumbel_assignment_backward")

@@ -122,10 +122,9 @@ def _cpu_backward(
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    if q.device.type == "cpu":
-        return _cpu_results(q)
-    statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=statistic)
+    out, logsumexp = _cpu_results(q)
+    # Heads last everywhere; the log-sum-exp only on CPU, where PyTorch's backward wants it so.
+    return out, logsumexp if q.device.type == "cpu" else logsumexp.contiguous()
 
 
 def _backward_fake(
@@ -140,7 +139,11 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         return _cpu_backward(grad, q, k, v, size, out, logsumexp, scale)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    return (
+        torch.empty_like(_cpu_results(q)[0]),
+        torch.empty_like(_cpu_results(k)[0]),
+        torch.empty_like(_cpu_results(v)[0]),
+    )
 
 
 def _flops(q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object) -> int:
@@ -172,6 +175,7 @@ library.register(
     fake=_fake,
     flops=_flops,
     cpu=_cpu,
+    triton="proportional_attention",
 )
 library.register(
     "proportional_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? size, Tensor out,"
@@ -180,6 +184,7 @@ library.register(
     fake=_backward_fake,
     flops=_backward_flops,
     cpu=_cpu_backward,
+    triton="proportional_attention_backward",
 )
 library.register_autograd("proportional_attention", _backward, _save)
 library.register_no_second_derivative("proportional_attention_backward")

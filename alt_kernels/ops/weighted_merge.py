@@ -302,6 +302,7 @@ library.register(
     reference=reference.weighted_merge,
     fake=_merge_fake,
     flops=_no_matmul,
+    triton="weighted_merge",
 )
 library.register(
     "weighted_merge_backward(Tensor grad, Tensor? size, Tensor merged_size, Tensor indices, Tensor offsets,"
@@ -309,18 +310,21 @@ library.register(
     reference=reference.weighted_merge_backward,
     fake=_merge_backward_fake,
     flops=_no_matmul,
+    triton="weighted_merge",
 )
 library.register(
     "unmerge(Tensor x, Tensor indices, Tensor offsets, Tensor output_row) -> Tensor",
     reference=reference.unmerge,
     fake=_unmerge_fake,
     flops=_no_matmul,
+    triton="weighted_merge",
 )
 library.register(
     "unmerge_backward(Tensor grad, Tensor indices, Tensor offsets, Tensor output_row) -> Tensor",
     reference=reference.unmerge_backward,
     fake=_unmerge_backward_fake,
     flops=_no_matmul,
+    triton="weighted_merge",
 )
 library.register(
     "merge_layer_norm(Tensor x, Tensor residual, Tensor? size, Tensor indices, Tensor offsets, Tensor output_row,"
@@ -329,6 +333,7 @@ library.register(
     reference=reference.merge_layer_norm,
     fake=_norm_fake,
     flops=_no_matmul,
+    triton="merge_layer_norm",
 )
 library.register(
     "merge_layer_norm_backward(Tensor grad_merged, Tensor grad_normed, Tensor merged, Tensor mean, Tensor rstd,"
@@ -338,6 +343,7 @@ library.register(
     reference=reference.merge_layer_norm_backward,
     fake=_norm_backward_fake,
     flops=_no_matmul,
+    triton="merge_layer_norm",
 )
 library.register_autograd("weighted_merge", _merge_backward, _save_merge)
 library.register_autograd("unmerge", _unmerge_backward, _save_unmerge)

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def heads_last(x: Tensor) -> Tensor:
+    """``[B, H, N, D]`` that lies as ``[B, N, H, D]``: joining the heads of a token then costs nothing."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _scores(q: Tensor, k: Tensor, size: Tensor | None, scale: float) -> Tensor:
     """``[B, H, M, N]`` in float32 (float64 for double): q k^T * scale + log s, the bias shared by heads and queries."""
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -22,7 +27,7 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     weight = (scores - peak).exp()
     total = weight.sum(-1, keepdim=True)
     out = (weight @ v.to(weight.dtype)) / torch.where(total != 0, total, 1.0)
-    return out.to(q.dtype), (peak + total.log()).squeeze(-1)
+    return heads_last(out.to(q.dtype)), (peak + total.log()).squeeze(-1)
 
 
 def proportional_attention_backward(
@@ -47,4 +52,4 @@ def proportional_attention_backward(
     ds = p * (dp - delta) * scale
     dq = ds @ k.to(acc)
     dk = ds.transpose(-1, -2) @ q.to(acc)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    return heads_last(dq.to(q.dtype)), heads_last(dk.to(k.dtype)), heads_last(dv.to(v.dtype))
