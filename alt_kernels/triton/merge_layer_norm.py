@@ -184,7 +184,7 @@ def _merge_norm_backward(
         mean_next = tl.load(mean_ptr + at, mask=more, other=0.0)
         rstd_next = tl.load(rstd_ptr + at, mask=more, other=0.0)
 
-        h = tl.where(in_width, (merged - mean) * rstd, 0.0)
+        h = (merged - mean) * rstd  # outside the width not 0, but dn and g are
         g = dn
         if HAS_WEIGHT:
             g = dn * scale

@@ -74,19 +74,19 @@ def _reduce_rows(
                 acc = tl.zeros([BC], tl.float32)
                 size_sum = 0.0
                 place = begin
-                while place < end:
-                    source = tl.load(indices_ptr + image * tokens + place).to(tl.int64)
+                source = tl.load(indices_ptr + image * tokens + place).to(tl.int64)
+                while source >= 0:  # not `place < end`, which the compiler unrolls at the price of registers
                     part = tl.load(x_ptr + image * x_b + source * x_n + channel, mask=in_width, other=0.0)
                     part = part.to(tl.float32)
                     if MEAN:
+                        weight = 1.0
                         if HAS_SIZE:
                             weight = tl.load(size_ptr + image * tokens + source)
                             part = part * weight
-                            size_sum += weight
-                        else:
-                            size_sum += 1.0
+                        size_sum += weight
                     acc += part
                     place += 1
+                    source = tl.load(indices_ptr + image * tokens + place, mask=place < end, other=-1).to(tl.int64)
                 if MEAN:
                     tl.store(out_size_ptr + image * rows + target, size_sum)
                     acc = tl.where(size_sum != 0.0, acc / tl.where(size_sum != 0.0, size_sum, 1.0), 0.0)

@@ -132,6 +132,38 @@ def test_rows_of_one_token_are_the_rounded_sum(device: torch.device) -> None:
         testing.assert_same_bits(merged[single], expected[torch.arange(2)[:, None], own][single])
 
 
+def test_a_group_of_size_zero_gives_zeros(device: torch.device) -> None:
+    """Whatever its tokens hold; its norm is the bias. A row of one token keeps its value, of size zero or not."""
+    values = inputs((1, 11, 4, 1, 1, 12), DTYPES[0])
+    group = values["output_row"][0] == int(values["output_row"][0].mode().values)
+    values["size"][0, group] = 0.0
+    values["size"][0, 0] = 0.0
+    values["x"][0, group] = torch.inf
+    merged, normed, *_ = (t.cpu() for t in kernels.merge_layer_norm(**moved(values, device)))
+    row = int(values["output_row"][0, group][0])
+    assert (merged[0, row] == 0).all()
+    testing.assert_same_bits(normed[0, row], values["bias"])
+    testing.assert_same_bits(merged[0, 0], (values["x"] + values["residual"])[0, 0])
+
+    values["x"][0, group] = 1.0
+    back = backward_inputs(values)
+    grad = kernels.merge_layer_norm_backward(**moved(back, device))[0].cpu()
+    truth = reference.merge_layer_norm_backward(**doubled(back))[0]
+    assert (grad[0, group] == 0).all()
+    assert (truth[0, 0] != 0).any()
+    torch.testing.assert_close(grad.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+def test_what_lies_behind_the_plan_is_not_part_of_it(device: torch.device) -> None:
+    """The next offset in memory is one that a plan of one more row would hold: a tile ends where the image does."""
+    values = inputs((1, 9, 3, 1, 1, 10), DTYPES[0])
+    offsets = torch.cat([values["offsets"], torch.tensor([[10, 11]], dtype=torch.int32)], 1).to(device)[:, :-2]
+    expected = kernels.merge_layer_norm(**moved(values, device))
+    actual = kernels.merge_layer_norm(**moved({**values, "offsets": offsets}, device))
+    for left, right in zip(actual, expected, strict=True):
+        testing.assert_same_bits(left, right)
+
+
 def backward_inputs(values: dict[str, Any]) -> dict[str, Any]:
     merged, _, merged_size, mean, rstd = reference.merge_layer_norm(**values)
     return {

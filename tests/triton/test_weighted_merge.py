@@ -176,6 +176,32 @@ def test_strided_arguments(device: torch.device) -> None:
     )
 
 
+def test_what_lies_behind_the_plan_is_not_part_of_it(device: torch.device) -> None:
+    """The next numbers in memory are such as a plan of one more row would hold: a tile ends where the image does."""
+    tokens, channels = 7, 6
+    plan = testing.plan_from_pairs(tokens, 1, [{2: 3, 4: 3}])
+    size = testing.random_size(1, tokens, seed=7, integer=True)
+    x = torch.randn(1, tokens, channels)
+
+    def followed(value: Tensor, *more: float) -> Tensor:
+        longer = torch.cat([value, torch.tensor([more], dtype=value.dtype)], 1)
+        return longer.to(device)[:, : value.shape[1]]
+
+    behind = (
+        followed(plan.indices, 0, 0),
+        followed(plan.offsets, tokens + 1, tokens + 2),
+        followed(plan.output_row, 0, 0),
+    )
+    dense = [field.to(device) for field in plan]
+    x, size = x.to(device), size.to(device)
+    merged, merged_size = kernels.weighted_merge(x, size, *dense)
+    assert_same(kernels.weighted_merge(x, followed(size.cpu(), 3.0), *behind), (merged, merged_size))
+    back = (kernels.weighted_merge_backward(merged, size, merged_size, *plan_) for plan_ in (behind, dense))
+    testing.assert_same_bits(*back)
+    testing.assert_same_bits(kernels.unmerge(merged, *behind), kernels.unmerge(merged, *dense))
+    testing.assert_same_bits(kernels.unmerge_backward(x, *behind), kernels.unmerge_backward(x, *dense))
+
+
 def test_three_merges_in_a_row_conserve_what_they_merge(device: torch.device) -> None:
     """The sum of size times token is the same after every layer, the sizes being above 1 from the second on."""
     x, size = torch.randn(2, 40, 8, device=device), None
