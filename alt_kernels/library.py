@@ -23,7 +23,17 @@ from .types import Impl
 
 NAMESPACE = "alt_kernels"
 _DISABLE = "ALT_KERNELS_DISABLE_CPP"
-_HAS_TRITON = importlib.util.find_spec("triton") is not None  # looked for, not imported
+
+
+def _find_triton() -> bool:
+    """Whether Triton is installed: looked for, not imported."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:
+        return False
+
+
+_HAS_TRITON = _find_triton()
 
 
 class Backend(NamedTuple):
@@ -87,7 +97,8 @@ def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable
     def launch(*args: Any) -> Any:
         if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
             return reference(*args)  # double is for checking gradients; the kernels have no such path
-        return getattr(importlib.import_module(f".triton.{module}", __package__), name)(*args)
+        with torch.cuda.device(args[0].device):  # Triton launches on the current device
+            return getattr(importlib.import_module(f".triton.{module}", __package__), name)(*args)
 
     return launch
 

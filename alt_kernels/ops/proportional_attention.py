@@ -32,7 +32,8 @@ def proportional_attention(
     repeated s times. A size of 0 masks a key; a row whose keys are all masked gives zeros. Scores and sums
     accumulate in float32 (float64 for double). On CPU there is never an N x N tensor: a kernel of ours for the
     shapes of vision transformers (D a multiple of 16 up to 128, N up to 4096), else PyTorch's fused kernel with
-    the sizes as a broadcast key bias; the backward is PyTorch's.
+    the sizes as a broadcast key bias; the backward is PyTorch's. The Triton kernels take D up to 256. The result
+    lies as ``[B, M, H, D]``, so joining the heads of a token costs nothing.
 
     Args:
         q: ``[B, H, M, D]``, float32, float16, bfloat16 or float64; any strides (views of a packed QKV).
