@@ -505,7 +505,7 @@ def test_cpp_does_not_take_other_devices() -> None:
 
 
 def test_cpp_raises_where_the_library_is_switched_off() -> None:
-    """Attention's CPU kernel is PyTorch's own, so it runs all the same; nothing else falls back."""
+    """Attention has PyTorch's CPU kernel beside ours, so it runs all the same; nothing else falls back."""
     script = """
 import torch, alt_kernels as a
 x, plan = torch.randn(2, 9, 4), a.bipartite_soft_matching(torch.randn(2, 9, 4), 3)
