@@ -372,9 +372,8 @@ def _entity_values(
             values = load_rows(grad_ptr, row, value_start, D, DV)
             acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
 
-    if not HARD:
-        if grad_ptr.dtype.element_ty == tl.float16:
-            acc = acc * 3.0517578125e-05
+    if not HARD and grad_ptr.dtype.element_ty == tl.float16:
+        acc = acc * 3.0517578125e-05
     out = split.to(tl.int64) * count + column
     channel = value_start + tl.arange(0, DV)
     valid = column < count

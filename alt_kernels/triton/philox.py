@@ -1,8 +1,9 @@
 """Philox4x32-10 and the Gumbel noise of (seed, row, column), once for every Triton kernel; device functions only.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. One call gives four words, those of
-four neighbouring columns; ``tl.philox`` runs its rounds with the key and the counter of the noise law (DESIGN.md). Rounds of
-our own that take both halves of a product from one 64-bit multiplication need 66 registers more and no fewer instructions.
+four neighbouring columns; ``tl.philox`` runs its rounds with the key and the counter of the noise law (DESIGN.md).
+Rounds of our own that take both halves of a product from one 64-bit multiplication compiled to as many instructions
+and to 66 registers more (sm_90).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def tile_columns(SIZE: tl.constexpr):
 
 @triton.jit
 def _log(x, fraction, near_one):
-    """log(x) of positive normal x, to 2 ulp; where ``near_one``, log(1 + fraction) with x = 1 + fraction in [0.71, 1.41].
+    """log(x) of positive normal x, to 2 ulp; where ``near_one`` and x > 0.71, log(1 + fraction), x = 1 + fraction.
 
     The fraction is an argument of its own because subtracting 1 from x would round it away.
     """

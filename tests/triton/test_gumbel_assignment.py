@@ -105,7 +105,7 @@ def check(c: Case, hard: bool) -> None:
     u = testing.roundoff(torch.float32)
     truth_output, truth_index, truth_normalizer = reference.gumbel_assignment(*c.double(), hard)
     x, s, tau, noise, seed = c.double()
-    cosine, logits, unit_x, unit_s, *_ = reference._logits(x, s, tau, noise, seed)
+    _, logits, unit_x, unit_s, *_ = reference._logits(x, s, tau, noise, seed)
     # A cosine: d products and two normalisations; a division, a sum; the noise, drawn in float32.
     error = (2 * depth + 8) * u / float(tau) + 2 * u * float(logits.abs().max()) + (1e-6 if seed is not None else 0)
 
@@ -147,7 +147,6 @@ def check(c: Case, hard: bool) -> None:
         inner = (4 * error + rounded + testing.gamma(n, torch.float32)) * magnitude
         band = inner + testing.roundoff(leaf.dtype) * (truth.abs() + inner) + torch.finfo(leaf.dtype).smallest_normal
         testing.assert_error_band(actual, truth, band, name=f"gradient of {name}")
-    del cosine
 
 
 @triton.jit
@@ -312,7 +311,7 @@ def test_a_non_finite_row_stays_alone(tiles: Callable[..., None]) -> None:
     others = [0, 1, 3, 4, 5]
     for value in (torch.nan, torch.inf, -torch.inf):
         c.x[2, 1] = value
-        output, index, normalizer = gumbel_assignment(*c.inputs(), True)
+        _, index, normalizer = gumbel_assignment(*c.inputs(), True)
         testing.assert_same_bits(index[others], clean[1][others])
         testing.assert_same_bits(normalizer[others], clean[2][others])
         assert 0 <= index[2] < 70
