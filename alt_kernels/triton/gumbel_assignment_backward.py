@@ -12,8 +12,8 @@ Sweeps over M K: ``_delta`` (2 products), ``_grad_x`` (3) and, on request, ``_gr
 (hard 1 without noise, soft 2): 5 products for x alone, 9 hard or 10 soft with the entities, each 2 M K d FLOP, beside
 two, three or (soft) four drawings of the noise. Where DV < d the logits are computed again for every DV channels.
 The hard value path is a product with the one-hot W, exact, so that an entity chosen by every row costs no more than
-another. ``_grad_x`` keeps a tile of rows and streams the corpus, the two others the other way round; splits write partial
-sums that ``_finish`` adds in a fixed order and projects, because a projection in the first kernels spilled.
+another. ``_grad_x`` keeps a tile of rows and streams the corpus, the two others the other way round; splits write
+partial sums that ``_finish`` adds in a fixed order and projects, because a projection in the first kernels spilled.
 
 dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is scaled by a power
 of two taken from the largest value a row (an entity's sum: any row) can have, so it neither overflows nor vanishes.
