@@ -44,7 +44,7 @@ def trim(raw: Record) -> Record:
     }
 
 
-def keep(path: Path, results: Path = RESULTS) -> Path:
+def keep(path: Path, results: Path) -> Path:
     """Trim ``path`` into the results folder of its device and return where it went."""
     import machine
 
@@ -56,7 +56,7 @@ def keep(path: Path, results: Path = RESULTS) -> Path:
     return target
 
 
-def newest(results: Path = RESULTS) -> dict[str, Record]:
+def newest(results: Path) -> dict[str, Record]:
     """The latest kept record of every device, by folder name."""
     latest: dict[str, Record] = {}
     for path in sorted(results.glob("*/*.json")):
@@ -182,8 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sys.path.insert(0, str(BENCHMARKS))
     if options.keep is not None:
-        print(f"kept {keep(options.keep).relative_to(BENCHMARKS.parent)}")
-    records = newest()
+        print(f"kept {keep(options.keep, RESULTS).relative_to(BENCHMARKS.parent)}")
+    records = newest(RESULTS)
     text = README.read_text()
     wanted = replaced(text, section(records))
     if options.check:
