@@ -7,6 +7,8 @@ import os
 # Before torch is imported, and inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+# Inductor's cache on disk does not see that the schema of an op has changed: a graph of an older checkout would run.
+os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 # Triton reads this at its first import (open_clip imports it too): its kernels then run on CPU tensors. On a machine
 # with a GPU ALT_KERNELS_TEST_DEVICE=cuda compiles them instead; the tests of `make gpu` are run so.
 if os.environ.get("ALT_KERNELS_TEST_DEVICE", "cpu") != "cuda":
