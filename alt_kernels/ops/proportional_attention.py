@@ -83,12 +83,17 @@ def _unit_stride(*tensors: Tensor) -> list[Tensor]:
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
+def _heads_last(x: Tensor) -> Tensor:
+    """Uninitialised like x ``[B, H, N, D]``, lying as ``[B, N, H, D]``: joining the heads of a token costs nothing."""
+    batch, heads, tokens, depth = x.shape
+    return x.new_empty(batch, tokens, heads, depth).transpose(1, 2)
+
+
 def _cpu_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised; the heads of a query lie beside one another, so that joining them costs nothing."""
-    batch, heads, queries, depth = q.shape
+    """Uninitialised, both heads last: PyTorch's backward wants the log-sum-exp so as well."""
+    batch, heads, queries, _ = q.shape
     statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
-    logsumexp = q.new_empty(batch, queries, heads, dtype=statistic)
-    return q.new_empty(batch, queries, heads, depth).transpose(1, 2), logsumexp.transpose(1, 2)
+    return _heads_last(q), q.new_empty(batch, queries, heads, dtype=statistic).transpose(1, 2)
 
 
 def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -100,7 +105,7 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> 
     found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
     )
-    out = _cpu_results(q)[0]  # PyTorch's kernel copies the strides of q, as well as it can
+    out = _heads_last(q)  # PyTorch's kernel copies the strides of q, as well as it can
     return found if found.stride() == out.stride() else out.copy_(found), logsumexp
 
 
@@ -140,11 +145,7 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.device.type == "cpu":
         return _cpu_backward(grad, q, k, v, size, out, logsumexp, scale)
-    return (
-        torch.empty_like(_cpu_results(q)[0]),
-        torch.empty_like(_cpu_results(k)[0]),
-        torch.empty_like(_cpu_results(v)[0]),
-    )
+    return _heads_last(q), _heads_last(k), _heads_last(v)
 
 
 def _flops(q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object) -> int:
