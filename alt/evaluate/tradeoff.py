@@ -1,0 +1,163 @@
+"""Accuracy against cost as r grows: the rows, and putting accuracies and measurements together into them.
+
+Accuracies come from whoever trained and tested (the embedded benchmark, or a checkpoint on data of the user's); what
+a point costs is counted and measured here, on the model itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from alt.cost import count_macs
+
+__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "decreasing", "rows_of"]
+
+
+class Point(NamedTuple):
+    """One place on the curve.
+
+    method: str, what the legend says, e.g. "ALT" or "CLIP-Mean".
+    r: int >= 0, tokens removed in every block at test time (their mean over the blocks for a sloped schedule).
+    inflection: float in [-1, 1], 0 for a constant schedule, -1 for one that falls from 2 r to 0.
+    trained_r: int or None, r while training: equal to ``r`` for merging in training, 0 for merging put on afterwards
+        ("off-the-shelf"), None for a model that was not trained at all.
+    """
+
+    method: str
+    r: int
+    inflection: float = 0.0
+    trained_r: int | None = 0
+
+
+class TradeoffRow(NamedTuple):
+    """A :class:`Point` with what was found there.
+
+    gmacs: float, 1e9 multiply-accumulates of one clip, native count (the literature's "GFLOPs").
+    accuracy_mean, accuracy_std: top-1 in percent, mean and sample standard deviation over seeds; the latter None for
+        one seed. seeds: int, how many.
+    images_per_s: float or None, frames per second of the whole model on the device that ran it.
+    peak_memory_bytes: int or None, peak memory of one forward pass beyond what was held before it.
+    """
+
+    method: str
+    r: int
+    inflection: float
+    trained_r: int | None
+    gmacs: float
+    accuracy_mean: float
+    accuracy_std: float | None
+    seeds: int
+    images_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+
+    @property
+    def point(self) -> Point:
+        return Point(self.method, self.r, self.inflection, self.trained_r)
+
+    @property
+    def regime(self) -> str:
+        """How merging met training, in words."""
+        if self.trained_r is None:
+            return "not trained"
+        if self.r == 0 and self.trained_r == 0:
+            return "no merging"
+        return "in training" if self.trained_r == self.r else f"off-the-shelf (trained at r={self.trained_r})"
+
+
+class Tradeoff(NamedTuple):
+    """All rows of a sweep, and what it ran on (a flat dict of plain values for the record)."""
+
+    rows: tuple[TradeoffRow, ...]
+    setting: dict[str, Any]
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there is one value."""
+    if not values:
+        raise ValueError("values: expected at least one number, got none")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def rows_of(
+    accuracies: Mapping[Point, Sequence[float]],
+    model_at: Callable[[Point], nn.Module],
+    *,
+    clips: int = 8,
+    device: torch.device | str = "cpu",
+    measure: bool = True,
+    seconds: float = 20.0,
+) -> list[TradeoffRow]:
+    """Rows in the order of ``accuracies``: per point its accuracies by seed, and the model that runs there.
+
+    Args:
+        accuracies: point -> top-1 in percent, one number a seed.
+        model_at: point -> the whole video model set to that r. Called once for every different method, r and
+            inflection, since what it costs does not depend on how it was trained.
+        clips: batch of the timing and of the memory measurement.
+        device: where both run.
+        measure: without it only accuracies and multiply-accumulates are filled in.
+        seconds: budget of the timing over all points.
+    """
+    models: dict[tuple[str, int, float], nn.Module] = {}
+    for point in accuracies:
+        key = point[:3]
+        if key not in models:
+            models[key] = model_at(point)
+    speed: Mapping[Any, Any] = {}
+    memory: Mapping[Any, Any] = {}
+    if measure:
+        from .measure import peak_memory, throughput
+
+        speed = throughput(models, clips=clips, device=device, seconds=seconds)
+        memory = peak_memory(models, clips=clips, device=device)
+    gmacs = {key: count_macs(model).native_g for key, model in models.items()}
+    rows = []
+    for point, values in accuracies.items():
+        mean, std = mean_std(values)
+        key = point[:3]
+        rows.append(TradeoffRow(*point, gmacs[key], mean, std, len(values), speed.get(key), memory.get(key)))
+    return rows
+
+
+def decreasing(rows: Sequence[TradeoffRow]) -> bool:
+    """Whether multiply-accumulates fall strictly as r grows, within every method and schedule."""
+    return all(
+        a.gmacs > b.gmacs for group in _groups(rows) for a, b in zip(group, group[1:], strict=False) if b.r > a.r
+    )
+
+
+def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:
+    """Where mean accuracy at some r exceeds that at a smaller r by more than ``tolerance`` points, in words.
+
+    Merging only throws information away, so a curve that rises with r by more than noise says that something is off.
+    """
+    found = []
+    for group in _groups(rows):
+        for i, small in enumerate(group):
+            for large in group[i + 1 :]:
+                gain = large.accuracy_mean - small.accuracy_mean
+                if large.r > small.r and gain > tolerance:
+                    found.append(
+                        f"{large.method}, {large.regime}: {gain:.1f} points more at r = {large.r} than at r = {small.r}"
+                    )
+    return found
+
+
+def _groups(rows: Sequence[TradeoffRow]) -> list[list[TradeoffRow]]:
+    """Rows that form one curve (same method, schedule and regime; r = 0 starts each of its method's), by r."""
+    curves: dict[tuple[str, float, str], list[TradeoffRow]] = {}
+    for row in rows:
+        if row.r > 0:
+            curves.setdefault((row.method, row.inflection, row.regime), []).append(row)
+    for (method, _, _), curve in curves.items():
+        curve += [row for row in rows if row.r == 0 and row.method == method and not row.trained_r]
+        curve.sort(key=lambda row: row.r)
+    return list(curves.values())
