@@ -101,11 +101,15 @@ class PatchedAttentionalPooler(AttentionalPooler):
 class PatchedVisionTransformer(VisionTransformer):
     _alt_patch: PatchSettings
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_trunk(self, x: Tensor) -> tuple[Tensor, TrunkCall]:
+        """The merged tokens ``[B, n, width]`` of the last block, before ln_post, with their sizes and plans."""
         x = self._embeds(x)
         call = self._begin(x)
         num_tokens = x.shape[1]
-        x = self._finish(self.transformer(x, merge=call), call, num_tokens)
+        return self._finish(self.transformer(x, merge=call), call, num_tokens), call
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x, call = self.forward_trunk(x)
         pooled, tokens = pool(self, x, call.size)
         if self.proj is not None:
             pooled = pooled @ self.proj

@@ -1,0 +1,92 @@
+"""From the video's embedding to the scores of the classes (Eq. 10)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ClassHead", "adopt_rows"]
+
+
+class ClassHead(nn.Module):
+    r"""Scores of C classes for embeddings z of width d.
+
+    ========== ======================================= =================================================
+    "cosine"   :math:`\lambda \cos(c_i, z)`            :math:`\lambda` CLIP's logit scale; the default
+    "literal"  :math:`c_i^\top z`                      Eq. 10 as printed: no norm of z, no temperature
+    "linear"   :math:`w_i^\top z + b_i`                learned, no texts (the linear probe)
+    ========== ======================================= =================================================
+
+    c are the text embeddings of the classes, a buffer that is saved with the model. Without classes C is 0.
+
+    Args:
+        kind: which of the three. width: d.
+    """
+
+    embeddings: Tensor
+
+    def __init__(self, kind: Literal["cosine", "literal", "linear"], width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.width = width
+        if kind == "linear":
+            self.weight = nn.Parameter(torch.empty(0, width))
+            self.bias = nn.Parameter(torch.empty(0))
+        else:
+            self.register_buffer("embeddings", torch.empty(0, width))
+
+    @property
+    def num_classes(self) -> int:
+        return (self.weight if self.kind == "linear" else self.embeddings).shape[0]
+
+    def set_classes(self, count: int, embeddings: Tensor | None) -> None:
+        """Other classes: their embeddings ``[count, d]``; a linear head starts anew and takes none."""
+        if self.kind == "linear":
+            weight = nn.init.trunc_normal_(self.weight.detach().new_empty(count, self.width), std=0.02)
+            self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+            self.bias = nn.Parameter(self.bias.detach().new_zeros(count), requires_grad=self.bias.requires_grad)
+            return
+        if not isinstance(embeddings, Tensor):
+            raise TypeError(
+                f"embeddings: a {self.kind} head needs a tensor [{count}, {self.width}], got {type(embeddings).__name__}"
+            )
+        if tuple(embeddings.shape) != (count, self.width):
+            raise ValueError(
+                f"embeddings: expected one row of the joint width for each class, [{count}, {self.width}], "
+                f"got {list(embeddings.shape)}"
+            )
+        self.embeddings = embeddings.detach().to(self.embeddings).clone()
+
+    def forward(self, z: Tensor, logit_scale: Tensor) -> Tensor:
+        """z ``[B, d]``, logit_scale 0-d: logits ``[B, C]``."""
+        if self.kind == "linear":
+            return F.linear(z, self.weight, self.bias)
+        if self.kind == "literal":
+            return F.linear(z, self.embeddings)
+        return logit_scale * F.linear(F.normalize(z, dim=-1), F.normalize(self.embeddings, dim=-1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        names = ("weight", "bias") if self.kind == "linear" else ("embeddings",)
+        adopt_rows(self, state_dict, prefix, names)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, width={self.width}, classes={self.num_classes}"
+
+
+def adopt_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
+    """Makes room for the rows of a state dict in tensors that have none yet, so that a new model can be loaded.
+
+    Where there are rows already, another number is left to the usual error of ``load_state_dict``.
+    """
+    for name in names:
+        own, new = getattr(module, name), state_dict.get(prefix + name)
+        if new is None or own.shape[0] != 0 or new.shape[1:] != own.shape[1:]:
+            continue
+        value = own.detach().new_zeros(new.shape)
+        if isinstance(own, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=own.requires_grad)
+        setattr(module, name, value)

@@ -1,0 +1,200 @@
+"""Models by name: ``create_model("alt-b16")``. A name is a family and a backbone; builders load on first use."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .video_model import VideoModel
+
+__all__ = ["BACKBONES", "FAMILIES", "build_clip", "create_model", "list_models", "parse_name"]
+
+FAMILIES: dict[str, str] = {
+    "alt": "alt.models.alt:AltModel",
+    "clip-mean": "alt.models.baselines:ClipMean",
+    "clip-one": "alt.models.baselines:ClipOne",
+    "clip-joint": "alt.models.baselines:ClipJoint",
+    "mit": "alt.models.frame_integration:FrameIntegrationModel",
+}
+"""family -> "module:class". The class is a VideoModel, called ``(config, visual, logit_scale)`` with a config made by
+its ``config_class(backbone=, quick_gelu=, frames=, r=, **options)``."""
+
+BACKBONES: dict[str, tuple[str, int, int, int]] = {
+    "b32": ("ViT-B-32", 8, 2, 4),
+    "b16": ("ViT-B-16", 8, 8, 4),
+    "l14": ("ViT-L-14", 8, 8, 6),
+    "mini": ("mini", 4, 2, 2),
+}
+"""suffix -> (backbone, and by default: frames T, tokens r merged in a block, blocks M of ALT's adapter)."""
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` knows."""
+    return [f"{family}-{suffix}" for family in FAMILIES for suffix in BACKBONES]
+
+
+def parse_name(name: str) -> tuple[str, str]:
+    """``"alt-b16"`` to ``("alt", "b16")``.
+
+    Raises:
+        ValueError: the name is not in :func:`list_models`.
+    """
+    family, _, suffix = name.rpartition("-") if isinstance(name, str) else ("", "", "")
+    if family not in FAMILIES or suffix not in BACKBONES:
+        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
+    return family, suffix
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    frames: int | None = None,
+    r: int | float | Sequence[int] | None = None,
+    corpus: Any = None,
+    classes: Sequence[str] | tuple[Sequence[str], Tensor] | None = None,
+    **options: Any,
+) -> VideoModel:
+    """A video model by name.
+
+    Args:
+        name: one of :func:`list_models`, for example "alt-b16", "alt-l14", "alt-mini", "clip-mean-b16".
+        pretrained: weights of CLIP: None (random ones), a tag of open_clip ("openai"), or the path of a
+            checkpoint; for "mini" also "entity-world", the weights that ship with the package.
+        frames: T of a clip; None: 8, and 4 for "mini".
+        r: tokens merged away in every block; None: 8, and 2 where a frame has few tokens (B/32 and "mini").
+        corpus: for ALT's entity queries: a ``Corpus`` (embedded here, with this CLIP's text encoder, where it is not
+            yet), the path of a saved one, or embeddings ``[K, d]``. May be set later, with ``set_corpus``.
+        classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. May be set later,
+            with ``set_classes``; without classes the logits are ``[B, 0]``.
+        options: fields of :class:`AltConfig`; ``backbone`` takes any open_clip ViT.
+
+    Returns:
+        the model, in training mode, on torch's default device (with ``torch.device("meta")`` around the call it
+        needs no memory).
+
+    Raises:
+        TypeError, ValueError: one sentence that names the argument.
+    """
+    family, suffix = parse_name(name)
+    backbone, default_frames, default_r, layers = BACKBONES[suffix]
+    backbone = options.pop("backbone", backbone)
+    builder = _load(family)
+    frames = default_frames if frames is None else frames
+    r = default_r if r is None else r
+    clip, quick_gelu = build_clip(backbone, pretrained, quick_gelu=options.pop("quick_gelu", None))
+    values = {**({"layers": layers} if family == "alt" else {}), **options}
+    try:
+        config = builder.config_class(backbone=backbone, quick_gelu=quick_gelu, frames=frames, r=r, **values)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        unknown = str(error).rpartition("argument ")[2]
+        raise TypeError(f"options: {name} has no option {unknown}") from None
+    model = builder(config, clip.visual, clip.logit_scale.detach().exp())
+    if corpus is not None:
+        model.set_corpus(_with_embeddings(corpus, clip, backbone))
+    if classes is not None:
+        names, embeddings = _classes(classes, clip, backbone, config)
+        model.set_classes(names, embeddings)
+    return model
+
+
+def build_clip(
+    backbone: str, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
+) -> tuple[Any, bool]:
+    """The open_clip ``CLIP`` of a backbone, both towers, on torch's default device; and whether it uses QuickGELU.
+
+    Args:
+        backbone: an open_clip name or "mini". pretrained: as in :func:`create_model`.
+        quick_gelu: None: as the weights were trained, or as the name says where there are none.
+
+    Raises:
+        ValueError: no such model, or its weights could not be had.
+    """
+    if backbone == "mini":
+        return _build_mini(pretrained, quick_gelu)
+    import open_clip
+
+    config = open_clip.get_model_config(backbone)
+    if config is None:
+        raise ValueError(f"backbone: open_clip has no model {backbone!r}; open_clip.list_models() lists them")
+    tag = os.fspath(pretrained) if pretrained is not None else None
+    if quick_gelu is None:
+        known = open_clip.get_pretrained_cfg(backbone, tag) if tag is not None else {}
+        quick_gelu = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
+    with _quiet():
+        try:
+            clip = open_clip.create_model(
+                backbone,
+                pretrained=tag,
+                force_quick_gelu=quick_gelu,
+                pretrained_text=False,
+                device=torch.get_default_device(),
+            )
+        except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
+            reason = " ".join(str(error).split())[:200]
+            what = f"the weights {tag!r} of {backbone} could not be had" if tag else f"open_clip cannot build {backbone}"
+            raise ValueError(f"{'pretrained' if tag else 'backbone'}: {what} ({reason})") from None
+    return clip, quick_gelu
+
+
+def _build_mini(pretrained: str | os.PathLike[str] | None, quick_gelu: bool | None) -> tuple[Any, bool]:
+    import open_clip
+
+    vision = {"image_size": 24, "patch_size": 4, "width": 64, "layers": 4, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 128, "width": 64, "heads": 4, "layers": 2}
+    return open_clip.CLIP(embed_dim=48, vision_cfg=vision, text_cfg=text), False
+
+
+def _load(family: str) -> Any:
+    module, _, attribute = FAMILIES[family].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _with_embeddings(corpus: Any, clip: Any, backbone: str) -> Any:
+    """A corpus whose texts were not embedded yet gets embeddings of this CLIP."""
+    if isinstance(corpus, str | os.PathLike):
+        from ..corpus import Corpus
+
+        corpus = Corpus.load(corpus)
+    if not isinstance(corpus, Tensor) and getattr(corpus, "embeddings", None) is None and hasattr(corpus, "embed"):
+        return corpus.embed(_text_encoder(clip, backbone))
+    return corpus
+
+
+def _classes(classes: Any, clip: Any, backbone: str, config: Any) -> tuple[Sequence[str], Tensor | None]:
+    if isinstance(classes, tuple) and len(classes) == 2 and isinstance(classes[1], Tensor):
+        return classes
+    if getattr(config, "head", "cosine") == "linear":
+        return classes, None
+    return classes, _text_encoder(clip, backbone).embed_classes(list(classes))
+
+
+def _text_encoder(clip: Any, backbone: str) -> Any:
+    from .text import TextEncoder
+
+    if backbone == "mini":
+        raise ValueError("classes: embed them with the mini model's own text encoder")
+    import open_clip
+
+    return TextEncoder(clip, open_clip.get_tokenizer(backbone))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs that weights are random, which the caller asked for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
