@@ -13,18 +13,34 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cost import CostReport, count_macs
+    from .models import AltConfig, VideoModel, create_model, list_models
     from .patch import PatchHandle, get_handle, patch_clip, unpatch
 
 _HOME = {
+    "AltConfig": "alt.models",
     "CostReport": "alt.cost",
     "PatchHandle": "alt.patch",
+    "VideoModel": "alt.models",
     "count_macs": "alt.cost",
+    "create_model": "alt.models",
     "get_handle": "alt.patch",
+    "list_models": "alt.models",
     "patch_clip": "alt.patch",
     "unpatch": "alt.patch",
 }
 
-__all__ = ["CostReport", "PatchHandle", "count_macs", "get_handle", "patch_clip", "unpatch"]
+__all__ = [
+    "AltConfig",
+    "CostReport",
+    "PatchHandle",
+    "VideoModel",
+    "count_macs",
+    "create_model",
+    "get_handle",
+    "list_models",
+    "patch_clip",
+    "unpatch",
+]
 
 
 def __getattr__(name: str) -> object:
