@@ -6,6 +6,7 @@ a point costs is counted and measured here, on the model itself.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -129,9 +130,7 @@ def rows_of(
 
 def decreasing(rows: Sequence[TradeoffRow]) -> bool:
     """Whether multiply-accumulates fall strictly as r grows, within every method and schedule."""
-    return all(
-        a.gmacs > b.gmacs for group in _groups(rows) for a, b in zip(group, group[1:], strict=False) if b.r > a.r
-    )
+    return all(a.gmacs > b.gmacs for group in _groups(rows) for a, b in itertools.pairwise(group) if b.r > a.r)
 
 
 def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:

@@ -1,0 +1,141 @@
+"""Linear probe: one linear layer on the frozen model's video vectors.
+
+    logits = W z + b,   loss = cross-entropy against one-hot labels
+
+The ALT paper probes a Kinetics-trained model with 32 frames, a single view and the schedule of its training at
+learning rate 4e-4: AdamW, betas (0.9, 0.98), weight decay 1e-3 on the matrix alone, linear warm-up, cosine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .metrics import Result, VideoMetrics
+from .run import evaluating
+
+__all__ = ["Features", "ProbeConfig", "extract_features", "fingerprint", "fit_probe", "linear_probe"]
+
+
+class ProbeConfig(NamedTuple):
+    """lr and its floor are those of AdamW; epochs include the warm-up; batch_size in videos; seed of the order and
+    of the layer's start."""
+
+    lr: float = 4e-4
+    epochs: int = 30
+    warmup_epochs: int = 5
+    batch_size: int = 64
+    weight_decay: float = 1e-3
+    min_lr_ratio: float = 0.01
+    seed: int = 0
+
+
+class Features(NamedTuple):
+    """Video vectors ``[N, d]`` float32 and labels ``[N]`` int64, on the CPU."""
+
+    embedding: Tensor
+    labels: Tensor
+
+
+def linear_probe(
+    model: nn.Module,
+    train: Dataset[Any],
+    test: Dataset[Any],
+    classes: Sequence[str],
+    *,
+    config: ProbeConfig | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 16,
+) -> Result:
+    """Probe ``model`` (which stays exactly as it is) and give the test result.
+
+    Args:
+        model: a video model whose output has ``.embedding`` ``[B, d]``.
+        train, test: items ``(clip [T, 3, H, W], label)``.
+        classes: names, in the order of the labels.
+
+    Raises:
+        RuntimeError: a parameter or buffer of the model changed, which would make it no probe.
+    """
+    config = config or ProbeConfig()
+    before = fingerprint(model)
+    seen = extract_features(model, train, device=device, batch_size=batch_size)
+    unseen = extract_features(model, test, device=device, batch_size=batch_size)
+    head = fit_probe(seen, len(classes), config)
+    if fingerprint(model) != before:
+        raise RuntimeError("the model changed while it was probed, so its features were not frozen")
+    metrics = VideoMetrics(classes)
+    with torch.no_grad():
+        metrics.update(head(unseen.embedding), unseen.labels)
+    return metrics.compute(protocol="linear probe", backbone=before, **config._asdict())
+
+
+def extract_features(
+    model: nn.Module, dataset: Dataset[Any], *, device: torch.device | str | None = None, batch_size: int = 16
+) -> Features:
+    """Video vectors of every item, in evaluation mode and without gradients."""
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("no video to take features of: the dataset is empty")
+    parts, labels = [], []
+    with evaluating(model, device) as place:
+        for clips, target in DataLoader(dataset, batch_size=batch_size):
+            parts.append(model(clips.to(place)).embedding.float().cpu())
+            labels.append(torch.as_tensor(target).cpu().long())
+    return Features(torch.cat(parts), torch.cat(labels))
+
+
+def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None = None) -> nn.Linear:
+    """Train the linear layer; the same inputs and seed give the same layer."""
+    config = config or ProbeConfig()
+    x, y = features
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"features: expected as many vectors as labels and at least one, got {len(x)} and {len(y)}")
+    if int(y.min()) < 0 or int(y.max()) >= num_classes:
+        raise ValueError(f"labels: expected class numbers from 0 to {num_classes - 1}, got {int(y.max())}")
+    generator = torch.Generator().manual_seed(config.seed)
+    head = nn.Linear(x.shape[1], num_classes)
+    with torch.no_grad():
+        head.weight.normal_(0, 0.02, generator=generator)
+        head.bias.zero_()
+    groups = [
+        {"params": [head.weight], "weight_decay": config.weight_decay},
+        {"params": [head.bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+    steps = math.ceil(len(x) / config.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: _factor(step, config.warmup_epochs * steps, config.epochs * steps, config.min_lr_ratio),
+    )
+    one_hot = F.one_hot(y, num_classes).to(x.dtype)
+    for _ in range(config.epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(config.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(head(x[rows]), one_hot[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return head.requires_grad_(False)
+
+
+def _factor(step: int, warmup: int, total: int, floor: float) -> float:
+    """Linear from 0 to 1 over the warm-up, then a cosine to ``floor``."""
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / max(total - warmup, 1)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, dtypes, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

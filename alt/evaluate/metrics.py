@@ -1,0 +1,199 @@
+"""Top-1, top-5, mean average precision, per-class accuracy and confusion, exact whatever the batches.
+
+Thin over torchmetrics, which also adds up the processes of a distributed run. Everything is in percent but the
+confusion matrix, which counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAveragePrecision,
+    MulticlassConfusionMatrix,
+    MultilabelAveragePrecision,
+)
+
+__all__ = ["Result", "VideoMetrics", "mean_average_precision"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation found.
+
+    top1, top5: percent of the videos whose label is the best class, or among the five best (all classes, if there are
+        fewer). mean_average_precision: one-vs-rest average precision, mean over the classes that occur, percent.
+    per_class: class name -> percent of its videos that were right, None for a class without a video.
+    confusion: [C][C] counts, row = true class, column = best class. videos: how many.
+    setting: how it was run (views, r, checkpoint, seed, ...), plain values.
+    """
+
+    top1: float
+    top5: float
+    mean_average_precision: float
+    per_class: dict[str, float | None]
+    confusion: list[list[int]]
+    videos: int
+    setting: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean of the per-class accuracies over the classes that occur, percent."""
+        known = [value for value in self.per_class.values() if value is not None]
+        return sum(known) / len(known)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "mean_class_accuracy": self.mean_class_accuracy}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole result as JSON."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record.pop("mean_class_accuracy", None)
+        return cls(**record)
+
+    def save_per_class(self, path: str | Path) -> Path:
+        """Write class, videos, percent right, as CSV."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["class", "videos", "accuracy"])
+            for (name, value), row in zip(self.per_class.items(), self.confusion, strict=True):
+                writer.writerow([name, sum(row), "" if value is None else f"{value:.2f}"])
+        return path
+
+
+class VideoMetrics(nn.Module):
+    """Collects scores batch by batch; :meth:`compute` gives the :class:`Result`.
+
+    Counts are added up, not averages of batches, so a smaller last batch weighs what it should. Scores may be logits,
+    probabilities or sums of probabilities over views: only their order within a video, and for the average precision
+    between videos, matters.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        count = len(self.classes)
+        if count < 2:
+            raise ValueError(f"classes: expected at least 2 names, got {count}")
+        if len(set(self.classes)) != count:
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise ValueError(f"classes: expected distinct names, got '{twice}' more than once")
+        self._top1 = MulticlassAccuracy(count, average="micro", validate_args=False)
+        self._top5 = MulticlassAccuracy(count, average="micro", top_k=min(5, count), validate_args=False)
+        self._confusion = MulticlassConfusionMatrix(count, validate_args=False)
+        self._precision = _AveragePrecision(count)
+        self.videos = 0
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """scores ``[B, C]`` floating point, labels ``[B]`` integer class numbers."""
+        count = len(self.classes)
+        if scores.dim() != 2 or scores.shape[1] != count:
+            raise ValueError(f"scores: expected shape [B, {count}], one column a class, got {list(scores.shape)}")
+        if labels.shape != scores.shape[:1]:
+            raise ValueError(f"labels: expected shape [{len(scores)}], got {list(labels.shape)}")
+        if labels.is_floating_point() or labels.is_complex():
+            raise TypeError(f"labels: expected class numbers of an integer dtype, got {labels.dtype}")
+        if len(labels) == 0:
+            return
+        if int(labels.min()) < 0 or int(labels.max()) >= count:
+            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+            raise ValueError(f"labels: expected class numbers from 0 to {count - 1}, got {wrong}")
+        if not scores.isfinite().all():
+            raise ValueError("scores: expected finite numbers, got NaN or infinity")
+        scores = scores.detach().double() if scores.dtype == torch.float64 else scores.detach().float()
+        labels = labels.long()
+        self._top1.update(scores, labels)
+        self._top5.update(scores, labels)
+        self._confusion.update(scores, labels)
+        self._precision.update(scores, labels)
+        self.videos += len(labels)
+
+    def compute(self, **setting: Any) -> Result:
+        """The result so far; ``setting`` is kept with it."""
+        if self.videos == 0:
+            raise ValueError("no video was evaluated: the dataset is empty")
+        confusion = self._confusion.compute()
+        totals = confusion.sum(dim=1)
+        right = confusion.diagonal()
+        per_class = {
+            name: (100 * int(hit) / int(total) if int(total) else None)
+            for name, hit, total in zip(self.classes, right, totals, strict=True)
+        }
+        return Result(
+            top1=100 * float(self._top1.compute()),
+            top5=100 * float(self._top5.compute()),
+            mean_average_precision=100 * float(self._precision.compute()),
+            per_class=per_class,
+            confusion=confusion.tolist(),
+            videos=int(confusion.sum()),
+            setting=setting,
+        )
+
+    def reset(self) -> None:
+        for metric in (self._top1, self._top5, self._confusion, self._precision):
+            metric.reset()
+        self.videos = 0
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    """Macro mean average precision in percent of multi-label data (Charades' measure).
+
+    Args:
+        scores: ``[N, C]``, higher is more likely. targets: ``[N, C]`` of 0 and 1.
+
+    Classes without a positive are left out of the mean.
+    """
+    if scores.shape != targets.shape or scores.dim() != 2:
+        raise ValueError(
+            f"scores and targets: expected one shape [N, C], got {list(scores.shape)} and {list(targets.shape)}"
+        )
+    positives = targets.sum(dim=0) > 0
+    if not bool(positives.any()):
+        raise ValueError("targets: expected at least one positive, got none")
+    metric = MultilabelAveragePrecision(int(positives.sum()), average="macro", validate_args=False)
+    # torchmetrics squashes scores outside [0, 1] by a float32 sigmoid, where large ones become equal; ranks do not.
+    return 100 * float(metric(_ranks(scores[:, positives]), targets[:, positives].long()))
+
+
+class _AveragePrecision(MulticlassAveragePrecision):
+    """One-vs-rest average precision over the classes that occur, on the order of the scores alone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, average="none", validate_args=False)
+
+    def compute(self) -> Tensor:
+        from torchmetrics.utilities.data import dim_zero_cat
+
+        scores, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        targets = nn.functional.one_hot(labels, scores.shape[1])
+        return torch.tensor(mean_average_precision(scores, targets) / 100)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.preds.append(preds)
+        self.target.append(target)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """Every column replaced by dense ranks in (0, 1): the same order and the same ties, exactly representable."""
+    columns = []
+    for column in scores.T:
+        _, inverse = column.unique(return_inverse=True)
+        columns.append((inverse.double() + 1) / (len(column) + 1))
+    return torch.stack(columns, dim=1)

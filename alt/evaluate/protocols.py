@@ -1,0 +1,140 @@
+"""The protocols of the papers' tables: few-shot, zero-shot over splits, random subsets of the new classes.
+
+Each takes what was trained or collected elsewhere and says how the number in the table comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .metrics import Result
+from .run import Collected, result_of
+from .tradeoff import mean_std
+
+__all__ = ["Spread", "few_shot", "few_shot_indices", "random_subsets", "restrict", "zero_shot"]
+
+
+class Spread(NamedTuple):
+    """A measure over splits, draws or seeds.
+
+    mean, std: percent; the sample standard deviation (n - 1), None for one value. values: each. seeds: what drew
+    them (split numbers for a protocol of splits).
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
+
+def spread(values: Sequence[float], seeds: Sequence[int] | None = None) -> Spread:
+    mean, std = mean_std(values)
+    return Spread(mean, std, tuple(values), tuple(range(len(values)) if seeds is None else seeds))
+
+
+def few_shot_indices(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+    """Positions of ``shots`` random videos of every class, in ascending order.
+
+    Nested: for one seed those of 2 shots are among those of 4. What one class draws does not depend on the others.
+
+    Raises:
+        ValueError: a class has fewer than ``shots`` videos, or ``shots`` is below 1.
+    """
+    if shots < 1:
+        raise ValueError(f"shots: expected an int >= 1, got {shots}")
+    numbers = np.asarray(labels)
+    chosen: list[int] = []
+    for label in np.unique(numbers):
+        own = np.flatnonzero(numbers == label)
+        if len(own) < shots:
+            raise ValueError(f"shots: expected at most the {len(own)} videos that class {label} has, got {shots}")
+        order = np.random.default_rng([seed, int(label)]).permutation(len(own))
+        chosen += own[order[:shots]].tolist()
+    return sorted(chosen)
+
+
+def few_shot(
+    labels: Sequence[int],
+    train_and_test: Callable[[list[int], int, int], float],
+    *,
+    shots: Sequence[int] = (2, 4, 8, 16),
+    seeds: Sequence[int] = (0,),
+) -> dict[int, Spread]:
+    """Top-1 by number of shots: train on K random videos of every class of the train split, test on the test split.
+
+    Args:
+        labels: class of every video of the train split (the first split of HMDB-51 or UCF-101; SSv2's own).
+        train_and_test: called with (positions in the train split, shots, seed), starting from the model trained on the
+            large dataset; returns top-1 in percent on the test split, single view.
+        shots: numbers of videos a class. seeds: each draws videos anew and trains once.
+    """
+    found = {}
+    for count in shots:
+        values = [train_and_test(few_shot_indices(labels, count, seed), count, seed) for seed in seeds]
+        found[count] = spread(values, seeds)
+    return found
+
+
+def zero_shot(splits: Iterable[Result] | Mapping[str, Result]) -> Spread:
+    """Top-1 as mean and standard deviation over the results of (three official) splits."""
+    results = list(splits.values() if isinstance(splits, Mapping) else splits)
+    return spread([result.top1 for result in results], range(1, len(results) + 1))
+
+
+def restrict(collected: Collected, classes: Sequence[str], keep: Sequence[int]) -> tuple[Collected, list[str]]:
+    """Only the videos of the classes ``keep`` and only their logits: both rows and columns go.
+
+    The softmax over views is taken afterwards, over the remaining classes, as if the others had never been named.
+    """
+    wanted = torch.as_tensor(list(keep), dtype=torch.long)
+    count = collected.logits.shape[-1]
+    if len(classes) != count:
+        raise ValueError(f"classes: expected {count} names, one a column of the logits, got {len(classes)}")
+    if len(wanted.unique()) != len(wanted) or len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= count:
+        raise ValueError(f"keep: expected distinct class numbers from 0 to {count - 1}, got {list(keep)[:8]}")
+    position = torch.full((count,), -1)
+    position[wanted] = torch.arange(len(wanted))
+    labels = position[collected.labels]
+    rows = labels >= 0
+    return Collected(collected.logits[rows][..., wanted], labels[rows]), [classes[int(i)] for i in wanted]
+
+
+def random_subsets(
+    collected: Collected,
+    classes: Sequence[str],
+    *,
+    size: int = 160,
+    draws: int = 3,
+    seed: int = 0,
+    candidates: Sequence[int] | None = None,
+) -> tuple[Spread, list[Result]]:
+    """Kinetics-600's zero-shot protocol: ``size`` of the classes unseen in training (there 160 of 220) drawn at
+    random, ``draws`` times; each draw is tested on its classes' videos against its classes' names only.
+
+    Args:
+        collected: logits ``[N, V, C]`` of every test video, before any softmax.
+        classes: the C names. candidates: numbers of the classes to draw from; None: all.
+        seed: draw i uses ``seed + i``.
+
+    Returns:
+        (top-1 over the draws, the result of each draw).
+    """
+    pool = list(range(len(classes)) if candidates is None else candidates)
+    if not 2 <= size <= len(pool):
+        raise ValueError(f"size: expected 2 to {len(pool)} classes, got {size}")
+    if draws < 1:
+        raise ValueError(f"draws: expected an int >= 1, got {draws}")
+    results = []
+    seeds = range(seed, seed + draws)
+    for number in seeds:
+        keep = sorted(np.random.default_rng(number).choice(pool, size=size, replace=False).tolist())
+        part, names = restrict(collected, classes, keep)
+        results.append(result_of(part, names, protocol=f"{size} of {len(pool)} classes", seed=number))
+    return spread([result.top1 for result in results], seeds), results

@@ -1,0 +1,122 @@
+"""Running a model over a dataset: logits of every view of every video, and the metrics of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .metrics import Result, VideoMetrics
+from .views import logits_of_views, sum_of_softmax
+
+__all__ = ["Collected", "collect_logits", "evaluate", "evaluating", "result_of"]
+
+
+class Collected(NamedTuple):
+    """logits ``[N, V, C]`` on the CPU, labels ``[N]``."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+    **setting: Any,
+) -> Result:
+    """Metrics of ``model`` on ``dataset``, every video once, in evaluation mode (no noise, no dropout).
+
+    Args:
+        model: a video model. Its mode and device are as before when this returns.
+        dataset: items ``(clip, label)``, the clip ``[T, 3, H, W]`` or, for several views, ``[V, T, 3, H, W]``.
+        classes: class names in the order of the logits; default ``model.classes``.
+        batch_size: videos a batch. The last one may be smaller and is not dropped.
+        device: where it runs; None: where the model is.
+        precision: "fp32", or "bf16" for autocast.
+        progress: called with (videos done, videos in all) after every batch.
+        setting: kept with the result.
+
+    Raises:
+        ValueError: an empty dataset, logits or labels that do not fit the classes.
+    """
+    names = list(classes if classes is not None else getattr(model, "classes", ()))
+    collected = collect_logits(
+        model,
+        dataset,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
+    views = collected.logits.shape[1]
+    return result_of(collected, names, views=views, precision=precision, **setting)
+
+
+def result_of(collected: Collected, classes: Sequence[str], **setting: Any) -> Result:
+    """Metrics of logits that were collected before."""
+    metrics = VideoMetrics(classes)
+    metrics.update(sum_of_softmax(collected.logits), collected.labels)
+    return metrics.compute(**setting)
+
+
+def collect_logits(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Collected:
+    """Logits of every view of every video, before any softmax, so that a protocol may restrict the classes first.
+
+    Arguments as in :func:`evaluate`.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision: expected 'fp32' or 'bf16', got '{precision}'")
+    total = len(dataset)  # type: ignore[arg-type]
+    if total == 0:
+        raise ValueError("no video was evaluated: the dataset is empty")
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, drop_last=False, num_workers=workers)
+    logits, labels = [], []
+    done = 0
+    with evaluating(model, device) as place:
+        for clips, target in loader:
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+                out = logits_of_views(model, clips.to(place), at_once=batch_size)
+            logits.append(out.float().cpu())
+            labels.append(torch.as_tensor(target).cpu())
+            done += len(clips)
+            if progress is not None:
+                progress(done, total)
+    return Collected(torch.cat(logits), torch.cat(labels))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
+    """Evaluation mode without gradients, on ``device``; modes (of every submodule) and device come back afterwards."""
+    first = next((p for p in model.parameters()), None)
+    before = first.device if first is not None else torch.device("cpu")
+    place = before if device is None else torch.device(device)
+    modes = {module: module.training for module in model.modules()}
+    model.to(place).eval()
+    try:
+        with torch.no_grad():
+            yield place
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        model.to(before)
