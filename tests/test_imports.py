@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "alt_kernels": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops"},
     "alt_kernels.testing": KERNEL_BASE
     | {"alt_kernels", "alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference"},
+    "alt.errors": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS | {"alt.corpus"},
@@ -44,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.corpus": {"alt.data", "alt.files"},
     "alt.visualize": BELOW_JOBS,
     "alt.evaluate": BELOW_JOBS,
-    "alt.train": BELOW_JOBS | {"alt.evaluate"},
+    "alt.train": BELOW_JOBS | {"alt.evaluate", "alt.corpus"},
     "alt.demo": BELOW_JOBS | {"alt.visualize"},
     "alt.cli": BELOW_JOBS | JOBS,
     "alt": BELOW_MODELS | {"alt.cost", "alt.models"},  # re-exports; nothing inside alt imports it

@@ -1,0 +1,87 @@
+"""Parameter groups, AdamW, and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .config import OptimSection
+
+# A learned embedding of positions is no matrix that decay makes sense for, whatever its dimensions.
+_POSITION = re.compile(r"(^|_)(pos|position|positions|positional)(_|$)")
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies: not on vectors (biases, norms, class token), not on position embeddings."""
+    return parameter.ndim > 1 and not any(_POSITION.search(part) for part in name.split("."))
+
+
+def parameter_groups(
+    model: nn.Module, optim: OptimSection, is_backbone: Callable[[str], bool] | None = None
+) -> list[dict[str, Any]]:
+    """The trainable parameters in up to four groups: CLIP's own or new, each with and without decay.
+
+    Each group carries ``lr``, ``weight_decay``, ``params``, ``name`` ("backbone/decay", "new/no_decay", ...) and
+    ``members``, the names of its parameters in the order of the model. Every trainable parameter is in exactly one.
+    """
+    if is_backbone is None:
+        is_backbone = model.is_backbone_parameter  # type: ignore[assignment]
+    assert is_backbone is not None
+    new_rate = optim.lr * optim.new_multiplier * optim.few_shot_multiplier
+    groups: dict[str, dict[str, Any]] = {}
+    for kind, lr in (("backbone", optim.lr), ("new", new_rate)):
+        for decay in (True, False):
+            name = f"{kind}/{'decay' if decay else 'no_decay'}"
+            weight_decay = optim.weight_decay if decay else 0.0
+            groups[name] = {"name": name, "lr": lr, "weight_decay": weight_decay, "params": [], "members": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "backbone" if is_backbone(name) else "new"
+            group = groups[f"{kind}/{'decay' if decays(name, parameter) else 'no_decay'}"]
+            group["params"].append(parameter)
+            group["members"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def describe_groups(groups: list[dict[str, Any]]) -> Iterator[str]:
+    """One line a group, for the log."""
+    for group in groups:
+        count = sum(p.numel() for p in group["params"])
+        yield (
+            f"{group['name']:<18} {len(group['params']):4d} tensors {count:>12,} parameters"
+            f"  lr {group['lr']:.3g}  weight decay {group['weight_decay']:.3g}"
+        )
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, min_ratio: float = 0.01) -> float:
+    """What the learning rate of a step is multiplied with.
+
+    step / warmup up to the end of the warm-up, then
+    m + (1 - m) (1 + cos(pi (step - warmup) / (total - warmup))) / 2: 0 at step 0, 1 at ``warmup``, m at ``total``.
+    """
+    if step < warmup:
+        return step / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+
+def build_optimizer(groups: list[dict[str, Any]], optim: OptimSection) -> torch.optim.AdamW:
+    beta1, beta2 = optim.betas
+    # lists of names do not belong into the state that checkpoints carry
+    plain = [{key: value for key, value in group.items() if key != "members"} for group in groups]
+    return torch.optim.AdamW(plain, betas=(beta1, beta2), eps=optim.eps)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, total: int, warmup: int, min_ratio: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """:func:`learning_rate_factor` on every group; to be stepped after every optimiser step."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, total, warmup, min_ratio)
+    )
