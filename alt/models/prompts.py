@@ -1,0 +1,167 @@
+"""Prompt templates for class names: the two published lists, the bare name, and learned context vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ALT16", "KINETICS28", "NONE", "TEMPLATE_SETS", "LearnedPrompts", "draw", "ensemble", "fill", "templates_of"]
+
+ALT16 = (
+    "a photo of action {}",
+    "a picture of action {}",
+    "Human action of {}",
+    "{}, an action",
+    "{}, this is an action",
+    "{}, a video of action",
+    "Playing action of {}",
+    "{}",
+    "Playing a kind of action, {}",
+    "Doing a kind of action, {}",
+    "Look, the human is {}",
+    "Can you recognize the action of {}",
+    "Video classification of {}",
+    "A video of {}",
+    "The man is {}",
+    "The woman is {}",
+)
+"""The 16 templates of X-CLIP (Ni et al. 2022) and ActionCLIP, which ALT's class texts use."""
+
+KINETICS28 = tuple(
+    f"{medium} {who}."
+    for medium in ("a photo of", "a video of", "a example of", "a demonstration of")
+    for who in (
+        "{}",
+        "a person {}",
+        "a person using {}",
+        "a person doing {}",
+        "a person during {}",
+        "a person performing {}",
+        "a person practicing {}",
+    )
+)
+"""The 28 templates that CLIP (Radford et al. 2021) uses for Kinetics, "a example" included."""
+
+NONE = ("{}",)
+"""The bare class name."""
+
+TEMPLATE_SETS = {"alt16": ALT16, "kinetics28": KINETICS28, "none": NONE}
+
+
+def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """A set by name (``alt16``, ``kinetics28``, ``none``), or a sequence of templates, each with one ``{}``.
+
+    Raises:
+        ValueError: an unknown name, no template, or one without exactly one ``{}``.
+    """
+    if isinstance(templates, str):
+        if templates not in TEMPLATE_SETS:
+            raise ValueError(f"templates must be one of {', '.join(TEMPLATE_SETS)} or a list, got {templates!r}")
+        return TEMPLATE_SETS[templates]
+    chosen = tuple(templates)
+    if not chosen:
+        raise ValueError("templates must hold at least one template")
+    for template in chosen:
+        if not isinstance(template, str) or template.count("{}") != 1:
+            raise ValueError(f"a template has one {{}} for the class name, got {template!r}")
+    return chosen
+
+
+def fill(template: str, names: Sequence[str]) -> list[str]:
+    """The template with each name in the place of its ``{}``; braces in a name are left alone."""
+    before, after = template.split("{}")
+    return [f"{before}{name}{after}" for name in names]
+
+
+def ensemble(stack: Tensor) -> Tensor:
+    """Embeddings of every template ``[P, C, d]`` (unit rows) to one per class ``[C, d]``: normalised mean."""
+    return F.normalize(stack.mean(0), dim=-1)
+
+
+def draw(stack: Tensor, seed: int) -> Tensor:
+    """The embeddings ``[C, d]`` of one template of ``[P, C, d]``, the same for all classes, drawn by ``seed``.
+
+    X-CLIP and ActionCLIP train with one template at random per iteration and test with the ensemble. The same seed
+    gives the same template on every machine; pass the number of the training step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return stack[int(torch.randint(len(stack), (), generator=generator))]
+
+
+class LearnedPrompts(nn.Module):
+    """Class texts with learned context vectors in front of the name (CoOp, Zhou et al. 2022).
+
+    ``forward() -> [C, d]``: unit embeddings of ``[start, v_1 .. v_n, name, end]`` by the frozen text tower, with
+    gradient to v only. It takes part in training as the class embeddings of a cosine head::
+
+        output = model(clips)
+        logits = scale * F.normalize(output.embedding, dim=-1) @ prompts().T
+
+    Args:
+        clip: an open_clip model, whose text tower is used through its own ``encode_text`` and not registered here.
+        tokenizer: texts -> ids ``[n, context_length]``, start token first, zeros after the end token.
+        names: C class names.
+        length: number n of context vectors, shared by all classes.
+
+    Raises:
+        ValueError: no names, length below 1, or a name that does not fit behind the context.
+    """
+
+    def __init__(self, clip: Any, tokenizer: Any, names: Sequence[str], length: int = 16) -> None:
+        super().__init__()
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if not names:
+            raise ValueError("names must hold at least one class name")
+        self._clip = [clip]  # in a list: not a submodule, its weights are neither saved nor optimised from here
+        weight = _text_part(clip, "token_embedding").weight
+        self.vectors = nn.Parameter(torch.empty(length, weight.shape[1], device=weight.device))
+        nn.init.normal_(self.vectors, std=0.02)
+        ids = tokenizer(list(names))
+        long = (ids[:, ids.shape[1] - length :] != 0).any(1).nonzero()
+        if len(long) or length >= ids.shape[1]:
+            name = names[int(long[0])] if len(long) else names[0]
+            raise ValueError(f"{name!r} does not fit behind {length} context vectors in {ids.shape[1]} tokens")
+        # The start token stands in where the vectors go: any id does that the tower does not take for the end.
+        filler = ids[:, :1].expand(-1, length)
+        spread = torch.cat([ids[:, :1], filler, ids[:, 1 : ids.shape[1] - length]], 1)
+        self.register_buffer("ids", spread.to(weight.device), persistent=False)
+        self.ids: Tensor
+
+    def forward(self) -> Tensor:
+        clip = self._clip[0]
+        with self._in_place(clip):
+            embedded = clip.encode_text(self.ids)
+        return F.normalize(embedded.float(), dim=-1)
+
+    @contextmanager
+    def _in_place(self, clip: Any) -> Any:
+        """While it lasts, the text tower reads the vectors at positions 1 .. n, and its own weights are frozen."""
+
+        def put(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
+            vectors = self.vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
+            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(self.vectors) :]], 1)
+
+        trainable = [p for p in clip.parameters() if p.requires_grad]
+        hook = _text_part(clip, "token_embedding").register_forward_hook(put)
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            hook.remove()
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def _text_part(clip: Any, name: str) -> Any:
+    """A part of the text tower, which open_clip keeps on the model itself or, in other classes, under ``text``."""
+    for owner in (clip, getattr(clip, "text", None)):
+        if owner is not None and hasattr(owner, name):
+            return getattr(owner, name)
+    raise TypeError(f"{type(clip).__name__} has no text tower with a {name}")

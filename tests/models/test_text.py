@@ -1,0 +1,109 @@
+"""The text encoder: unit rows, batches, class texts, and open_clip's own tokens."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+import alt.corpus
+from alt.models.prompts import ALT16, fill
+from alt.models.text import TextEncoder, create_text_encoder
+
+from .clips import text_clip, tokenizer
+
+
+def encoder(batch_size: int = 256) -> TextEncoder:
+    return TextEncoder(text_clip(), tokenizer, batch_size)
+
+
+def test_rows_are_the_towers_of_length_one() -> None:
+    texts = ["see the cup", "ball", "lifting red ball"]
+    found = encoder().embed(texts)
+    expected = text_clip().encode_text(tokenizer(texts))
+    torch.testing.assert_close(found, expected / expected.norm(dim=1, keepdim=True))
+    assert not found.requires_grad
+    assert not found.is_inference()
+
+
+def test_batches_change_nothing() -> None:
+    texts = [f"{a} {b}" for a in ("see", "the", "red") for b in ("cup", "ball", "action")]
+    torch.testing.assert_close(encoder(2).embed(texts), encoder().embed(texts))
+
+
+def test_the_tower_is_left_in_its_mode() -> None:
+    one = encoder()
+    one.clip.train()
+    one.embed(["cup"])
+    assert one.clip.training
+
+
+def test_class_texts() -> None:
+    names = ["lifting cup", "red ball"]
+    stack = encoder().embed_templates(names, ["{}", "see {}", "a photo of {}"])
+    assert stack.shape == (3, 2, 16)
+    torch.testing.assert_close(stack[1], encoder().embed(["see lifting cup", "see red ball"]))
+    mean = F.normalize(stack.mean(0), dim=-1)
+    torch.testing.assert_close(encoder().embed_classes(names, ["{}", "see {}", "a photo of {}"]), mean)
+    torch.testing.assert_close(encoder().embed_classes(names, "none"), encoder().embed(names))
+
+
+def test_a_random_template_by_seed() -> None:
+    names = ["lifting cup", "red ball"]
+    templates = ["{}", "see {}", "a photo of {}"]
+    stack = encoder().embed_templates(names, templates)
+    picked = set()
+    for seed in range(20):
+        found = encoder().embed_classes(names, templates, mode="random", seed=seed)
+        torch.testing.assert_close(found, encoder().embed_classes(names, templates, mode="random", seed=seed))
+        picked.add(int((stack - found).abs().amax((1, 2)).argmin()))
+        assert (stack - found).abs().amax((1, 2)).min() < 1e-5
+    assert picked == {0, 1, 2}
+
+
+def test_a_corpus_is_embedded_by_it() -> None:
+    corpus = alt.corpus.Corpus.from_entities([("cup", "a photo", "object"), ("lifting", "", "motion")])
+    found = corpus.embed(encoder()).embeddings
+    torch.testing.assert_close(found, encoder().embed(["cup: a photo", "lifting"]))
+
+
+def test_open_clips_tokens_of_the_16_templates() -> None:
+    """The frozen ids of CLIP's vocabulary, which open_clip ships: one template, and the round trip of all."""
+    tokens = open_clip.get_tokenizer("ViT-B-16")
+    texts = [text for template in ALT16 for text in fill(template, ["riding a bike"])]
+    ids = tokens(texts)
+    assert ids.shape == (16, 77)
+    assert ids[0, :9].tolist() == [49406, 320, 1125, 539, 1816, 6765, 320, 3701, 49407]
+    for text, row in zip(texts, ids.tolist(), strict=True):
+        inner = row[1 : row.index(49407)]
+        assert tokens.decode(inner).replace(" ,", ",").strip() == text.lower()
+
+
+def test_bad_input() -> None:
+    with pytest.raises(TypeError, match="must be a sequence of str"):
+        encoder().embed("cup")
+    with pytest.raises(TypeError, match="must be a sequence of str"):
+        encoder().embed([3])
+    with pytest.raises(ValueError, match="at least one text"):
+        encoder().embed([])
+    with pytest.raises(TypeError, match="one str"):
+        encoder().embed_classes("cup")
+    with pytest.raises(ValueError, match="mode must be"):
+        encoder().embed_classes(["cup"], mode="mean")
+    with pytest.raises(TypeError, match="with a text tower, got Linear"):
+        TextEncoder(torch.nn.Linear(2, 2), tokenizer)
+    with pytest.raises(ValueError, match="batch_size"):
+        TextEncoder(text_clip(), tokenizer, 0)
+
+
+def test_by_name() -> None:
+    with pytest.raises(ValueError, match="no model 'ViT-Z-99'"):
+        create_text_encoder("ViT-Z-99")
+    with pytest.raises(ValueError, match="the embedded benchmark"):
+        create_text_encoder("alt-mini")
+    with torch.device("meta"):
+        built = create_text_encoder("clip-mean-b32", device="meta")
+    assert not hasattr(built.clip, "visual")
+    assert built.clip.text_projection.shape == (512, 512)
+    assert not any(p.requires_grad for p in built.clip.parameters())
