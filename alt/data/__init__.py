@@ -1,0 +1,1 @@
+"""Clips and where they come from: files, sampling, augmentation, and the embedded world."""
