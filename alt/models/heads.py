@@ -50,9 +50,8 @@ class ClassHead(nn.Module):
             self.bias = nn.Parameter(self.bias.detach().new_zeros(count), requires_grad=self.bias.requires_grad)
             return
         if not isinstance(embeddings, Tensor):
-            raise TypeError(
-                f"embeddings: a {self.kind} head needs a tensor [{count}, {self.width}], got {type(embeddings).__name__}"
-            )
+            got = type(embeddings).__name__
+            raise TypeError(f"embeddings: a {self.kind} head needs a tensor [{count}, {self.width}], got {got}")
         if tuple(embeddings.shape) != (count, self.width):
             raise ValueError(
                 f"embeddings: expected one row of the joint width for each class, [{count}, {self.width}], "

@@ -49,6 +49,8 @@ class RegionEncoder(nn.Module):
     Source: arXiv 2311.15619, Eq. 1 to 3; token merging: arXiv 2210.09461.
     """
 
+    visual: Any  # its attributes are open_clip's
+
     def __init__(
         self,
         visual: nn.Module,
@@ -61,7 +63,7 @@ class RegionEncoder(nn.Module):
         super().__init__()
         _check_tower(visual)
         patch_clip(visual, r, inflection=inflection, prop_attn=prop_attn)
-        self.visual: Any = visual  # its attributes are open_clip's
+        self.visual = visual
         self.visual.set_grad_checkpointing(grad_checkpointing)
 
     @property
@@ -124,9 +126,8 @@ class RegionEncoder(nn.Module):
         if not isinstance(clips, Tensor):
             raise TypeError(f"clips: {expected} floats, got {type(clips).__name__}")
         if not clips.is_floating_point():
-            raise TypeError(
-                f"clips: {expected} floats, normalised as CLIP's images are, got {str(clips.dtype).removeprefix('torch.')}"
-            )
+            got = str(clips.dtype).removeprefix("torch.")
+            raise TypeError(f"clips: {expected} floats, normalised as CLIP's images are, got {got}")
         if clips.dim() != 5 or tuple(clips.shape[2:]) != (3, height, width) or 0 in clips.shape:
             raise ValueError(f"clips: {expected} with at least one frame, got {list(clips.shape)}")
 

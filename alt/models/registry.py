@@ -142,8 +142,9 @@ def build_clip(
             )
         except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
             reason = " ".join(str(error).split())[:200]
-            what = f"the weights {tag!r} of {backbone} could not be had" if tag else f"open_clip cannot build {backbone}"
-            raise ValueError(f"{'pretrained' if tag else 'backbone'}: {what} ({reason})") from None
+            if tag is None:
+                raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
+            raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be had ({reason})") from None
     return clip, quick_gelu
 
 

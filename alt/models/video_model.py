@@ -22,7 +22,7 @@ class VideoOutput(NamedTuple):
 
     logits: Tensor
     embedding: Tensor
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # tuple.index, which nobody calls here
 
 
 class VideoModel(nn.Module):
