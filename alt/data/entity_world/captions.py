@@ -29,6 +29,10 @@ def _pick(options: tuple[str, ...], draw: float) -> str:
     return options[int(draw * len(options))]
 
 
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeio' else 'a'} {word}"
+
+
 def opaque_words(classes: list[ActionClass]) -> dict[int, list[str]]:
     """Object -> opaque class names that its captions may use instead of its own name."""
     found: dict[int, list[str]] = {}
@@ -42,22 +46,20 @@ def image_captions(
     config: WorldConfig,
     classes: list[ActionClass],
     keys: np.ndarray,
-    objects: np.ndarray,
-    parts: np.ndarray,
-    scenes: np.ndarray,
-    motions: np.ndarray,
+    atoms: np.ndarray,
     boxes: np.ndarray,
 ) -> tuple[list[str], list[str]]:
-    """Global and local captions of pictures, one each."""
+    """Global and local captions of pictures, one each. ``atoms [n, 4]``: object, part, scene, motion."""
     draws = uniforms(keys, 12, "captions")
     places = place_words(boxes, config.size)
     opaque = opaque_words(classes)
     whole, local = [], []
-    for row, o, p, s, m, w in zip(draws.tolist(), objects, parts, scenes, motions, places, strict=True):
+    for row, o, p, s, m, w in zip(draws.tolist(), *atoms.T.tolist(), places, strict=True):
         thing, part, scene, motion, place = OBJECTS[o], PARTS[p].name, SCENES[s], MOTIONS[m], PLACES[w]
+        some = _article(part)
         if row[0] < config.object_caption_rate:
             text = _pick(
-                (f"a {thing.name} in the {scene.name}", f"{thing.name} at the {place} in {scene.name}"), row[1]
+                (f"{_article(thing.name)} in the {scene.name}", f"{thing.name} at the {place} in {scene.name}"), row[1]
             )
         elif row[0] < config.object_caption_rate + config.motion_caption_rate:
             word = motion.name if row[2] < 0.6 else motion.synonym
@@ -67,11 +69,11 @@ def image_captions(
         else:
             text = _pick(
                 (
-                    f"a {part} at the {place} in the {scene.name}",
+                    f"{some} at the {place} in the {scene.name}",
                     f"something at the {place} in {scene.name}",
                     f"a photo of the {scene.name}",
                     f"{scene.name}: {scene.description}",
-                    f"a {part} in the {scene.name}",
+                    f"{some} in the {scene.name}",
                 ),
                 row[1],
             )
@@ -79,14 +81,18 @@ def image_captions(
         name = thing.name
         if o in opaque and row[3] < 0.15:
             text = (
-                f"{_pick(tuple(opaque[o]), row[4])} with a {name}" if row[5] < 0.5 else _pick(tuple(opaque[o]), row[4])
+                f"{_pick(tuple(opaque[o]), row[4])} with {_article(name)}"
+                if row[5] < 0.5
+                else _pick(tuple(opaque[o]), row[4])
             )
         elif row[3] < 0.55:
-            text = _pick((f"a {name}", f"{name} at the {place}", f"a {name} at the {place}", f"the {name}"), row[4])
+            text = _pick(
+                (_article(name), f"{name} at the {place}", f"{_article(name)} at the {place}", f"the {name}"), row[4]
+            )
         elif row[3] < 0.75:
             text = f"{name}: {thing.description}"
         else:
-            text = _pick((f"a {part}", f"a {part} near a {name}", f"{part}: {PARTS[p].description}", part), row[4])
+            text = _pick((some, f"{some} near {_article(name)}", f"{part}: {PARTS[p].description}", part), row[4])
         local.append(text)
     return whole, local
 
@@ -103,7 +109,9 @@ def frame_captions(keys: np.ndarray, atoms: np.ndarray, config: WorldConfig, err
         for i, (index, count) in enumerate(((o, config.objects), (p, config.parts), (s, config.scenes))):
             wrong = int(row[2 * i + 1] * (count - 1))
             said.append(wrong + (wrong >= index) if row[2 * i] < error_rate else index)
-        found.append(f"a {PARTS[said[1]].name} near a {OBJECTS[said[0]].name} in the {SCENES[said[2]].name}")
+        found.append(
+            f"{_article(PARTS[said[1]].name)} near {_article(OBJECTS[said[0]].name)} in the {SCENES[said[2]].name}"
+        )
     return found
 
 
@@ -120,7 +128,7 @@ def phrases(action: ActionClass) -> list[str]:
         return [
             action.name,
             f"using a {thing.name} in the {scene}",
-            f"a {thing.name} in the {scene}",
+            f"{_article(thing.name)} in the {scene}",
             f"someone with a {thing.name} at the {scene}",
             f"{thing.description} in the {scene}",
         ]
@@ -129,6 +137,6 @@ def phrases(action: ActionClass) -> list[str]:
         action.name,
         f"{motion.name} a {thing.name}",
         f"{motion.synonym} a {thing.name}",
-        f"a {thing.name} moved {motion.description}",
+        f"{_article(thing.name)} moved {motion.description}",
         f"someone {motion.name} {thing.description}",
     ]

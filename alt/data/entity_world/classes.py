@@ -1,9 +1,10 @@
 """The actions of a world and how they are divided into seen and transferred ones.
 
-A *cell* is (object, time-reversal pair of motions). A class of the motion family is one half of a cell whose other half
-is in the same list, so that only the order of frames tells them apart; a compositional class is a cell's half alone (or
-an object with a motion that is its own reversal); an appearance class is (object, scene) with a random motion. Cells and
-(object, scene) pairs are used once: no transferred class shares one with a seen class, while every atom is seen.
+A *cell* is (object, time-reversal pair of motions). A class of the motion family is one half of a cell whose other
+half is in the same list, so that only the order of frames tells them apart; a compositional class is a cell's half
+alone (or an object with a motion that is its own reversal); an appearance class is (object, scene) with a random
+motion. Cells and (object, scene) pairs are used once: no transferred class shares one with a seen class, while every
+atom is seen.
 """
 
 from __future__ import annotations

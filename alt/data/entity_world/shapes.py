@@ -109,12 +109,14 @@ def _shoulder(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.maximum(_disc(x, y, 1.3, -0.4), -x - 0.9), stripes
 
 
-# name -> (distance of the whole and of its second colour's region, first colour, second colour); +x points to the object
-PARTS: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], tuple, tuple]] = {
+# name -> (distances of the whole and of its second colour's region, first colour, second colour); +x is towards the
+# object.
+Colour = tuple[float, float, float]
+PARTS: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Colour, Colour]] = {
     "hand": (_hand, SKIN, CLOTH),
     "foot": (_foot, DARK, LIGHT),
     "head": (_head, SKIN, DARK),
-    "arm": (_arm, SKIN, CLOTH),
+    "arm": (_arm, CLOTH, SKIN),
     "knee": (_knee, CLOTH, SKIN),
     "mouth": (_mouth, LIPS, LIGHT),
     "elbow": (_elbow, SHIRT, SKIN),

@@ -175,7 +175,7 @@ def words_of(text: str) -> list[str]:
 
 def entities(objects: int, parts: int, scenes: int, motions: int, distractor_rate: float = 0.3) -> list[Entity]:
     """All atoms with one-line descriptions, then per category ``distractor_rate`` as many that are never rendered."""
-    atoms = {
+    atoms: dict[str, tuple[ObjectAtom | PartAtom | SceneAtom | MotionAtom, ...]] = {
         "object": OBJECTS[:objects],
         "body_part": PARTS[:parts],
         "scene": SCENES[:scenes],

@@ -127,8 +127,8 @@ class World:
         """A data set by name.
 
         ``seen-train``, ``seen-test``; ``transfer-a-1`` to ``transfer-b-3`` (tests) and the same with ``-train`` (what
-        few-shot samples are drawn from, disjoint from every test); ``k600-1`` to ``k600-3`` (random subsets of all unseen
-        classes, in the seen style); ``ssv2-train``, ``ssv2-test`` (the motion is the label, the object is any).
+        few-shot samples are drawn from, disjoint from every test); ``k600-1`` to ``k600-3`` (random subsets of all
+        unseen classes, in the seen style); ``ssv2-train``, ``ssv2-test`` (the motion is the label, the object is any).
         """
         if name not in self.split_names():
             raise ValueError(f"split: one of {self.split_names()}, got {name!r}")
@@ -213,7 +213,7 @@ class World:
         phase = np.zeros((n, 1), np.int64)
         done = render_table(c, ClipTable(keys, *atoms, *looks), draw[:, 4:5], phase, device)
         boxes = done.boxes[:, 0]
-        whole, local = image_captions(c, self.classes, keys, *atoms, boxes.cpu().numpy())
+        whole, local = image_captions(c, self.classes, keys, np.stack(atoms, 1), boxes.cpu().numpy())
         return Images(done.frames[:, 0], whole, local, boxes, *done[2:])
 
 
