@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import library
 from .library import Backend, backends
-from .ops.bipartite_matching import bipartite_soft_matching
+from .ops.bipartite_matching import bipartite_soft_matching, bipartite_soft_matching_from_keys
 from .ops.gumbel_assignment import cosine_gumbel_assign
 from .ops.proportional_attention import proportional_attention
 from .ops.weighted_merge import merge_layer_norm, source_map, unmerge, weighted_merge
@@ -23,6 +23,7 @@ __all__ = [
     "MergedNorm",
     "backends",
     "bipartite_soft_matching",
+    "bipartite_soft_matching_from_keys",
     "cosine_gumbel_assign",
     "merge_layer_norm",
     "proportional_attention",

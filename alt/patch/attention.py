@@ -1,8 +1,8 @@
 """Self-attention of a block with token sizes, and the keys that matching compares.
 
-Two paths with the same result. Fused: the module's weights feed ``proportional_attention``, and the metric is
-the mean of the very keys it used. Unfused, through the module's own call, wherever the module carries hooks or
-is a wrapper: the sizes go in as an additive mask, and the metric comes from a key projection of its own.
+Two paths with the same result. Fused: the module's weights feed ``proportional_attention``, and the keys are the
+very ones it used. Unfused, through the module's own call, wherever the module carries hooks or is a wrapper: the
+sizes go in as an additive mask, and the keys come from a projection of their own.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ def attention_kind(attn: nn.Module, *, packed: bool = True) -> Kind:
 
 
 def attend(
-    attn: nn.Module, x: Tensor, size: Tensor | None, want_metric: bool, *, names_keys: bool = False
+    attn: nn.Module, x: Tensor, size: Tensor | None, want_keys: bool, *, names_keys: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Self-attention of ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None: ``(y [B, N, C], metric)``.
+    """Self-attention of ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None: ``(y [B, N, C], keys)``.
 
-    ``metric`` ``[B, N, D]`` is the mean over heads of the keys, after q/k normalisation as attention uses
-    them, in float32 (float64 for doubles) and without gradient; None unless asked for. ``names_keys``: the
-    block's host passes keys and values beside the queries (what a pre-hook sees, and may change one of).
+    ``keys`` ``[B, H, N, D]`` are after q/k normalisation, as attention uses them, and without gradient; None unless
+    asked for. ``names_keys``: the block's host passes keys and values beside the queries (what a pre-hook sees, and
+    may change one of).
     """
     kind = attention_kind(attn)
     if _fusable(attn, kind):
         fused = _fused_multihead if kind == "multihead" else _fused_open_clip
-        return fused(attn, x, size, want_metric)
-    # The metric first: some wrappers swap their weights for the length of their call.
-    metric = _metric_of_projection(attn, x) if want_metric else None
-    return _through_own_call(attn, kind, x, size, names_keys), metric
+        return fused(attn, x, size, want_keys)
+    # The keys first: some wrappers swap their weights for the length of their call.
+    keys = _projected_keys(attn, x) if want_keys else None
+    return _through_own_call(attn, kind, x, size, names_keys), keys
 
 
 def _fusable(attn: Any, kind: Kind) -> bool:
@@ -104,21 +104,15 @@ def _heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _metric(keys: Tensor) -> Tensor:
-    """Mean over heads of keys ``[B, H, N, D]``, in float32 or better: which pairs merge hangs on it."""
-    with torch.no_grad():
-        return keys.mean(1, dtype=torch.float64 if keys.dtype == torch.float64 else torch.float32)
-
-
-def _fused_multihead(attn: Any, x: Tensor, size: Tensor | None, want_metric: bool) -> tuple[Tensor, Tensor | None]:
+def _fused_multihead(attn: Any, x: Tensor, size: Tensor | None, want_keys: bool) -> tuple[Tensor, Tensor | None]:
     q, k, v = _heads(F.linear(x, attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
     y = proportional_attention(q, k, v, size).transpose(1, 2).reshape(x.shape)
     # As nn.MultiheadAttention does it: out_proj is read, never called.
     y = F.linear(y, attn.out_proj.weight, attn.out_proj.bias)
-    return y, _metric(k) if want_metric else None
+    return y, k.detach() if want_keys else None
 
 
-def _fused_open_clip(attn: Any, x: Tensor, size: Tensor | None, want_metric: bool) -> tuple[Tensor, Tensor | None]:
+def _fused_open_clip(attn: Any, x: Tensor, size: Tensor | None, want_keys: bool) -> tuple[Tensor, Tensor | None]:
     q, k, v = _heads(F.linear(x, attn.in_proj_weight, attn.in_proj_bias), attn.num_heads)
     if attn.logit_scale is not None:
         # Scaled cosine attention (Swin v2): exp(logit_scale) takes the place of 1 / sqrt(D).
@@ -132,7 +126,7 @@ def _fused_open_clip(attn: Any, x: Tensor, size: Tensor | None, want_metric: boo
     if attn.head_scale is not None:
         y = y * attn.head_scale
     y = attn.ln_inner(y.transpose(1, 2).reshape(x.shape))
-    return attn.out_drop(attn.out_proj(y)), _metric(k) if want_metric else None
+    return attn.out_drop(attn.out_proj(y)), k.detach() if want_keys else None
 
 
 def _through_own_call(attn: Any, kind: Kind, x: Tensor, size: Tensor | None, names_keys: bool) -> Tensor:
@@ -150,8 +144,8 @@ def key_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if size is None else size.to(torch.promote_types(size.dtype, dtype)).log().to(dtype)
 
 
-def _metric_of_projection(attn: Any, x: Tensor) -> Tensor:
-    """The metric from a key projection of its own, for modules whose keys stay inside their call."""
+def _projected_keys(attn: Any, x: Tensor) -> Tensor:
+    """Keys from a projection of their own, for modules whose keys stay inside their call."""
     base = _base_layer(attn)
     with torch.no_grad():
         weight = base.in_proj_weight
@@ -171,7 +165,7 @@ def _metric_of_projection(attn: Any, x: Tensor) -> Tensor:
             k = F.normalize(k, dim=-1)
         elif hasattr(base, "ln_k"):
             k = base.ln_k.forward(k)  # not the call: its hooks fire once, in the attention itself
-        return _metric(k)
+        return k
 
 
 def _base_layer(attn: Any) -> Any:

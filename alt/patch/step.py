@@ -9,6 +9,9 @@ A pre-norm block with merging between attention and MLP (Bolya et al. 2023, sect
 The block's own submodules do the work, each through its own call, except where attention and ln_2 are of a
 kind known here and carry nothing of their own (hooks, wrappers, parametrizations): then the fused operations
 read their weights.
+
+A block may carry a submodule ``adapter``, which is asked at three points: ``before_attention(block, x, merged)``,
+``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from alt_kernels import (
     Matching,
-    bipartite_soft_matching,
+    bipartite_soft_matching_from_keys,
     merge_layer_norm,
     source_map,
     unmerge,
@@ -66,33 +69,43 @@ def merge_step(block: Any, x: Tensor, call: BlockCall) -> Tensor:
             f"{call.num_tokens}; hooks may change the tokens, not their number"
         )
     r, size = call.r, call.size
+    adapter = getattr(block, "adapter", None)
+    if adapter is not None:
+        x = adapter.before_attention(block, x, merged=size is not None)
     # A plan that is already there was made by the first run of a checkpointed block.
-    want_metric = r > 0 and call.matching is None
-    y, metric = attend(
+    want_keys = r > 0 and call.matching is None
+    y, keys = attend(
         block.attn,
         block.ln_1(x),
         size if call.prop_attn else None,
-        want_metric,
+        want_keys,
         names_keys=hasattr(block, "attention"),  # the default block's method; the custom block has none
     )
     ln_attn = getattr(block, "ln_attn", None)
     if ln_attn is not None:
         y = ln_attn(y)
     y = block.ls_1(y)
+    if adapter is not None:
+        y = adapter.after_attention(y)
     if r == 0:
         call.merged_size = size
         x = x + y
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
+        return x + _feed_forward(block, block.ln_2(x), adapter)
     if call.matching is None:
-        assert metric is not None
-        call.matching = bipartite_soft_matching(metric, r, num_protected=1)
+        assert keys is not None
+        call.matching = bipartite_soft_matching_from_keys(keys, r, num_protected=1)
     ln_2 = block.ln_2
     if is_plain_layer_norm(ln_2, x.shape[-1]):
         x, normed, call.merged_size = merge_layer_norm(x, y, call.matching, size, ln_2.weight, ln_2.bias, ln_2.eps)
     else:
         x, call.merged_size = weighted_merge(x + y, call.matching, size)
         normed = ln_2(x)
-    return x + block.ls_2(block.mlp(normed))
+    return x + _feed_forward(block, normed, adapter)
+
+
+def _feed_forward(block: Any, normed: Tensor, adapter: Any) -> Tensor:
+    y = block.ls_2(block.mlp(normed))
+    return y if adapter is None else adapter.beside_mlp(y, normed)
 
 
 def run_block(

@@ -1,4 +1,4 @@
-"""Contract of bipartite soft matching: which tokens merge into which."""
+"""Contract of bipartite soft matching: which tokens merge into which, from a metric or from an attention's keys."""
 
 from __future__ import annotations
 
@@ -50,24 +50,68 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
         189
     """
     checks.tensor("metric", metric, "[B, N, C]")
-    tokens, channels = metric.shape[1], metric.shape[2]
-    if channels < 1:
-        raise ValueError(f"metric: expected at least one channel, got shape {list(metric.shape)}")
-    checks.integer("num_protected", num_protected, 0)
-    if num_protected > tokens:
-        raise ValueError(f"num_protected: expected at most the {tokens} tokens of metric, got {num_protected}")
-    checks.integer("r", r, 0)
-    limit = (tokens - num_protected) // 2
-    if r > limit:
-        raise ValueError(
-            f"r: expected at most {limit}, half of the {tokens - num_protected} unprotected tokens of metric, got {r}"
-        )
+    _check("metric", metric, r, num_protected)
     run = reference.bipartite_matching if library.use_reference(impl, metric) else _OPS.bipartite_matching
     return Matching(*run(metric.detach(), r, num_protected))
 
 
+def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int = 1, impl: Impl = "auto") -> Matching:
+    r"""The plan of :func:`bipartite_soft_matching` for the keys of an attention, averaged over its heads.
+
+    .. math:: m_n = \frac{1}{H} \sum_h k_{h n}
+
+    The mean is taken in float32 (float64 for float64 keys) from the keys where they lie, such as in a packed
+    projection of queries, keys and values. On a GPU it is part of the matching kernel: no mean is written to memory.
+
+    Args:
+        k: ``[B, H, N, D]``, H >= 1, D >= 1, any strides; float32, float16, bfloat16 or float64.
+        r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``.
+        num_protected: how many leading tokens never merge (class token, registers), 0 to N.
+        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Returns:
+        Matching: the plan, N' = N - r output rows.
+
+    Raises:
+        TypeError: ``k`` is no float tensor, ``r`` or ``num_protected`` no int.
+        ValueError: a shape or ``r`` outside the range above.
+        RuntimeError: ``impl`` names an implementation that cannot run here.
+
+    Source: Bolya et al., "Token Merging: Your ViT But Faster" (arXiv 2210.09461), section 3.
+
+    Example:
+        >>> packed = torch.randn(2, 197, 3, 12, 64)
+        >>> plan = bipartite_soft_matching_from_keys(packed[:, :, 1].transpose(1, 2), 8)
+        >>> plan.indices.shape
+        torch.Size([2, 197])
+    """
+    checks.tensor("k", k, "[B, H, N, D]")
+    if k.shape[1] < 1:
+        raise ValueError(f"k: expected at least one head, got shape {list(k.shape)}")
+    _check("k", k, r, num_protected)
+    from_reference = library.use_reference(impl, k)
+    run = reference.bipartite_matching_from_keys if from_reference else _OPS.bipartite_matching_from_keys
+    return Matching(*run(k.detach(), r, num_protected))
+
+
+def _check(name: str, rows: Tensor, r: int, num_protected: int) -> None:
+    """``rows`` ``[..., N, C]``: a channel to compare, and r and num_protected that N allows."""
+    tokens, channels = rows.shape[-2:]
+    if channels < 1:
+        raise ValueError(f"{name}: expected at least one channel, got shape {list(rows.shape)}")
+    checks.integer("num_protected", num_protected, 0)
+    if num_protected > tokens:
+        raise ValueError(f"num_protected: expected at most the {tokens} tokens of {name}, got {num_protected}")
+    checks.integer("r", r, 0)
+    limit = (tokens - num_protected) // 2
+    if r > limit:
+        raise ValueError(
+            f"r: expected at most {limit}, half of the {tokens - num_protected} unprotected tokens of {name}, got {r}"
+        )
+
+
 def _fake(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens, _ = metric.shape
+    batch, tokens = metric.shape[0], metric.shape[-2]
     indices = metric.new_empty((batch, tokens), dtype=torch.int32)
     offsets = metric.new_empty((batch, tokens - r + 1), dtype=torch.int32)
     return indices, offsets, torch.empty_like(indices)
@@ -75,7 +119,7 @@ def _fake(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, T
 
 def _flops(metric_shape: tuple[int, ...], r: int, num_protected: int, **_: object) -> int:
     """2 |A| |B| C per image for the scores; the identity plan (r = 0) computes none."""
-    batch, tokens, channels = metric_shape
+    batch, (tokens, channels) = metric_shape[0], metric_shape[-2:]
     even = (tokens + 1) // 2 - (num_protected + 1) // 2
     odd = tokens // 2 - num_protected // 2
     return 0 if r == 0 else 2 * batch * even * odd * channels
@@ -87,5 +131,30 @@ library.register(
     reference=reference.bipartite_matching,
     fake=_fake,
     flops=_flops,
+    triton="bipartite_matching",
+)
+
+
+def _from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """On a CPU: the mean, which is a fraction of the matching, by torch, then the kernel of the matching."""
+    return _OPS.bipartite_matching(reference.head_mean(k), r, num_protected)
+
+
+def _fake_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake(k, r, num_protected)
+
+
+def _flops_from_keys(k_shape: tuple[int, ...], r: int, num_protected: int, **_: object) -> int:
+    """Those of the matching: the mean has additions alone."""
+    return _flops(k_shape, r, num_protected)
+
+
+library.register(
+    "bipartite_matching_from_keys(Tensor k, SymInt r, int num_protected)"
+    " -> (Tensor indices, Tensor offsets, Tensor output_row)",
+    reference=reference.bipartite_matching_from_keys,
+    fake=_fake_from_keys,
+    flops=_flops_from_keys,
+    cpu=_from_keys,
     triton="bipartite_matching",
 )

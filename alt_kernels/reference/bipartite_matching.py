@@ -68,3 +68,13 @@ def plan_from_rows(output_row: Tensor, rows: int, first_in_group: Tensor) -> tup
     count = torch.zeros(batch, rows + 1, dtype=torch.long, device=output_row.device)
     count.scatter_add_(1, output_row + 1, torch.ones_like(output_row))
     return indices.to(torch.int32), count.cumsum(1).to(torch.int32), output_row.to(torch.int32)
+
+
+def head_mean(k: Tensor) -> Tensor:
+    """``[B, H, N, D]`` -> ``[B, N, D]``, in float32 (float64 for double): which pairs merge hangs on it."""
+    return k.mean(1, dtype=torch.float64 if k.dtype == torch.float64 else torch.float32)
+
+
+def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``k`` ``[B, H, N, D]``: the plan of its mean over heads."""
+    return bipartite_matching(head_mean(k), r, num_protected)

@@ -15,6 +15,7 @@ from torch import Tensor
 from alt_kernels import (
     Matching,
     bipartite_soft_matching,
+    bipartite_soft_matching_from_keys,
     cosine_gumbel_assign,
     merge_layer_norm,
     proportional_attention,
@@ -42,6 +43,10 @@ def _size(batch: int = B, tokens: int = N) -> Tensor:
 
 def match(metric: Any = None, r: Any = R, **options: Any) -> Any:
     return bipartite_soft_matching(_x() if metric is None else metric, r, **options)
+
+
+def match_keys(k: Any = None, r: Any = R, **options: Any) -> Any:
+    return bipartite_soft_matching_from_keys(_x(B, 2, N, C) if k is None else k, r, **options)
 
 
 def merge(x: Any = None, plan: Any = None, size: Any = None, **options: Any) -> Any:
@@ -85,6 +90,39 @@ def _case(error: type[Exception], sentence: str, call: Callable[[str], Any]) -> 
 META = "meta"
 # The sentence, from its first letter: the argument, what was expected, what came.
 CASES = [
+    # bipartite_soft_matching_from_keys
+    _case(TypeError, r"k: expected a tensor \[B, H, N, D\], got list", lambda i: match_keys([[1.0]], impl=i)),
+    _case(
+        ValueError,
+        r"k: expected 4 dimensions \[B, H, N, D\], got shape \[2, 9, 4\]",
+        lambda i: match_keys(_x(B, N, C), impl=i),
+    ),
+    _case(
+        TypeError,
+        "k: expected float32, float16, bfloat16 or float64, got int64",
+        lambda i: match_keys(_x(B, 2, N, C).long(), impl=i),
+    ),
+    _case(
+        ValueError,
+        r"k: expected at least one head, got shape \[2, 0, 9, 4\]",
+        lambda i: match_keys(_x(B, 0, N, C), impl=i),
+    ),
+    _case(
+        ValueError,
+        r"k: expected at least one channel, got shape \[2, 2, 9, 0\]",
+        lambda i: match_keys(_x(B, 2, N, 0), impl=i),
+    ),
+    _case(
+        ValueError,
+        "r: expected at most 4, half of the 8 unprotected tokens of k, got 5",
+        lambda i: match_keys(r=5, impl=i),
+    ),
+    _case(TypeError, "r: expected an int >= 0, got bool True", lambda i: match_keys(r=True, impl=i)),
+    _case(
+        ValueError,
+        "num_protected: expected at most the 9 tokens of k, got 10",
+        lambda i: match_keys(num_protected=10, impl=i),
+    ),
     # bipartite_soft_matching
     _case(TypeError, r"metric: expected a tensor \[B, N, C\], got list", lambda i: match([[1.0]], impl=i)),
     _case(
@@ -511,6 +549,7 @@ import torch, alt_kernels as a
 x, plan = torch.randn(2, 9, 4), a.bipartite_soft_matching(torch.randn(2, 9, 4), 3)
 calls = {
     "match": lambda: a.bipartite_soft_matching(x, 3, impl="cpp"),
+    "match keys": lambda: a.bipartite_soft_matching_from_keys(x[:, None], 3, impl="cpp"),
     "merge": lambda: a.weighted_merge(x, plan, impl="cpp"),
     "spread": lambda: a.unmerge(x[:, :6], plan, impl="cpp"),
     "norm": lambda: a.merge_layer_norm(x, x, plan, None, None, None, impl="cpp"),

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from alt_kernels import (
     Matching,
     bipartite_soft_matching,
+    bipartite_soft_matching_from_keys,
     cosine_gumbel_assign,
     merge_layer_norm,
     proportional_attention,
@@ -49,6 +50,10 @@ def _soft(x: Tensor, entities: Tensor, noise: Tensor) -> Tensor:
 # Name: the function, its arguments; the float arguments that require grad are differentiated.
 CALLS: dict[str, tuple[Callable[..., Any], Callable[[], tuple[Any, ...]]]] = {
     "bipartite_soft_matching": (lambda x: bipartite_soft_matching(x, R), lambda: (_x(),)),
+    "bipartite_soft_matching_from_keys": (
+        lambda x: bipartite_soft_matching_from_keys(x.unflatten(-1, (2, C // 2)).transpose(1, 2), R),
+        lambda: (_x(),),
+    ),
     "weighted_merge": (lambda x, p, s: weighted_merge(x, p, s), lambda: (_x(), PLAN, SIZE)),
     "weighted_merge without sizes": (lambda x, p: weighted_merge(x, p), lambda: (_x(), PLAN)),
     "unmerge": (lambda x, p: unmerge(x, p), lambda: (_x(B, N - R, C), PLAN)),
@@ -97,7 +102,7 @@ def test_one_graph_forward_and_backward(name: str) -> None:
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         testing.assert_same_bits(a, e)
-    if name not in ("bipartite_soft_matching", "source_map"):
+    if not name.startswith(("bipartite_soft_matching", "source_map")):
         floating = [a for a in given if isinstance(a, Tensor) and a.requires_grad]
         assert len(expected) > len(floating) > 0, "no gradient was compared"
 
@@ -107,7 +112,7 @@ def _chain(x: Tensor, entities: Tensor, seed: Tensor, r: int = 2) -> tuple[Tenso
     heads = x.unflatten(-1, (2, C // 2)).transpose(1, 2)
     size = torch.ones(x.shape[0], x.shape[1])
     attended = proportional_attention(heads, heads, heads, size).transpose(1, 2).flatten(2)
-    plan = bipartite_soft_matching(heads.mean(1), r)
+    plan = bipartite_soft_matching_from_keys(heads, r)
     merged, normed, size = merge_layer_norm(x, attended, plan, size, None, None)
     plan = bipartite_soft_matching(normed, 1)
     merged, size = weighted_merge(merged + normed, plan, size)
@@ -196,7 +201,14 @@ def test_export() -> None:
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(Chain(), arguments, dynamic_shapes=({0: batch}, None, None))
     called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    for name in ("bipartite_matching", "merge_layer_norm", "weighted_merge", "unmerge", "gumbel_assignment"):
+    for name in (
+        "bipartite_matching",
+        "bipartite_matching_from_keys",
+        "merge_layer_norm",
+        "weighted_merge",
+        "unmerge",
+        "gumbel_assignment",
+    ):
         assert f"alt_kernels.{name}.default" in called
     other = (torch.randn(5, N, C), *arguments[1:])
     for given in (arguments, other):

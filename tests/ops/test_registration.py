@@ -21,9 +21,10 @@ from alt_kernels.library import OPS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Attention has a CPU kernel without the compiled library as well, made of PyTorch's; its backward has no other.
-PYTHON_ON_CPU = {"proportional_attention", "proportional_attention_backward"}
-ONLY_PYTHON_ON_CPU = {"proportional_attention_backward"}
-NOT_DIFFERENTIABLE = {"bipartite_matching"}
+# Matching of keys on a CPU is a mean and the kernel of the matching.
+PYTHON_ON_CPU = {"proportional_attention", "proportional_attention_backward", "bipartite_matching_from_keys"}
+ONLY_PYTHON_ON_CPU = {"proportional_attention_backward", "bipartite_matching_from_keys"}
+NOT_DIFFERENTIABLE = {"bipartite_matching", "bipartite_matching_from_keys"}
 
 Args = tuple[Any, ...]
 
@@ -56,6 +57,12 @@ PROBLEMS = ((2, 9, 3), (1, 4, 0), (0, 5, 2), (2, 0, 0))
 def _bipartite_matching(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
     for batch, tokens, r in PROBLEMS:
         yield _random(batch, tokens, 5, dtype=dtype, strided=strided), r, min(1, tokens)
+
+
+def _bipartite_matching_from_keys(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
+    for batch, tokens, r in PROBLEMS:
+        # opcheck cannot clone an empty tensor with strides as large as these
+        yield _random(batch, 3, tokens, 5, dtype=dtype, strided=strided and batch > 0), r, min(1, tokens)
 
 
 def _weighted_merge(dtype: torch.dtype, strided: bool) -> Iterator[Args]:
@@ -138,6 +145,7 @@ def _gumbel_assignment_backward(dtype: torch.dtype, strided: bool) -> Iterator[A
 
 SAMPLES: dict[str, Callable[[torch.dtype, bool], Iterator[Args]]] = {
     "bipartite_matching": _bipartite_matching,
+    "bipartite_matching_from_keys": _bipartite_matching_from_keys,
     "weighted_merge": _weighted_merge,
     "weighted_merge_backward": _weighted_merge_backward,
     "unmerge": _unmerge,
