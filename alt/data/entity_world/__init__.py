@@ -10,12 +10,15 @@ Nothing is stored or downloaded: a picture is a function of the configuration an
 
 from __future__ import annotations
 
+from alt.data.pixels import CLIP_MEAN, CLIP_STD, normalise
+
 from .captions import frame_captions, phrases
 from .classes import FAMILIES, ActionClass
 from .config import Style, WorldConfig
+from .disk import write_to_disk
 from .render import Rendered
 from .vocabulary import Entity
-from .world import CLIP_MEAN, CLIP_STD, ClipSpec, EntityWorldDataset, Images, Split, World, normalise
+from .world import ClipSpec, EntityWorldDataset, Images, Split, World
 
 __all__ = [
     "CLIP_MEAN",
@@ -34,4 +37,5 @@ __all__ = [
     "frame_captions",
     "normalise",
     "phrases",
+    "write_to_disk",
 ]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alt.data.pixels import normalise
+
 from .captions import PLACES, image_captions
 from .classes import ActionClass, build_classes, motion_only_classes
 from .config import STYLES, Style, WorldConfig
@@ -17,10 +19,6 @@ from .counter import clip_keys, generator, uniforms
 from .paths import phases
 from .render import ClipTable, Rendered, render_table
 from .vocabulary import Entity, entities, template_words, words_of
-
-# CLIP's channel statistics, for pictures in [0, 1].
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipSpec(NamedTuple):
@@ -215,12 +213,6 @@ class World:
         boxes = done.boxes[:, 0]
         whole, local = image_captions(c, self.classes, keys, np.stack(atoms, 1), boxes.cpu().numpy())
         return Images(done.frames[:, 0], whole, local, boxes, *done[2:])
-
-
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 ``[..., 3, H, W]`` -> float32, scaled to [0, 1] and normalised by CLIP's channel statistics."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    return (frames.to(torch.float32) / 255.0 - mean) / std
 
 
 class EntityWorldDataset(torch.utils.data.Dataset):

@@ -1,0 +1,248 @@
+"""Augmentation of clips, one draw for all frames of a clip, and mixing of a batch.
+
+Every draw is a function of (seed, epoch, sample number), never of the order in which loaders come to a sample: a run
+that was killed and resumed sees the same pictures. ``ClipAugment.draw`` makes the draws as plain numbers and ``apply``
+uses them, so that what happened to a clip can be told and repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def sample_generator(seed: int, epoch: int, index: int, purpose: str = "augment") -> torch.Generator:
+    """A CPU generator for one sample of one epoch; different (seed, epoch, index, purpose) are unrelated."""
+    import zlib
+
+    import numpy as np
+
+    entropy = [seed & 0xFFFFFFFFFFFFFFFF, epoch, index, zlib.crc32(purpose.encode())]
+    low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
+    return torch.Generator().manual_seed((high << 31 | low) & 0x7FFFFFFFFFFFFFFF)
+
+
+class Draws(NamedTuple):
+    """What is done to a clip."""
+
+    crop: tuple[int, int, int, int]  # top, left, height, width
+    flip: bool
+    jitter: tuple[tuple[int, ...], tuple[float, float, float, float]] | None  # order; brightness, contrast, sat., hue
+    gray: bool
+
+
+@dataclass(frozen=True)
+class ClipAugment:
+    """Multi-scale crop, flip, colour jitter, grayscale; one draw a clip. Clips ``[T, 3, H, W]``, uint8 or in [0, 1].
+
+    Crop: sides ``s * min(H, W)`` with s of ``scales``, height and width at most ``max_distort`` steps of the list
+    apart, at one of 13 fixed places (TSN's MultiScaleCrop), resized to ``size``. A ``flip`` mirrors left and right:
+    switch it off where a direction is part of the label, as in the embedded world.
+    """
+
+    size: int
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    max_distort: int = 1
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    gray: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: at least 1 pixel, got {self.size}")
+        if not self.scales or not all(0 < s <= 1 for s in self.scales):
+            raise ValueError(f"scales: numbers in (0, 1], got {self.scales}")
+        for name in ("flip", "jitter", "gray"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue: in [0, 0.5] of a turn, got {self.hue}")
+
+    @classmethod
+    def embedded(cls, size: int, **changes: float) -> ClipAugment:
+        """For an embedded world: no flip (left and right are labels), mild crops, colours kept (they tell objects)."""
+        mild = {
+            "flip": 0.0,
+            "jitter": 0.5,
+            "brightness": 0.2,
+            "contrast": 0.2,
+            "saturation": 0.1,
+            "hue": 0.0,
+            "gray": 0.0,
+        }
+        return cls(size, scales=(1.0, 0.917), **{**mild, **changes})  # type: ignore[arg-type]
+
+    def draw(self, height: int, width: int, generator: torch.Generator) -> Draws:
+        """All draws of one clip. The same number of random numbers is used whatever comes out."""
+        u = torch.rand(12, generator=generator, dtype=torch.float64).tolist()
+        base = min(height, width)
+        sides = [int(base * s) for s in self.scales]
+        pairs = [
+            (h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= self.max_distort
+        ]  # fmt: skip
+        crop_h, crop_w = pairs[int(u[0] * len(pairs))]
+        places = _fixed_places(height, width, crop_h, crop_w)
+        top, left = places[int(u[1] * len(places))]
+        jitter = None
+        if u[2] < self.jitter:
+            order = torch.argsort(torch.tensor(u[3:7])).tolist()
+
+            def factor(strength: float, draw: float) -> float:
+                return max(0.0, 1.0 - strength) + draw * (1.0 + strength - max(0.0, 1.0 - strength))
+
+            jitter = (
+                tuple(order),
+                (
+                    factor(self.brightness, u[7]),
+                    factor(self.contrast, u[8]),
+                    factor(self.saturation, u[9]),
+                    self.hue * (2 * u[10] - 1),
+                ),
+            )
+        flip, gray = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        return Draws((top, left, crop_h, crop_w), flip < self.flip, jitter, gray < self.gray)
+
+    def apply(self, clip: Tensor, draws: Draws) -> Tensor:
+        """The clip ``[T, 3, size, size]`` in its own dtype; every frame is treated alike."""
+        from torchvision.transforms.v2 import functional as F
+
+        clip = F.resized_crop(clip, *draws.crop, [self.size, self.size], antialias=True)
+        if draws.flip:
+            clip = F.horizontal_flip(clip)
+        if draws.jitter is not None:
+            order, (brightness, contrast, saturation, hue) = draws.jitter
+            steps = (
+                lambda c: F.adjust_brightness(c, brightness),
+                lambda c: _contrast(c, contrast),
+                lambda c: F.adjust_saturation(c, saturation),
+                lambda c: F.adjust_hue(c, hue) if hue else c,
+            )
+            for number in order:
+                clip = steps[number](clip)
+        if draws.gray:
+            clip = F.rgb_to_grayscale(clip, num_output_channels=3)
+        return clip
+
+    def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
+        if clip.ndim != 4 or clip.shape[1] != 3:
+            raise ValueError(f"clip: [T, 3, H, W], got {list(clip.shape)}")
+        return self.apply(clip, self.draw(clip.shape[-2], clip.shape[-1], generator))
+
+
+def _contrast(clip: Tensor, factor: float) -> Tensor:
+    """Away from or towards the mean grey of the whole clip: torchvision takes it of each frame, which would flicker."""
+    from torchvision.transforms.v2 import functional as F
+
+    mean = F.rgb_to_grayscale(clip.to(torch.float32)).mean()
+    mixed = factor * clip.to(torch.float32) + (1.0 - factor) * mean
+    if clip.is_floating_point():
+        return mixed.clamp(0.0, 1.0).to(clip.dtype)
+    return mixed.round().clamp(0.0, 255.0).to(clip.dtype)
+
+
+def _fixed_places(height: int, width: int, crop_h: int, crop_w: int) -> list[tuple[int, int]]:
+    """Thirteen (top, left): a 3 x 3 grid over the room that the crop leaves, and the middles of its quarters."""
+    down, right = (height - crop_h) / 4, (width - crop_w) / 4
+    grid = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)] + [(i, j) for i in (1, 3) for j in (1, 3)]
+    return [(int(i * down), int(j * right)) for i, j in grid]
+
+
+# --- a batch ---
+
+
+def smooth_labels(labels: Tensor, classes: int, smoothing: float = 0.1) -> Tensor:
+    """Soft targets float32 ``[B, C]``: ``(1 - s) onehot + s / C``; rows sum to 1."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing: in [0, 1), got {smoothing}")
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise ValueError(f"labels: in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
+    targets = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
+    return targets.scatter_add_(
+        1, labels.view(-1, 1).to(torch.int64), torch.full((len(labels), 1), 1.0 - smoothing, device=labels.device)
+    )
+
+
+class MixDraw(NamedTuple):
+    """What is done to a batch: ``kind`` is none, mixup or cutmix; ``weight`` is the share of a sample's own label."""
+
+    kind: str
+    weight: float
+    box: tuple[int, int, int, int]  # top, left, bottom, right of the pasted region
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself in reverse order, soft labels.
+
+    ``x' = w x + (1 - w) x[::-1]`` with w ~ Beta(a, a); CutMix pastes a box of area 1 - w, the same in every frame, and
+    w is then the area that is left. ``switch`` is the chance of CutMix where both are on, ``probability`` that of
+    mixing at all.
+    """
+
+    classes: int
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    switch: float = 0.5
+    probability: float = 1.0
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: the parameter of a Beta distribution, 0 for off, got {getattr(self, name)}")
+        for name in ("switch", "probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
+
+    def draw(self, height: int, width: int, generator: torch.Generator) -> MixDraw:
+        u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        whole = (0, 0, 0, 0)
+        if u[0] >= self.probability or (self.mixup == 0 and self.cutmix == 0):
+            return MixDraw("none", 1.0, whole)
+        cut = self.cutmix > 0 and (self.mixup == 0 or u[1] < self.switch)
+        weight = _beta(self.cutmix if cut else self.mixup, generator)
+        if not cut:
+            return MixDraw("mixup", weight, whole)
+        side = (1.0 - weight) ** 0.5
+        half_h, half_w = int(height * side) / 2, int(width * side) / 2
+        middle_y, middle_x = int(u[2] * height), int(u[3] * width)
+        top, bottom = max(0, int(middle_y - half_h)), min(height, int(middle_y + half_h))
+        left, right = max(0, int(middle_x - half_w)), min(width, int(middle_x + half_w))
+        area = (bottom - top) * (right - left)
+        return MixDraw("cutmix", 1.0 - area / (height * width), (top, left, bottom, right))
+
+    def apply(self, clips: Tensor, labels: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """Clips ``[B, ..., H, W]`` (float) and soft targets ``[B, C]``; inputs are left as they are."""
+        targets = smooth_labels(labels, self.classes, self.smoothing)
+        if draw.kind == "none":
+            return clips, targets
+        other = clips.flip(0)
+        if draw.kind == "mixup":
+            mixed = clips * draw.weight + other * (1.0 - draw.weight)
+        else:
+            top, left, bottom, right = draw.box
+            mixed = clips.clone()
+            mixed[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+        return mixed, targets * draw.weight + targets.flip(0) * (1.0 - draw.weight)
+
+    def __call__(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if not clips.is_floating_point():
+            raise TypeError(f"clips: floating point for mixing, got {clips.dtype}")
+        if len(clips) != len(labels):
+            raise ValueError(f"labels: one for each of {len(clips)} clips, got {len(labels)}")
+        return self.apply(clips, labels, self.draw(clips.shape[-2], clips.shape[-1], generator))
+
+
+def _beta(a: float, generator: torch.Generator) -> float:
+    """Beta(a, a) from an explicit generator, which torch.distributions does not take: two gammas."""
+    shape = torch.full((2,), a, dtype=torch.float64)
+    first, second = torch._standard_gamma(shape, generator=generator).tolist()
+    total = first + second
+    return first / total if total > 0 else 0.5

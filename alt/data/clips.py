@@ -1,0 +1,315 @@
+"""Clips on disk: a folder of frames, or an array in a file; lists of them with labels.
+
+Readable are folders of pictures (in natural order: frame 2 before frame 10), zip archives of pictures, ``.npy``, ``.npz``
+and ``.pt`` files with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a decoder,
+which is not part of this package: ``register_decoder(".mp4", function)`` adds one.
+
+A list file has a line ``path label`` for every clip, the label a number or a name of the label file; a label file is a
+CSV of ``id,name`` with a header.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .augment import ClipAugment, sample_generator
+from .pixels import normalise
+from .sampling import make_views, sample_train
+
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+ARRAYS = {".npy", ".npz", ".pt"}
+_DECODERS: dict[str, Callable[[Path], Tensor]] = {}
+
+
+class ClipError(ValueError):
+    """A clip or a list that cannot be used; the text is one sentence with the path in it."""
+
+
+def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
+    """Let ``read_clip`` open files with this suffix: ``decode(path)`` returns uint8 ``[F, 3, H, W]``."""
+    if not suffix.startswith("."):
+        raise ValueError(f"suffix: with its dot, such as '.mp4', got {suffix!r}")
+    _DECODERS[suffix.lower()] = decode
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _picture(source: Path | io.BytesIO, name: str) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise ClipError("reading pictures needs pillow; install it with: pip install 'alt-kernels[models]'") from None
+    try:
+        with Image.open(source) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ClipError(f"{name}: not a readable picture ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text[:120].rstrip(".") or type(error).__name__
+
+
+def _stack(pictures: Iterable[tuple[str, np.ndarray]], where: Path) -> Tensor:
+    frames: list[np.ndarray] = []
+    for name, picture in pictures:
+        if frames and picture.shape != frames[0].shape:
+            (h, w), (first_h, first_w) = picture.shape[:2], frames[0].shape[:2]
+            raise ClipError(
+                f"{where}: frames of one size are expected, {name} is {h} x {w}, others {first_h} x {first_w}"
+            )
+        frames.append(picture)
+    if not frames:
+        raise ClipError(f"{where}: no pictures in it ({', '.join(sorted(PICTURES))} are read)")
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
+
+
+def _read_folder(path: Path) -> Tensor:
+    files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES), key=lambda f: _natural(f.name))
+    return _stack(((f.name, _picture(f, str(f))) for f in files), path)
+
+
+def _read_zip(path: Path) -> Tensor:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if Path(n).suffix.lower() in PICTURES]
+            names.sort(key=_natural)
+            return _stack(((n, _picture(io.BytesIO(archive.read(n)), f"{path}: {n}")) for n in names), path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ClipError(f"{path}: not a readable archive ({_reason(error)})") from None
+
+
+def _load_array(path: Path) -> Tensor:
+    try:
+        if path.suffix.lower() == ".pt":
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(found, Tensor):
+                raise ClipError(f"{path}: one tensor is expected in it, got {type(found).__name__}")
+            return found
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                if len(loaded.files) != 1:
+                    raise ClipError(f"{path}: one array is expected in it, got {len(loaded.files)}")
+                loaded = loaded[loaded.files[0]]
+        if not isinstance(loaded, np.ndarray):
+            raise ClipError(f"{path}: one array is expected in it, got {type(loaded).__name__}")
+        return torch.from_numpy(np.ascontiguousarray(loaded))
+    except ClipError:
+        raise
+    except Exception as error:  # the loaders raise whatever the damaged bytes lead them to
+        raise ClipError(f"{path}: not a readable array file ({_reason(error)})") from None
+
+
+def as_frames(array: Tensor, name: str = "clip") -> Tensor:
+    """An array as frames uint8 ``[F, 3, H, W]``; ClipError on another shape, type or range."""
+    if array.ndim == 4 and array.shape[1] != 3 and array.shape[3] == 3:
+        array = array.permute(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape[2:]:
+        raise ClipError(f"{name}: frames [F, 3, H, W] or [F, H, W, 3] are expected, got {list(array.shape)}")
+    if array.shape[0] == 0:
+        raise ClipError(f"{name}: no frames in it")
+    if array.is_floating_point():
+        low, high = array.aminmax()
+        if not (low >= 0 and high <= 1):  # also true of nan
+            raise ClipError(
+                f"{name}: floating-point frames are expected in [0, 1], got {float(low):g} to {float(high):g}"
+            )
+        array = (array.to(torch.float32) * 255.0).round().to(torch.uint8)
+    elif array.dtype != torch.uint8:
+        raise ClipError(f"{name}: uint8 or floating-point frames are expected, got {array.dtype}")
+    return array.contiguous()
+
+
+def read_clip(path: str | Path, min_frames: int = 1) -> Tensor:
+    """A clip from disk, uint8 ``[F, 3, H, W]``.
+
+    ClipError, one sentence, where the path is missing, the file cannot be read, the shape is another or there are fewer
+    than ``min_frames`` frames.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        frames = _read_folder(path)
+    elif not path.exists():
+        raise ClipError(f"{path}: no such file or folder")
+    elif suffix == ".zip":
+        frames = _read_zip(path)
+    elif suffix in ARRAYS:
+        frames = as_frames(_load_array(path), str(path))
+    elif suffix in _DECODERS:
+        frames = as_frames(_DECODERS[suffix](path), str(path))
+    else:
+        known = ", ".join(sorted({".zip", *ARRAYS, *_DECODERS}))
+        raise ClipError(f"{path}: a folder of pictures or a file of {known} is expected; decode videos to frames first")
+    if len(frames) < min_frames:
+        raise ClipError(f"{path}: at least {min_frames} frames are needed, got {len(frames)}")
+    return frames
+
+
+# --- lists ---
+
+
+class Entry(NamedTuple):
+    path: Path
+    label: int
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Class names in the order of their numbers from a CSV with the columns ``id`` and ``name``."""
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ClipError(f"{path}: not a readable label file ({_reason(error)})") from None
+    try:
+        names = {int(row["id"]): row["name"] for row in rows}
+    except (KeyError, TypeError, ValueError):
+        raise ClipError(f"{path}: a CSV with the columns id (a number) and name is expected") from None
+    if not rows or sorted(names) != list(range(len(rows))):
+        raise ClipError(f"{path}: every number from 0 up once is expected in the column id")
+    return [names[i] for i in range(len(rows))]
+
+
+def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None) -> list[Entry]:
+    """Lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
+
+    The label is the last word, a number; or, with ``names``, the longest of these names that ends the line.
+    """
+    path = Path(path)
+    base = path.parent if root is None else Path(root)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipError(f"{path}: not a readable list file ({_reason(error)})") from None
+    longest = sorted(enumerate(names or []), key=lambda pair: -len(pair[1]))
+    found = []
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        clip, _, word = line.rpartition(" ")
+        if word.isdigit():
+            label = int(word)
+        else:
+            match = next(((i, name) for i, name in longest if line.endswith(" " + name)), None)
+            if match is None:
+                raise ClipError(f"{path}, line {number}: 'path label' is expected, got {line[:80]!r}")
+            label, clip = match[0], line[: -len(match[1])]
+        if names is not None and label >= len(names):
+            raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
+        found.append(Entry(base / clip.strip(), label))
+    if not found:
+        raise ClipError(f"{path}: no clips listed in it")
+    return found
+
+
+def write_clip(path: Path, frames: Tensor) -> None:
+    """One clip uint8 ``[F, 3, H, W]``: by its suffix an array file, else a folder of PNG pictures; nothing is lost."""
+    frames = as_frames(frames.cpu(), "frames")
+    suffix = path.suffix.lower()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".npy":
+        np.save(path, frames.numpy())
+    elif suffix == ".npz":
+        np.savez_compressed(path, frames=frames.numpy())
+    elif suffix == ".pt":
+        torch.save(frames, path)
+    elif suffix:
+        raise ValueError(f"path: a folder, or a file of {', '.join(sorted(ARRAYS))}, got {path.name!r}")
+    else:
+        from PIL import Image
+
+        path.mkdir(exist_ok=True)
+        for i, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
+            Image.fromarray(frame).save(path / f"{i:05d}.png")
+
+
+def write_clips(
+    folder: str | Path, clips: Tensor, labels: Sequence[int] | Tensor, names: Sequence[str], form: str = "frames"
+) -> Path:
+    """Clips uint8 ``[N, F, 3, H, W]`` with a list file and a label file; returns the path of the list, ``list.txt``.
+
+    ``form``: ``frames`` (a folder of PNGs a clip), ``npy``, ``npz`` or ``pt``.
+    """
+    if form not in ("frames", "npy", "npz", "pt"):
+        raise ValueError(f"form: one of frames, npy, npz, pt, got {form!r}")
+    if len(clips) != len(labels):
+        raise ValueError(f"labels: one for each of {len(clips)} clips, got {len(labels)}")
+    folder = Path(folder)
+    suffix = "" if form == "frames" else f".{form}"
+    lines = []
+    for i, (frames, label) in enumerate(zip(clips, torch.as_tensor(labels).tolist(), strict=True)):
+        name = f"clips/{i:06d}{suffix}"
+        write_clip(folder / name, frames)
+        lines.append(f"{name} {label}")
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "name"), *enumerate(names)])
+    (folder / "list.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "list.txt"
+
+
+class ClipFiles(torch.utils.data.Dataset):
+    """The clips of a list file as (clip float32, label), CLIP-normalised.
+
+    In training ``[T, 3, size, size]``: one random frame of every segment, augmented; draws are a function of (seed,
+    epoch, index), see ``set_epoch``. In testing the middle frames and centre crop, or with several views
+    ``[clips * crops, T, 3, size, size]``.
+    """
+
+    def __init__(
+        self,
+        list_file: str | Path,
+        labels: str | Path | None = None,
+        root: str | Path | None = None,
+        *,
+        frames: int = 8,
+        size: int = 224,
+        train: bool = False,
+        augment: ClipAugment | None = None,
+        crops: int = 1,
+        clips: int = 1,
+        min_frames: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if train and (crops, clips) != (1, 1):
+            raise ValueError(f"crops, clips: several views are for testing, got {crops} x {clips} in training")
+        names = None if labels is None else read_labels(labels)
+        self.entries = read_list(list_file, root, names)
+        self.labels = torch.tensor([entry.label for entry in self.entries])
+        self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
+        self.frames, self.size, self.train, self.seed = frames, size, train, seed
+        self.augment = augment if augment is not None or not train else ClipAugment(size)
+        self.crops, self.clips, self.min_frames = crops, clips, min_frames
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that live on see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        entry = self.entries[index]
+        video = read_clip(entry.path, self.min_frames)
+        if self.train:
+            generator = sample_generator(self.seed, int(self._epoch), index)
+            clip = video[sample_train(len(video), self.frames, generator)]
+            assert self.augment is not None
+            return normalise(self.augment(clip, generator)), entry.label
+        views = normalise(make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips))
+        return (views[0] if len(views) == 1 else views), entry.label
