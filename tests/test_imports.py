@@ -24,8 +24,8 @@ PACKAGES = ("alt_kernels", "alt")
 KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
 BELOW_PATCH = {"alt_kernels"}
 BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files"}
-BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.corpus", "alt.data", "alt.cost"}
-JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.demo"}
+BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.data", "alt.cost", "alt.errors"}
+JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.embedded", "alt.demo"}
 ROOMS: dict[str, set[str]] = {
     "alt_kernels.types": set(),
     "alt_kernels.checks": {"alt_kernels.types"},
@@ -46,7 +46,8 @@ ROOMS: dict[str, set[str]] = {
     "alt.visualize": BELOW_JOBS,
     "alt.evaluate": BELOW_JOBS,
     "alt.train": BELOW_JOBS | {"alt.evaluate", "alt.corpus"},
-    "alt.demo": BELOW_JOBS | {"alt.visualize"},
+    "alt.embedded": BELOW_JOBS | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
+    "alt.demo": BELOW_JOBS | {"alt.visualize", "alt.embedded"},
     "alt.cli": BELOW_JOBS | JOBS,
     "alt": BELOW_MODELS | {"alt.cost", "alt.models"},  # re-exports; nothing inside alt imports it
 }

@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .video_model import VideoModel
 
-__all__ = ["BACKBONES", "FAMILIES", "build_clip", "create_model", "list_models", "parse_name"]
+__all__ = ["BACKBONES", "FAMILIES", "LoadedClip", "build_clip", "create_model", "list_models", "parse_name"]
 
 FAMILIES: dict[str, str] = {
     "alt": "alt.models.alt:AltModel",
@@ -33,7 +33,7 @@ BACKBONES: dict[str, tuple[str, int, int, int]] = {
     "l14": ("ViT-L-14", 8, 8, 6),
     "mini": ("mini", 4, 2, 2),
 }
-"""suffix -> (backbone, and by default: frames T, tokens r merged in a block, blocks M of ALT's adapter)."""
+"""suffix -> (backbone, and by default: frames T, and for ALT tokens r merged in a block, blocks M of the adapter)."""
 
 
 def list_models() -> list[str]:
@@ -70,7 +70,8 @@ def create_model(
         pretrained: weights of CLIP: None (random ones), a tag of open_clip ("openai"), or the path of a
             checkpoint; for "mini" also "entity-world", the weights that ship with the package.
         frames: T of a clip; None: 8, and 4 for "mini".
-        r: tokens merged away in every block; None: 8, and 2 where a frame has few tokens (B/32 and "mini").
+        r: tokens merged away in every block; None: for ALT 8, and 2 where a frame has few tokens (B/32 and "mini");
+            0 for the baselines.
         corpus: for ALT's entity queries: a ``Corpus`` (embedded here, with this CLIP's text encoder, where it is not
             yet), the path of a saved one, or embeddings ``[K, d]``. May be set later, with ``set_corpus``.
         classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. May be set later,
@@ -89,29 +90,39 @@ def create_model(
     backbone = options.pop("backbone", backbone)
     builder = _load(family)
     frames = default_frames if frames is None else frames
-    r = default_r if r is None else r
-    clip, quick_gelu = build_clip(backbone, pretrained, quick_gelu=options.pop("quick_gelu", None))
+    r = (default_r if family == "alt" else 0) if r is None else r
+    loaded = build_clip(backbone, pretrained, quick_gelu=options.pop("quick_gelu", None))
     values = {**({"layers": layers} if family == "alt" else {}), **options}
     try:
-        config = builder.config_class(backbone=backbone, quick_gelu=quick_gelu, frames=frames, r=r, **values)
+        config = builder.config_class(backbone=backbone, quick_gelu=loaded.quick_gelu, frames=frames, r=r, **values)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
         unknown = str(error).rpartition("argument ")[2]
         raise TypeError(f"options: {name} has no option {unknown}") from None
-    model = builder(config, clip.visual, clip.logit_scale.detach().exp())
+    model = builder(config, loaded.clip.visual, loaded.clip.logit_scale.detach().exp())
     if corpus is not None:
-        model.set_corpus(_with_embeddings(corpus, clip, backbone))
+        model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
-        names, embeddings = _classes(classes, clip, backbone, config)
+        names, embeddings = _classes(classes, loaded, config)
         model.set_classes(names, embeddings)
     return model
 
 
+class LoadedClip(NamedTuple):
+    """clip: open_clip's ``CLIP`` with both towers; quick_gelu: its activation; tokenizer: makes the one of its texts;
+    templates: the prompts that its texts were written like, for class names."""
+
+    clip: Any
+    quick_gelu: bool
+    tokenizer: Callable[[], Any]
+    templates: str
+
+
 def build_clip(
     backbone: str, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
-) -> tuple[Any, bool]:
-    """The open_clip ``CLIP`` of a backbone, both towers, on torch's default device; and whether it uses QuickGELU.
+) -> LoadedClip:
+    """The open_clip ``CLIP`` of a backbone, both towers, on torch's default device.
 
     Args:
         backbone: an open_clip name or "mini". pretrained: as in :func:`create_model`.
@@ -121,7 +132,9 @@ def build_clip(
         ValueError: no such model, or its weights could not be had.
     """
     if backbone == "mini":
-        return _build_mini(pretrained, quick_gelu)
+        if quick_gelu:
+            raise ValueError("quick_gelu: the mini model was made without it, got True")
+        return _build_mini(pretrained)
     import open_clip
 
     config = open_clip.get_model_config(backbone)
@@ -145,15 +158,14 @@ def build_clip(
             if tag is None:
                 raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
             raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be had ({reason})") from None
-    return clip, quick_gelu
+    return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
 
 
-def _build_mini(pretrained: str | os.PathLike[str] | None, quick_gelu: bool | None) -> tuple[Any, bool]:
-    import open_clip
+def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
+    from .mini_clip import load_mini_clip
 
-    vision = {"image_size": 24, "patch_size": 4, "width": 64, "layers": 4, "head_width": 16}
-    text = {"context_length": 16, "vocab_size": 128, "width": 64, "heads": 4, "layers": 2}
-    return open_clip.CLIP(embed_dim=48, vision_cfg=vision, text_cfg=text), False
+    mini = load_mini_clip(pretrained)
+    return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none")
 
 
 def _load(family: str) -> Any:
@@ -161,33 +173,29 @@ def _load(family: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _with_embeddings(corpus: Any, clip: Any, backbone: str) -> Any:
+def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
     """A corpus whose texts were not embedded yet gets embeddings of this CLIP."""
     if isinstance(corpus, str | os.PathLike):
         from ..corpus import Corpus
 
         corpus = Corpus.load(corpus)
     if not isinstance(corpus, Tensor) and getattr(corpus, "embeddings", None) is None and hasattr(corpus, "embed"):
-        return corpus.embed(_text_encoder(clip, backbone))
+        return corpus.embed(_text_encoder(loaded))
     return corpus
 
 
-def _classes(classes: Any, clip: Any, backbone: str, config: Any) -> tuple[Sequence[str], Tensor | None]:
+def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[str], Tensor | None]:
     if isinstance(classes, tuple) and len(classes) == 2 and isinstance(classes[1], Tensor):
         return classes
-    if getattr(config, "head", "cosine") == "linear":
+    if config.head == "linear":
         return classes, None
-    return classes, _text_encoder(clip, backbone).embed_classes(list(classes))
+    return classes, _text_encoder(loaded).embed_classes(classes, loaded.templates)
 
 
-def _text_encoder(clip: Any, backbone: str) -> Any:
+def _text_encoder(loaded: LoadedClip) -> Any:
     from .text import TextEncoder
 
-    if backbone == "mini":
-        raise ValueError("classes: embed them with the mini model's own text encoder")
-    import open_clip
-
-    return TextEncoder(clip, open_clip.get_tokenizer(backbone))
+    return TextEncoder(loaded.clip, loaded.tokenizer())
 
 
 @contextlib.contextmanager
