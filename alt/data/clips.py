@@ -1,8 +1,8 @@
 """Clips on disk: a folder of frames, or an array in a file; lists of them with labels.
 
-Readable are folders of pictures (in natural order: frame 2 before frame 10), zip archives of pictures, ``.npy``, ``.npz``
-and ``.pt`` files with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a decoder,
-which is not part of this package: ``register_decoder(".mp4", function)`` adds one.
+Readable are folders of pictures (in natural order: frame 2 before frame 10), zip archives of pictures, and ``.npy``,
+``.npz`` and ``.pt`` files with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a
+decoder, which is not part of this package: ``register_decoder(".mp4", function)`` adds one.
 
 A list file has a line ``path label`` for every clip, the label a number or a name of the label file; a label file is a
 CSV of ``id,name`` with a header.
@@ -268,7 +268,8 @@ class ClipFiles(torch.utils.data.Dataset):
 
     In training ``[T, 3, size, size]``: one random frame of every segment, augmented; draws are a function of (seed,
     epoch, index), see ``set_epoch``. In testing the middle frames and centre crop, or with several views
-    ``[clips * crops, T, 3, size, size]``.
+    ``[clips * crops, T, 3, size, size]``. A clip with fewer than ``min_frames`` frames (default: T) is an error; with
+    1, short clips repeat frames in order.
     """
 
     def __init__(
@@ -283,7 +284,7 @@ class ClipFiles(torch.utils.data.Dataset):
         augment: ClipAugment | None = None,
         crops: int = 1,
         clips: int = 1,
-        min_frames: int = 1,
+        min_frames: int | None = None,
         seed: int = 0,
     ) -> None:
         if train and (crops, clips) != (1, 1):
@@ -294,7 +295,8 @@ class ClipFiles(torch.utils.data.Dataset):
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
         self.frames, self.size, self.train, self.seed = frames, size, train, seed
         self.augment = augment if augment is not None or not train else ClipAugment(size)
-        self.crops, self.clips, self.min_frames = crops, clips, min_frames
+        self.crops, self.clips = crops, clips
+        self.min_frames = frames if min_frames is None else min_frames
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that live on see it change
 
     def set_epoch(self, epoch: int) -> None:
