@@ -19,6 +19,7 @@ def build_app() -> typer.Typer:
     import typer
 
     from alt.demo.command import demo
+    from alt.train.command import train
 
     app = typer.Typer(
         name="alt",
@@ -42,6 +43,7 @@ def build_app() -> typer.Typer:
         """Token merging for CLIP and other vision transformers."""
 
     app.command("demo")(demo)
+    app.command("train")(train)
     return app
 
 

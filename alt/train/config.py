@@ -85,7 +85,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class OptimSection:
-    """AdamW. CLIP's own parameters learn at ``lr``, everything else at ``lr * new_multiplier * few_shot_multiplier``."""
+    """AdamW. CLIP's own parameters learn at ``lr``, others at ``lr * new_multiplier * few_shot_multiplier``."""
 
     lr: float = 8e-6
     new_multiplier: float = 10.0
@@ -262,7 +262,7 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     """The configuration of a file or a shipped name, with ``a.b=c`` overrides on top.
 
     Raises:
-        UserError: one sentence: no such file or name, not YAML, an unknown key (with the nearest), a wrong type or value.
+        UserError: one sentence: no such file or name, not YAML, an unknown key, a wrong type or value.
     """
     from .catalogue import find
 

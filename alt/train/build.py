@@ -1,0 +1,144 @@
+"""The model of a configuration: weights, corpus, class texts; and its export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from alt.errors import UserError, one_line
+
+from .checkpoint import write_errors
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from .module import VideoLearner
+
+
+def build_model(
+    config: TrainConfig, classes: Sequence[str], world: Any = None, say: Callable[[str], None] = lambda line: None
+) -> nn.Module:
+    """The video model, its classes and corpus set.
+
+    Raises:
+        UserError: what the model, its weights, its corpus or the texts do not allow, in one sentence.
+    """
+    from alt.models import create_model
+
+    section = config.model
+    try:
+        model: Any = create_model(
+            section.name, pretrained=section.pretrained, frames=section.frames, r=section.r, **section.options
+        )
+        encoder = text_encoder(config, model.width)
+        _set_corpus(model, config, classes, world, encoder)
+        linear = getattr(model.config, "head", "cosine") == "linear"
+        embedded = None if linear else encoder.embed_classes(list(classes), templates=section.templates)
+        model.set_classes(list(classes), embedded)
+        if section.init_from is not None:
+            say(load_start(model, Path(section.init_from)))
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        raise UserError(f"model: {one_line(error, 300)}.") from error
+    return model
+
+
+def _set_corpus(model: Any, config: TrainConfig, classes: Sequence[str], world: Any, encoder: Any) -> None:
+    from alt.corpus import Corpus
+
+    section = config.model
+    if getattr(model.config, "queries", None) != "entity":
+        return
+    if section.corpus is None:
+        raise UserError(
+            f"model.corpus must name a corpus for {section.name} with entity queries: a file, world or labels."
+        )
+    if section.corpus == "labels":
+        corpus = Corpus.from_labels(classes)
+    elif section.corpus == "world":
+        if world is None:
+            raise UserError("model.corpus is world, which only data of kind entity_world has.")
+        corpus = Corpus.from_entities([tuple(entity)[:3] for entity in world.entities()])
+    else:
+        corpus = Corpus.load(section.corpus)
+    if section.corpus_categories is not None:
+        corpus = corpus.subset(section.corpus_categories)
+    model.set_corpus(corpus if corpus.embeddings is not None else corpus.embed(encoder))
+
+
+class HashedText:
+    """In place of a text encoder that was never trained: a fixed random direction for every text."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit rows ``[n, width]``, each a function of its text alone."""
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+            rows.append(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)))
+        return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
+
+    def embed_classes(self, names: Sequence[str], templates: Any = None, mode: str = "ensemble") -> Tensor:
+        return self.embed(names)
+
+
+def text_encoder(config: TrainConfig, width: int) -> Any:
+    """What embeds the class names and the corpus: CLIP's frozen text tower, on the CPU."""
+    section = config.model
+    if section.name.endswith("-mini"):
+        if section.pretrained is None:
+            return HashedText(width)
+        from alt.models.mini_clip import mini_text_encoder
+
+        return mini_text_encoder(section.pretrained)
+    from alt.models import create_text_encoder
+
+    return create_text_encoder(section.name, pretrained=section.pretrained)
+
+
+def load_start(model: nn.Module, path: Path) -> str:
+    """Start from the weights of an earlier run; classes, corpus and a linear head stay those of this one.
+
+    Raises:
+        UserError: no such file, or it is of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"model.init_from: there is no file {path}; train the run it names first.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.init_from: {path} cannot be read: {one_line(error)}.") from None
+    own = dict(model.named_parameters())
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    missing = [k for k in own if k not in fits and not k.startswith("head.")]
+    if missing:
+        raise UserError(
+            f"model.init_from: {path} is of another model: {len(missing)} of {len(own)} parameters are not in it or "
+            f"have another shape, {missing[0]} first."
+        )
+    with torch.no_grad():
+        for name, value in fits.items():
+            own[name].copy_(value)
+    return f"Started from {path}: {len(fits)} of {len(own)} parameters."
+
+
+def export(trainer: Trainer, learner: VideoLearner, path: Path) -> None:
+    """The weights as one safetensors file, whole or not at all."""
+    if not trainer.is_global_zero:
+        return
+    from alt.models.weights import save_model
+
+    with write_errors():
+        save_model(learner.model, path)

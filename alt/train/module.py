@@ -1,0 +1,109 @@
+"""The training step. Whatever is random in it is a function of (seed, step, part of the step, process)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from .config import TrainConfig
+from .mixing import build_mix
+from .optim import build_optimizer, build_schedule, describe_groups, parameter_groups
+from .parse import plain
+from .sampler import derive_seed
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """``-mean_n sum_c t_nc log softmax(logits)_nc``, in float32; logits and targets ``[B, C]``."""
+    return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
+
+
+class VideoLearner(LightningModule):
+    """A video model, its loss, its optimiser.
+
+    Args:
+        model: a ``VideoModel`` whose classes are set.
+        config: the run.
+        steps_per_epoch: optimiser steps of an epoch; only asked for where the schedule counts epochs.
+
+    A batch is ``(clips [B, T, 3, H, W], labels [B])``, label -1 in validation being an empty place.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int = 1) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.total_steps, self.warmup_steps = config.schedule.length(steps_per_epoch)
+        if config.task == "linear-probe":
+            model.requires_grad_(False)
+            model.head.requires_grad_(True)
+        count = len(self.classes)
+        self.mix = build_mix(config.augmentation, count)
+        top5 = min(5, count)
+        self.top1 = MulticlassAccuracy(count, top_k=1, average="micro", ignore_index=-1)
+        self.top5 = MulticlassAccuracy(count, top_k=top5, average="micro", ignore_index=-1)
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.model.classes)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> VideoLearner:
+        super().train(mode)
+        if self.config.task == "linear-probe":  # a frozen model neither draws noise nor learns statistics
+            self.model.eval()
+        return self
+
+    def step_seed(self, part: int) -> int:
+        """The seed of everything random in one part of the current step on this process."""
+        rank = self.global_rank if self._trainer is not None else 0
+        step = self.global_step if self._trainer is not None else 0
+        return derive_seed(self.config.seed, step, part, rank, 0x51E9)
+
+    def training_loss(self, clips: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, logits, soft targets) of a batch; everything random in it is decided by ``seed``."""
+        torch.manual_seed(seed)  # drop-path and the like, should the model have any
+        clips, targets = self.mix(clips, labels, torch.Generator().manual_seed(derive_seed(seed, 1)))
+        noise_seed = torch.tensor(derive_seed(seed, 2), dtype=torch.int64, device=clips.device)
+        logits = self.model(clips, seed=noise_seed).logits
+        return soft_cross_entropy(logits, targets), logits, targets
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        clips, labels = batch
+        seed = self.step_seed(batch_idx % self.config.trainer.accumulate)
+        loss, logits, targets = self.training_loss(clips, labels, seed)
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(f"The loss became {loss.item()} at step {self.global_step}.")
+        hits = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clips))
+        self.log("train_top1", hits, batch_size=len(clips))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        clips, labels = batch
+        logits = self.model(clips).logits.float()
+        real = int((labels >= 0).sum())
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(1, real)
+        self.log("val_loss", loss, on_epoch=True, batch_size=real, sync_dist=True)
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+        self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
+        self.log("val_top5", self.top5, on_epoch=True)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.model, self.config.optim)
+
+    def group_lines(self) -> Iterator[str]:
+        return describe_groups(self.groups())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.groups(), self.config.optim)
+        schedule = build_schedule(optimizer, self.total_steps, self.warmup_steps, self.config.schedule.min_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["alt"] = {"config": plain(self.config), "classes": self.classes}
