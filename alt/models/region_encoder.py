@@ -90,13 +90,17 @@ class RegionEncoder(nn.Module):
         """n, tokens that the last block leaves of a frame, class token included."""
         return self.handle.schedule().tokens[-1]
 
-    def forward(self, clips: Tensor, *, rows: Literal["all", "class"] = "all", trace: bool = False) -> Tokens:
+    def forward(
+        self, clips: Tensor, *, rows: Literal["all", "class"] = "all", trace: bool = False, joint: bool = False
+    ) -> Tokens:
         """Tokens of every frame.
 
         Args:
             clips: ``[B, T, 3, H, W]`` float, normalised as CLIP's images are, of the tower's image size.
             rows: "class" projects the class token alone, for models that read no other; n is 1 then.
             trace: return the source map too, with all rows.
+            joint: one class token and the patches of all frames in one sequence, whose T is 1 in what is returned;
+                it loses T r tokens a block.
 
         Returns:
             Tokens: x ``[B, T, n, d]``, size ``[B, T, n]``, source ``[B, T, N]`` with ``trace`` (else None).
@@ -106,14 +110,13 @@ class RegionEncoder(nn.Module):
         """
         self._check(clips)
         frames = clips.flatten(0, 1)
-        lead = clips.shape[:2]
-        x, call = self.visual.forward_trunk(frames)
+        lead = (clips.shape[0], 1) if joint else tuple(clips.shape[:2])
+        x, call = self.visual.forward_trunk(frames, clips.shape[1] if joint else 1)
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if call.size is None else call.size
         source = None
         if trace:
             plans = [plan for plan in call.matchings if plan is not None]
-            tokens = self.visual.positional_embedding.shape[0]
-            identity = torch.arange(tokens, device=x.device).expand(x.shape[0], -1)
+            identity = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
             source = (source_map(plans) if plans else identity).unflatten(0, lead)
         elif rows == "class":
             x, size = x[:, :1], size[:, :1]

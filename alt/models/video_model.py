@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .config import AltConfig
 from .heads import ClassHead
 from .region_encoder import RegionEncoder, Tokens
+from .strategy import apply_strategy
 
 __all__ = ["Tokens", "VideoModel", "VideoOutput"]
 
@@ -31,7 +32,7 @@ class VideoModel(nn.Module):
     ``forward(clips)`` is ``forward_tokens(encode(clips))``: with a frozen tower the tokens can be computed once.
 
     Args:
-        config: what the model is made of.
+        config: what the model is made of, an instance of ``config_class``.
         visual: the CLIP image tower, which is patched in place.
         logit_scale: CLIP's factor of cosines (not its logarithm), kept as a buffer: it is not trained.
 
@@ -44,7 +45,7 @@ class VideoModel(nn.Module):
     rows: Literal["all", "class"] = "all"  # which rows of a frame the model reads; "class" saves projecting the others
     logit_scale: Tensor
 
-    def __init__(self, config: AltConfig, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
+    def __init__(self, config: Any, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
         super().__init__()
         self.config = config
         self.backbone = RegionEncoder(
@@ -57,6 +58,12 @@ class VideoModel(nn.Module):
         self.head = ClassHead(config.head, self.width)
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
         self.classes: list[str] = []
+        apply_strategy(self, config.strategy)
+
+    @property
+    def tower_frames(self) -> int | None:
+        """Frames of a clip that go through the tower one by one; None where they go in one sequence."""
+        return self.config.frames
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from open_clip.transformer import (
     AttentionalPooler,
     CustomResidualAttentionBlock,
@@ -101,10 +102,17 @@ class PatchedAttentionalPooler(AttentionalPooler):
 class PatchedVisionTransformer(VisionTransformer):
     _alt_patch: PatchSettings
 
-    def forward_trunk(self, x: Tensor) -> tuple[Tensor, TrunkCall]:
-        """The merged tokens ``[B, n, width]`` of the last block, before ln_post, with their sizes and plans."""
+    def forward_trunk(self, x: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
+        """The merged tokens ``[B, n, width]`` of the last block, before ln_post, with their sizes and plans.
+
+        With ``frames`` > 1 that many images in a row are one sequence: one class token and the patches of all, each
+        with the position it has in its own image.
+        """
         x = self._embeds(x)
-        call = self._begin(x)
+        if frames > 1:
+            x = x.unflatten(0, (-1, frames))
+            x = torch.cat([x[:, 0, :1], x[:, :, 1:].flatten(1, 2)], 1)
+        call = self._begin(x, frames)
         num_tokens = x.shape[1]
         return self._finish(self.transformer(x, merge=call), call, num_tokens), call
 
@@ -152,9 +160,9 @@ class PatchedVisionTransformer(VisionTransformer):
             output["image_features"] = pooled if self.proj is None else pooled @ self.proj
         return output
 
-    def _begin(self, x: Tensor) -> TrunkCall:
+    def _begin(self, x: Tensor, frames: int = 1) -> TrunkCall:
         patch = self._alt_patch
-        schedule = patch.schedule(len(self.transformer.resblocks), x.shape[1])
+        schedule = patch.schedule(len(self.transformer.resblocks), x.shape[1], frames)
         return TrunkCall(schedule.removed, patch.prop_attn)
 
     def _finish(self, x: Tensor, call: TrunkCall, num_tokens: int) -> Tensor:

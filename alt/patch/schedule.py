@@ -82,6 +82,13 @@ def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
     return tuple(int(first + step * i) for i in range(num_blocks))
 
 
+def times(r: Reduction, images: int) -> Reduction:
+    """The ``r`` of a sequence of several images, of which each loses what it would lose alone; a share stays."""
+    if isinstance(r, tuple):
+        return tuple(count * images for count in r)
+    return r if isinstance(r, float) else r * images
+
+
 def make_schedule(
     r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int = 1
 ) -> Schedule:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alt_kernels import Matching
 
-from .schedule import Reduction, Schedule, clipping_message, make_schedule
+from .schedule import Reduction, Schedule, clipping_message, make_schedule, times
 
 
 class Trace(NamedTuple):
@@ -47,20 +47,24 @@ class PatchSettings:
         self.strict = strict
         self.native_tokens = native_tokens
         self.trace: Trace | None = None
-        self._schedules: dict[tuple[int, int], Schedule] = {}
+        self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
-    def schedule(self, num_blocks: int, num_tokens: int) -> Schedule:
-        """The schedule at a token count; warns (or raises, ``strict``) the first time a count clips r."""
+    def schedule(self, num_blocks: int, num_tokens: int, frames: int = 1) -> Schedule:
+        """The schedule at a token count; warns (or raises, ``strict``) the first time a count clips r.
+
+        ``frames`` images in one sequence lose r tokens each, all over the sequence.
+        """
+        r = times(self.r, frames)
         if torch.compiler.is_compiling():
             # A graph cannot warn; the native token count had its warning when the model was patched.
-            schedule = make_schedule(self.r, self.inflection, num_blocks, num_tokens)
+            schedule = make_schedule(r, self.inflection, num_blocks, num_tokens)
             if self.strict and schedule.clipped:
-                raise ValueError(clipping_message(schedule, self.r, num_tokens))
+                raise ValueError(clipping_message(schedule, r, num_tokens))
             return schedule
-        known = self._schedules.get((num_blocks, num_tokens))
+        known = self._schedules.get((num_blocks, num_tokens, frames))
         if known is None:
-            known = self._schedules[num_blocks, num_tokens] = checked_schedule(
-                self.r, self.inflection, num_blocks, num_tokens, strict=self.strict
+            known = self._schedules[num_blocks, num_tokens, frames] = checked_schedule(
+                r, self.inflection, num_blocks, num_tokens, strict=self.strict
             )
         return known
 
@@ -68,7 +72,7 @@ class PatchSettings:
         """Takes a new r, warning at once if the tower's own token count clips it."""
         first = checked_schedule(r, inflection, num_blocks, self.native_tokens, strict=self.strict)
         self.r, self.inflection = r, inflection
-        self._schedules = {(num_blocks, self.native_tokens): first}
+        self._schedules = {(num_blocks, self.native_tokens, 1): first}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trace": None, "_schedules": dict(self._schedules)}

@@ -1,0 +1,125 @@
+"""Adapters inside a frozen tower (AIM): a bottleneck after attention, beside the MLP, and after temporal attention.
+
+They live in the tower's blocks as a submodule named ``adapter``, which a patched block asks at three points
+(:mod:`alt.patch.step`). CLIP's own modules, parameters and state_dict keys stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alt.patch.attention import attend
+
+__all__ = ["KINDS", "BlockAdapter", "Bottleneck", "insert_adapters", "inserted_kind", "remove_adapters"]
+
+KINDS = ("s", "sm", "stm")
+"""Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks in every block."""
+
+_RATIO = 0.25  # hidden width of a bottleneck, as a share of the tower's width
+_MLP_SCALE = 0.5  # of the bottleneck beside the MLP, a constant of AIM
+
+
+class Bottleneck(nn.Module):
+    """``x -> W2 GELU(W1 x + b1) + b2`` through a quarter of the width; W2 and b2 start at zero.
+
+    2 w (w / 4) + w / 4 + w parameters: 295,872 at w = 768.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = max(int(width * _RATIO), 1)
+        self.down = nn.Linear(width, hidden)
+        self.up = nn.Linear(hidden, width)
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(F.gelu(self.down(x)))
+
+
+class BlockAdapter(nn.Module):
+    r"""The adapters of one block (Yang et al. 2023, AIM, arXiv 2302.03024; attention is the block's own, frozen).
+
+    .. math:: x \leftarrow x + A_T(\mathrm{MSA}_{time}(\mathrm{LN}_1 x)), \quad
+              y = \mathrm{MSA}(\mathrm{LN}_1 x), \quad x \leftarrow \mathrm{Merge}(x + y + A_S(y)), \quad
+              x \leftarrow x + \mathrm{MLP}(\mathrm{LN}_2 x) + \tfrac12 A_M(\mathrm{LN}_2 x)
+
+    Every A starts at zero, so that a tower with new adapters computes what it did without.
+
+    Temporal attention joins the same row of all T frames of a clip. Once tokens have merged, row k of one frame and row
+    k of the next are different regions; so it is done for all rows only where nothing has merged yet (every block at
+    r = 0, otherwise the blocks up to the first that merges), and for the class token alone in the blocks after.
+
+    Args:
+        width: w of the tower. kind: of ``KINDS``. frames: T; a tower with temporal adapters takes whole clips.
+    """
+
+    def __init__(self, width: int, kind: str, frames: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.frames = frames
+        self.spatial = Bottleneck(width)
+        self.beside = Bottleneck(width) if "m" in kind else None
+        self.temporal = Bottleneck(width) if "t" in kind else None
+
+    def before_attention(self, block: Any, x: Tensor, merged: bool) -> Tensor:
+        """``x`` ``[B T, n, w]`` as the block gets it; ``merged``: whether its rows are regions already."""
+        if self.temporal is None:
+            return x
+        images, rows, width = x.shape
+        if images % self.frames:
+            raise ValueError(
+                f"a tower with temporal adapters takes clips of {self.frames} frames, all frames of a clip in a row; "
+                f"got {images} images"
+            )
+        joined = x[:, :1] if merged else x
+        steps = joined.unflatten(0, (-1, self.frames)).transpose(1, 2).reshape(-1, self.frames, width)
+        y = attend(block.attn, block.ln_1(steps), None, False)[0]
+        y = self.temporal(y).view(images // self.frames, -1, self.frames, width).transpose(1, 2).flatten(0, 1)
+        return torch.cat([joined + y, x[:, 1:]], 1) if merged and rows > 1 else joined + y
+
+    def after_attention(self, y: Tensor) -> Tensor:
+        """What the spatial attention adds to the stream."""
+        return y + self.spatial(y)
+
+    def beside_mlp(self, y: Tensor, normed: Tensor) -> Tensor:
+        """What the MLP adds to the stream, of which ``normed`` was its input."""
+        return y if self.beside is None else y + _MLP_SCALE * self.beside(normed)
+
+
+def insert_adapters(visual: Any, kind: str, frames: int) -> None:
+    """Puts new adapters into every block of a patched tower, on its device and in its dtype.
+
+    Raises:
+        ValueError: an unknown kind, or there are adapters already.
+        TypeError: the tower is not patched (open_clip's own blocks would pass the adapters by).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"adapters must be one of {', '.join(KINDS)}, got {kind!r}")
+    if "_alt_patch" not in visual.__dict__:
+        raise TypeError("adapters sit in patched blocks: call alt.patch_clip(model, r) first (r=0 merges nothing)")
+    if inserted_kind(visual) is not None:
+        raise ValueError(f"the tower has adapters already ({inserted_kind(visual)}); remove_adapters takes them out")
+    for block in visual.transformer.resblocks:
+        weight = block.ln_1.weight
+        with torch.device(weight.device):
+            block.adapter = BlockAdapter(weight.shape[0], kind, frames).to(weight.dtype).train(block.training)
+
+
+def remove_adapters(visual: Any) -> None:
+    """Takes the adapters out; the tower is what it was before them. Without adapters nothing happens."""
+    for block in visual.transformer.resblocks:
+        if "adapter" in block._modules:
+            del block.adapter
+
+
+def inserted_kind(visual: Any) -> str | None:
+    """Which adapters are in the tower, None for none."""
+    blocks = visual.transformer.resblocks
+    adapter = blocks[0]._modules.get("adapter") if len(blocks) else None
+    return adapter.kind if isinstance(adapter, BlockAdapter) else None

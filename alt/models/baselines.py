@@ -1,0 +1,141 @@
+"""What ALT is compared with: the mean of the frames, one frame, all frames in one sequence. No added parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .config import AltConfig
+from .video_model import Tokens, VideoModel, VideoOutput
+
+__all__ = ["BaselineConfig", "ClipJoint", "ClipMean", "ClipOne"]
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """What a baseline is made of: the fields of :class:`AltConfig` that it shares, under the same checks.
+
+    ``r`` is 0 here: the published baselines merge nothing. ``head="linear"`` is the row "without text".
+
+    Raises:
+        TypeError, ValueError: one sentence that names the field.
+    """
+
+    backbone: str = "ViT-B-16"
+    quick_gelu: bool | None = None
+    frames: int = 8
+    r: int | float | tuple[int, ...] = 0
+    inflection: float = 0.0
+    prop_attn: bool = True
+    head: Literal["cosine", "literal", "linear"] = "cosine"
+    strategy: Literal["full", "frozen", "s", "sm", "stm"] = "full"
+    grad_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        shared = {field.name for field in dataclasses.fields(AltConfig)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        checked = AltConfig(**{name: value for name, value in values.items() if name in shared})
+        object.__setattr__(self, "r", checked.r)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class ClipMean(VideoModel):
+    r"""CLIP-Mean: the mean of the frames' embeddings.
+
+    .. math:: z = \tfrac1T \sum_t x_{cls,t}
+
+    Frames know nothing of one another; z does not depend on their order. Source: arXiv 2208.02816 (X-CLIP), section 4.
+    """
+
+    config_class = BaselineConfig
+    rows = "class"
+
+    def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return tokens.x[:, :, 0].mean(1), None
+
+
+class ClipOne(VideoModel):
+    """CLIP-One: one frame of the clip, drawn at random in training and the middle one (T // 2) in evaluation.
+
+    Only that frame goes through the tower, so its tokens are ``[B, 1, n, d]``. Tokens of all T frames, made by
+    ``backbone(clips)``, are taken as well: then the frame is picked from them.
+    Source: arXiv 2208.02816 (X-CLIP), section 4.
+    """
+
+    config_class = BaselineConfig
+    rows = "class"
+
+    @property
+    def tower_frames(self) -> int:
+        return 1
+
+    def encode(self, clips: Tensor, trace: bool = False, *, seed: Tensor | None = None) -> Tokens:
+        """Tokens ``[B, 1, n, d]`` of one frame of every clip; ``seed`` as in :meth:`forward`."""
+        check_frames(clips, self.config.frames)
+        return self.backbone(self._pick(clips, seed), rows=self.rows, trace=trace)
+
+    def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
+        """``seed``: 0-d int64 that decides which frames training draws; None: torch's generator does."""
+        return self.forward_tokens(self.encode(clips, seed=seed), seed=seed)
+
+    def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = tokens.x if tokens.x.shape[1] == 1 else self._pick(tokens.x, seed)
+        return x[:, 0, 0], None
+
+    def _pick(self, x: Tensor, seed: Tensor | None) -> Tensor:
+        """One frame of ``[B, T, ...]`` as ``[B, 1, ...]``."""
+        batch, frames = x.shape[:2]
+        if not self.training:
+            return x[:, frames // 2 : frames // 2 + 1]
+        generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+        frame = torch.randint(frames, (batch,), generator=generator, device="cpu").to(x.device)
+        return x[torch.arange(batch, device=x.device), frame].unsqueeze(1)
+
+    def _check_tokens(self, x: Tensor, name: str) -> None:
+        if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] == 1:
+            x = x.expand(-1, self.config.frames, -1, -1)
+        super()._check_tokens(x, name)
+
+
+class ClipJoint(VideoModel):
+    """CLIP-Joint: one class token and the T N patches of all frames in one sequence through the ViT; z is the class.
+
+    A patch has the position of its place in its own frame, in every frame the same one. Attention is over space and
+    time at once, so cost grows with (T N)^2: 179.6 against 140.5 GMACs for 8 frames at ViT-B/16. With token merging a
+    sequence loses T r tokens a block, and tokens of different frames may merge.
+    Its tokens are ``[B, 1, n, d]``; ``source`` is ``[B, 1, 1 + T N]``.
+    Source: arXiv 2208.02816 (X-CLIP), section 4.
+    """
+
+    config_class = BaselineConfig
+    rows = "class"
+
+    @property
+    def tower_frames(self) -> None:
+        return None
+
+    def encode(self, clips: Tensor, trace: bool = False) -> Tokens:
+        check_frames(clips, self.config.frames)
+        return self.backbone(clips, rows=self.rows, trace=trace, joint=True)
+
+    def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return tokens.x[:, 0, 0], None
+
+    def _check_tokens(self, x: Tensor, name: str) -> None:
+        if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] != 1 or x.shape[-1] != self.width or 0 in x.shape:
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name}: expected tokens of whole clips [B, 1, n, {self.width}], got {got}")
+
+
+def check_frames(clips: Any, frames: int) -> None:
+    """Raises ValueError unless ``clips`` ``[B, T, 3, H, W]`` have ``frames`` frames; the tower sees other faults."""
+    if isinstance(clips, Tensor) and clips.dim() == 5 and clips.shape[1] != frames:
+        raise ValueError(f"clips: expected {frames} frames a clip, as the model was made for, got {clips.shape[1]}")

@@ -1,0 +1,88 @@
+"""The multi-frame integration transformer: the order-aware baseline (X-CLIP without its messages and prompts)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .baselines import BaselineConfig
+from .config import AltConfig
+from .video_model import Tokens, VideoModel
+
+__all__ = ["FrameIntegration", "FrameIntegrationConfig", "FrameIntegrationModel"]
+
+
+class _Block(nn.Module):
+    """LN, multi-head attention over the frames; LN, FFN of hidden width 4 d with QuickGELU: both residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ffn_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        for weight in (self.attention.in_proj_weight, self.attention.out_proj.weight, self.up.weight, self.down.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+        for bias in (self.attention.in_proj_bias, self.attention.out_proj.bias, self.up.bias, self.down.bias):
+            nn.init.zeros_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        x = x + self.attention(normed, normed, normed, need_weights=False)[0]
+        hidden = self.up(self.ffn_norm(x))
+        return x + self.down(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
+
+
+class FrameIntegration(nn.Module):
+    r"""Frame embeddings H ``[B, T, d]`` to a video embedding ``[B, d]``.
+
+    .. math:: v = \mathrm{mean}_t\,(\mathrm{MIT}(H + e) + H)
+
+    e are learned positions of the frames, ``[T, d]``, the only thing that sees their order: with e = 0 (or any e that
+    is the same for all frames) v does not change when frames are permuted. Per block 12 d^2 + 13 d parameters.
+
+    Args:
+        width: d. layers: blocks. heads: of their attention, d // 64 in the paper. frames: T.
+
+    Source: arXiv 2208.02816 (X-CLIP), Eq. 6, and the outer residual of its code.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, frames: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(frames, width), std=0.02))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        x = frames + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return (x + frames).mean(1)
+
+
+@dataclass(frozen=True)
+class FrameIntegrationConfig(BaselineConfig):
+    """A baseline's configuration, and ``layers`` (1 in the paper) and ``heads`` of the integration transformer.
+
+    heads: None: as :meth:`AltConfig.num_heads` has it.
+    """
+
+    layers: int = 1
+    heads: int | None = None
+
+
+class FrameIntegrationModel(VideoModel):
+    """The mean of the frames with an integration transformer before it: order-aware, without text entities."""
+
+    config_class = FrameIntegrationConfig
+    rows = "class"
+
+    def __init__(self, config: FrameIntegrationConfig, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
+        super().__init__(config, visual, logit_scale)
+        heads = AltConfig(heads=config.heads).num_heads(self.width)
+        self.integration = FrameIntegration(self.width, config.layers, heads, config.frames)
+
+    def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self.integration(tokens.x[:, :, 0]), None
