@@ -113,7 +113,7 @@ PRESETS = {
         test_per_class=20,
     ),
     "tiny": WorldConfig(
-        objects=4,
+        objects=5,
         parts=2,
         scenes=3,
         motions=4,

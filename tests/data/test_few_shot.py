@@ -1,0 +1,64 @@
+"""Exactly K of every class, nested, seeded, independent between classes, disjoint from the test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from alt.data.entity_world import World
+from alt.data.few_shot import few_shot_indices
+
+
+def labels(seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 7, (400,), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
+def test_exactly_k_of_every_class(shots: int) -> None:
+    chosen = few_shot_indices(labels(), shots, seed=3)
+    assert len(set(chosen)) == len(chosen) == 7 * shots
+    assert torch.bincount(labels()[chosen]).tolist() == [shots] * 7
+    assert chosen == few_shot_indices(labels().tolist(), shots, seed=3)
+
+
+def test_nested_in_shots_and_different_between_seeds() -> None:
+    sets = [set(few_shot_indices(labels(), k, seed=1)) for k in (2, 4, 8, 16)]
+    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert sets[3] != set(few_shot_indices(labels(), 16, seed=2))
+
+
+def test_every_sample_is_as_likely() -> None:
+    found = torch.zeros(20)
+    for seed in range(600):
+        found[few_shot_indices([0] * 20, 5, seed)] += 1
+    assert float((found - 150).abs().max()) < 3.5 * (600 * 0.25 * 0.75) ** 0.5
+
+
+def test_a_class_does_not_depend_on_the_others() -> None:
+    some = labels()
+    chosen = [i for i in few_shot_indices(some, 4) if some[i] == 2]
+    other = some.clone()
+    other[some == 5] = 6
+    assert chosen == [i for i in few_shot_indices(other, 4) if other[i] == 2]
+
+
+def test_disjoint_from_the_tests_of_the_world() -> None:
+    """Pools and tests of the transfer sets share no clip, so neither do samples of the pool."""
+    world = World("tiny")
+    for x in "ab":
+        pool = world.split(f"transfer-{x}-1-train")
+        keys = {pool[i].key for i in few_shot_indices(pool.labels, 2)}
+        assert len(keys) == 2 * len(pool.classes)
+        for i in (1, 2, 3):
+            assert not keys & {spec.key for spec in world.split(f"transfer-{x}-{i}")}
+
+
+def test_too_few_are_named() -> None:
+    with pytest.raises(ValueError, match="shots: 3 samples of every class are wanted, class 1 has 2"):
+        few_shot_indices([0, 0, 0, 1, 1], 3)
+    with pytest.raises(ValueError, match="class 2 has 0"):
+        few_shot_indices([0, 0, 1, 1], 1, classes=3)
+    with pytest.raises(ValueError, match="^shots: "):
+        few_shot_indices([0], 0)
+    with pytest.raises(ValueError, match="^labels: "):
+        few_shot_indices([], 1)
