@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from .cost import CostReport, count_macs
     from .models import AltConfig, VideoModel, create_model, list_models
     from .patch import PatchHandle, get_handle, patch_clip, unpatch
+    from .train import TrainConfig, fit, load_config
 
 _HOME = {
+    "TrainConfig": "alt.train",
     "AltConfig": "alt.models",
     "CostReport": "alt.cost",
     "PatchHandle": "alt.patch",
     "VideoModel": "alt.models",
     "count_macs": "alt.cost",
     "create_model": "alt.models",
+    "fit": "alt.train",
     "get_handle": "alt.patch",
     "list_models": "alt.models",
+    "load_config": "alt.train",
     "patch_clip": "alt.patch",
     "unpatch": "alt.patch",
 }
@@ -33,11 +37,14 @@ __all__ = [
     "AltConfig",
     "CostReport",
     "PatchHandle",
+    "TrainConfig",
     "VideoModel",
     "count_macs",
     "create_model",
+    "fit",
     "get_handle",
     "list_models",
+    "load_config",
     "patch_clip",
     "unpatch",
 ]
