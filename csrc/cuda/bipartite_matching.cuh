@@ -1,0 +1,469 @@
+// Bipartite soft matching on the GPU: one block makes the plan of one image of up to 512 tokens.
+//
+// Symbols: N tokens, P of them protected, |A| even and |B| odd ones among the rest (at most 256 each), C channels,
+// H heads; R scores of a thread along each side, 16 R rows a tile; i counts in A, j in B.
+//
+// 1. Rows of A and of B come into shared memory as float32, 64 channels at a time, scaled by a power of two to a
+//    largest magnitude in [1, 4), which rounds nothing, and 1 / norm beside them. Keys of several heads are added up
+//    on the way: cosines do not see the factor H. The largest magnitude is that of the bits as integers, where
+//    NaN > inf > finite, so a row that has no direction shows without a floating comparison.
+// 2. Every thread multiplies R x R pairs of rows in registers, in fused float32 steps in ascending order of channels:
+//    no tensor cores, no TF32. The scores are never written.
+// 3. A's best b: highest score, then lowest j; over a thread's own, then over the 16 threads of its row.
+// 4. Rank of a = number of a's that beat it (higher score, or equal and lower i); the r first merge. The plan is
+//    written directly: places are counts of pairs before, by b, then by a. Nothing is sorted, nothing is atomic.
+#pragma once
+
+#include "device.h"
+
+namespace alt::gpu {
+
+constexpr int kMatchThreads = 256;
+constexpr int kMatchTokens = 512;           // most that a block takes
+constexpr int kMatchSide = kMatchTokens / 2;  // most of A or of B
+constexpr int kChannels = 64;               // of a tile
+constexpr int kPitch = kChannels + 4;       // floats: 16 rows in a column lie in different banks
+constexpr int kSide = 16;                   // threads along each side of a tile
+constexpr int kRowLanes = kChannels / 8;    // threads that load a row
+
+struct Match {
+  const void* x;  // [B, H, N, C], the last dimension contiguous
+  int32_t* indices;
+  int32_t* offsets;
+  int32_t* output_row;
+  int64_t image_stride, head_stride, token_stride;  // elements
+  int32_t tokens, channels, heads, r, num_protected;
+};
+
+struct Identity {
+  int32_t* indices;
+  int32_t* offsets;
+  int32_t* output_row;
+  int64_t total;  // of offsets: images times (tokens + 1)
+  int32_t tokens;
+};
+
+// Tokens of A or of B: first, first + 2, ...
+struct TokenSet {
+  int first, count;
+};
+
+struct Sets {
+  TokenSet a, b;
+};
+
+ALT_DEVICE Sets sets_of(int tokens, int num_protected) {
+  const int even = (tokens + 1) / 2 - (num_protected + 1) / 2, odd = tokens / 2 - num_protected / 2;
+  return {{num_protected + num_protected % 2, even}, {num_protected + 1 - num_protected % 2, odd}};
+}
+
+template <int R>
+struct MatchShared {
+  static constexpr int rows = kSide * R;
+  float a[rows * kPitch];
+  float b[rows * kPitch];
+  float scale[2][rows];    // where the channels need several tiles
+  float inverse[2][rows];  // 1 / norm of the scaled row; 0: the row has no direction
+  float best[kMatchSide];  // by i; -inf behind the last
+  int32_t partner[kMatchSide];
+  int32_t pair[kMatchSide];  // those that merge, by i: j * 256 + i
+  uint32_t merged[kMatchThreads / kWarp];
+};
+
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+
+// Channels [channel, channel + 8) of a token, zeros behind the last, added up over the heads.
+template <typename T, bool Aligned>
+ALT_DEVICE void read_row(const Match& m, const T* image, int token, int channel, float (&v)[8]) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    v[k] = 0.0f;
+  }
+  const int left = m.channels - channel;
+  if (left <= 0) {
+    return;
+  }
+  const T* p = image + token * m.token_stride + channel;
+  if constexpr (Aligned) {
+    read8(p, v);
+#pragma unroll 4
+    for (int h = 1; h < m.heads; ++h) {
+      float more[8];
+      read8(p + h * m.head_stride, more);
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        v[k] += more[k];
+      }
+    }
+  } else {
+    for (int h = 0; h < m.heads; ++h) {
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        v[k] += k < left ? widen(p[h * m.head_stride + k]) : 0.0f;
+      }
+    }
+  }
+}
+
+ALT_DEVICE uint32_t peak_of(const float (&v)[8]) {
+  uint32_t peak = 0;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const uint32_t bits = float_as_bits(v[k]) & 0x7fffffffu;
+    peak = bits > peak ? bits : peak;
+  }
+  return peak;
+}
+
+ALT_DEVICE uint32_t peak_of_row(uint32_t peak) {
+#pragma unroll
+  for (int mask = kRowLanes / 2; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(peak, mask);
+    peak = other > peak ? other : peak;
+  }
+  return peak;
+}
+
+ALT_DEVICE bool has_direction(uint32_t peak) { return peak > 0 && peak < 0x7f800000u; }
+
+// 2^(127 - e) for the biased exponent e of the peak, kept a normal number.
+ALT_DEVICE float scale_of(uint32_t peak) {
+  int exponent = 254 - static_cast<int>(peak >> 23);
+  exponent = exponent < 1 ? 1 : exponent > 254 ? 254 : exponent;
+  return bits_as_float(static_cast<uint32_t>(exponent) << 23);
+}
+
+ALT_DEVICE float square_of(const float (&v)[8], float scale) {
+  float square = 0.0f;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const float x = v[k] * scale;
+    square = fused_multiply_add(x, x, square);
+  }
+  return square;
+}
+
+ALT_DEVICE void store_row(float* at, const float (&v)[8], float scale, bool keep) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    Pack pack;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      pack.word[k] = keep ? float_as_bits(v[4 * half + k] * scale) : 0u;
+    }
+    store16(at + 4 * half, pack);
+  }
+}
+
+// Rows [begin, begin + rows) of a set that fit one tile of channels: read once, scaled, with their inverse norms.
+template <typename T, bool Aligned>
+ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, float* tile,
+                                float* inverse) {
+  const int lane = thread_index() % kRowLanes;
+  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
+    const bool live = begin + row < set.count;
+    float v[8];
+    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0), live ? 8 * lane : m.channels, v);
+    const uint32_t peak = peak_of_row(peak_of(v));
+    const bool valid = has_direction(peak);
+    const float scale = scale_of(peak);
+    const float square = sum_lanes<kRowLanes>(square_of(v, scale));
+    store_row(tile + row * kPitch + 8 * lane, v, scale, valid);
+    if (lane == 0) {
+      inverse[row] = valid ? divide(1.0f, square_root(square)) : 0.0f;
+    }
+  }
+}
+
+// The same for wider rows: first scale and norm, in two passes over the row ...
+template <typename T, bool Aligned>
+ALT_DEVICE void measure_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, float* scales,
+                             float* inverse) {
+  const int lane = thread_index() % kRowLanes;
+  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
+    const bool live = begin + row < set.count;
+    const int token = set.first + 2 * (live ? begin + row : 0);
+    const int channels = live ? m.channels : 0;
+    float v[8];
+    uint32_t peak = 0;
+    for (int channel = 8 * lane; channel < channels; channel += kChannels) {
+      read_row<T, Aligned>(m, image, token, channel, v);
+      const uint32_t more = peak_of(v);
+      peak = more > peak ? more : peak;
+    }
+    peak = peak_of_row(peak);
+    const float scale = scale_of(peak);
+    float square = 0.0f;
+    for (int channel = 8 * lane; channel < channels; channel += kChannels) {
+      read_row<T, Aligned>(m, image, token, channel, v);
+      square += square_of(v, scale);
+    }
+    square = sum_lanes<kRowLanes>(square);
+    if (lane == 0) {
+      scales[row] = scale;
+      inverse[row] = has_direction(peak) ? divide(1.0f, square_root(square)) : 0.0f;
+    }
+  }
+}
+
+// ... then one tile of channels.
+template <typename T, bool Aligned>
+ALT_DEVICE void load_part_of_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, int channel,
+                                  float* tile, const float* scales, const float* inverse) {
+  const int lane = thread_index() % kRowLanes;
+  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
+    const bool live = begin + row < set.count;
+    float v[8];
+    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0),
+                         live ? channel + 8 * lane : m.channels, v);
+    store_row(tile + row * kPitch + 8 * lane, v, scales[row], inverse[row] > 0.0f);
+  }
+}
+
+ALT_DEVICE void load4(const float* p, float (&v)[4]) {
+  const Pack pack = load16(p);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    v[k] = bits_as_float(pack.word[k]);
+  }
+}
+
+// score[i][j] += a_(y + 16 i) . b_(x + 16 j) over one tile of channels.
+template <int R>
+ALT_DEVICE void multiply(const MatchShared<R>& shared, int channels, float (&score)[R][R]) {
+  const float* a = shared.a + thread_index() / kSide * kPitch;
+  const float* b = shared.b + thread_index() % kSide * kPitch;
+  for (int channel = 0; channel < channels; channel += 4) {
+    float right[R][4];
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      load4(b + kSide * j * kPitch + channel, right[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < R; ++i) {
+      float left[4];
+      load4(a + kSide * i * kPitch + channel, left);
+#pragma unroll
+      for (int j = 0; j < R; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          score[i][j] = fused_multiply_add(left[k], right[j][k], score[i][j]);
+        }
+      }
+    }
+  }
+}
+
+// The best of a tile for each of its rows goes to those of the tiles before; an earlier column keeps a tie.
+template <int R>
+ALT_DEVICE void take_best(MatchShared<R>& shared, int a_begin, int b_begin, int even, const float (&score)[R][R]) {
+  const int y = thread_index() / kSide, x = thread_index() % kSide;
+#pragma unroll
+  for (int i = 0; i < R; ++i) {
+    float top = kMinusInfinity;
+    int at = x;
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      const float inverse = shared.inverse[1][x + kSide * j];
+      const float value = inverse > 0.0f ? score[i][j] * inverse : kMinusInfinity;
+      if (value > top) {
+        top = value;
+        at = x + kSide * j;
+      }
+    }
+#pragma unroll
+    for (int mask = kSide / 2; mask > 0; mask /= 2) {
+      const float other = shuffle_xor(top, mask);
+      const int column = shuffle_xor(at, mask);
+      if (other > top || (other == top && column < at)) {
+        top = other;
+        at = column;
+      }
+    }
+    const int row = a_begin + y + kSide * i;
+    if (x == 0 && row < even && top > shared.best[row]) {
+      shared.best[row] = top;
+      shared.partner[row] = b_begin + at;
+    }
+  }
+}
+
+// Steps 1 to 3: best and partner of every a.
+template <typename T, int R, bool Aligned>
+ALT_DEVICE void find_partners(const Match& m, const T* image, const Sets& sets, MatchShared<R>& shared) {
+  constexpr int rows = kSide * R;
+  const bool whole = m.channels <= kChannels;
+  shared.best[thread_index()] = kMinusInfinity;
+  shared.partner[thread_index()] = 0;
+  for (int a_begin = 0; a_begin < sets.a.count; a_begin += rows) {
+    for (int b_begin = 0; b_begin < sets.b.count; b_begin += rows) {
+      float score[R][R];
+#pragma unroll
+      for (int i = 0; i < R; ++i) {
+#pragma unroll
+        for (int j = 0; j < R; ++j) {
+          score[i][j] = 0.0f;
+        }
+      }
+      sync_block();  // nobody reads the tiles before any more
+      if (whole) {
+        if (b_begin == 0) {
+          load_whole_rows<T, Aligned>(m, image, sets.a, a_begin, rows, shared.a, shared.inverse[0]);
+        }
+        load_whole_rows<T, Aligned>(m, image, sets.b, b_begin, rows, shared.b, shared.inverse[1]);
+        sync_block();
+        multiply<R>(shared, m.channels, score);
+      } else {
+        if (b_begin == 0) {
+          measure_rows<T, Aligned>(m, image, sets.a, a_begin, rows, shared.scale[0], shared.inverse[0]);
+        }
+        measure_rows<T, Aligned>(m, image, sets.b, b_begin, rows, shared.scale[1], shared.inverse[1]);
+        for (int channel = 0; channel < m.channels; channel += kChannels) {
+          sync_block();
+          load_part_of_rows<T, Aligned>(m, image, sets.a, a_begin, rows, channel, shared.a, shared.scale[0],
+                                        shared.inverse[0]);
+          load_part_of_rows<T, Aligned>(m, image, sets.b, b_begin, rows, channel, shared.b, shared.scale[1],
+                                        shared.inverse[1]);
+          sync_block();
+          const int left = m.channels - channel;
+          multiply<R>(shared, left < kChannels ? left : kChannels, score);
+        }
+      }
+      take_best<R>(shared, a_begin, b_begin, sets.a.count, score);
+    }
+    // 1 / |a| is the same for a whole row: it could wait until the maximum was known.
+    sync_block();
+    const int row = a_begin + thread_index();
+    if (thread_index() < rows && row < sets.a.count) {
+      const float inverse = shared.inverse[0][thread_index()];
+      shared.best[row] = inverse > 0.0f ? shared.best[row] * inverse : kMinusInfinity;
+      shared.partner[row] = inverse > 0.0f ? shared.partner[row] : 0;
+    }
+  }
+  sync_block();
+}
+
+// Step 4: thread i has a_i, b_i and some protected tokens. Rows: protected, kept A, B.
+template <int R>
+ALT_DEVICE void write_plan(const Match& m, const Sets& sets, MatchShared<R>& shared) {
+  const int i = thread_index(), warp = i / kWarp;
+  const bool is_a = i < sets.a.count;
+  const float mine = shared.best[i];
+  int rank = 0;
+  for (int other = 0; other < sets.a.count; other += 4) {  // those behind |A| score -inf and come last
+    float theirs[4];
+    load4(shared.best + other, theirs);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      rank += theirs[k] > mine || (theirs[k] == mine && other + k < i);
+    }
+  }
+  const bool merged = is_a && rank < m.r;
+  const uint32_t word = ballot(merged);
+  if (i % kWarp == 0) {
+    shared.merged[warp] = word;
+  }
+  sync_block();
+  int merged_before = count_bits(word & ((1u << (i % kWarp)) - 1u));
+  for (int w = 0; w < warp; ++w) {
+    merged_before += count_bits(shared.merged[w]);
+  }
+  const int partner = shared.partner[i];
+  const int pair = partner * kMatchSide + i;
+  if (merged) {
+    shared.pair[merged_before] = pair;
+  }
+  sync_block();
+  int pairs_before = 0;  // by b, then by a: before mine
+  int into_before = 0;   // into a b before b_i
+  for (int other = 0; other < m.r; ++other) {
+    const int theirs = shared.pair[other];
+    pairs_before += theirs < pair;
+    into_before += theirs < i * kMatchSide;
+  }
+
+  const int64_t image = block_index();
+  int32_t* indices = m.indices + image * m.tokens;
+  int32_t* offsets = m.offsets + image * (m.tokens - m.r + 1);
+  int32_t* output_row = m.output_row + image * m.tokens;
+  const int first_of_b = m.num_protected + sets.a.count - m.r;
+  for (int token = i; token < m.num_protected; token += kMatchThreads) {
+    indices[token] = offsets[token] = output_row[token] = token;
+  }
+  if (is_a) {
+    const int token = sets.a.first + 2 * i;
+    const int row = merged ? first_of_b + partner : m.num_protected + i - merged_before;
+    indices[merged ? row + 1 + pairs_before : row] = token;
+    output_row[token] = row;
+    if (!merged) {
+      offsets[row] = row;
+    }
+  }
+  if (i < sets.b.count) {
+    const int token = sets.b.first + 2 * i;
+    const int row = first_of_b + i;
+    indices[row + into_before] = token;
+    output_row[token] = row;
+    offsets[row] = row + into_before;
+  }
+  if (i == 0) {
+    offsets[m.tokens - m.r] = m.tokens;
+  }
+}
+
+template <typename T, int R, bool Aligned>
+ALT_KERNEL(kMatchThreads)
+match_image(Match m) {
+  MatchShared<R>& shared = *reinterpret_cast<MatchShared<R>*>(shared_memory());
+  const Sets sets = sets_of(m.tokens, m.num_protected);
+  const T* image = static_cast<const T*>(m.x) + block_index() * m.image_stride;
+  find_partners<T, R, Aligned>(m, image, sets, shared);
+  write_plan<R>(m, sets, shared);
+}
+
+// r = 0: every token stays where it is.
+ALT_KERNEL(kMatchThreads)
+write_identity(Identity d) {
+  const int64_t at = block_index() * kMatchThreads + thread_index();
+  if (at < d.total) {
+    const int64_t image = at / (d.tokens + 1);
+    const int32_t token = static_cast<int32_t>(at - image * (d.tokens + 1));
+    d.offsets[at] = token;
+    if (token < d.tokens) {
+      d.indices[at - image] = token;
+      d.output_row[at - image] = token;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------ launching
+
+template <typename T, int R, bool Aligned>
+void launch_match(const Match& m, int64_t images, void* stream) {
+  launch<match_image<T, R, Aligned>>(Grid{images, kMatchThreads, sizeof(MatchShared<R>), stream}, m);
+}
+
+template <typename T>
+void launch_match(const Match& m, int64_t images, bool aligned, void* stream) {
+  const int even = (m.tokens + 1) / 2 - (m.num_protected + 1) / 2, odd = m.tokens / 2 - m.num_protected / 2;
+  const int side = even > odd ? even : odd;
+  if (!aligned) {
+    launch_match<T, 8, false>(m, images, stream);
+  } else if (side <= kSide * 2) {
+    launch_match<T, 2, true>(m, images, stream);
+  } else if (side <= kSide * 4) {
+    launch_match<T, 4, true>(m, images, stream);
+  } else if (side <= kSide * 6) {
+    launch_match<T, 6, true>(m, images, stream);
+  } else if (side <= kSide * 7) {
+    launch_match<T, 7, true>(m, images, stream);
+  } else {
+    launch_match<T, 8, true>(m, images, stream);
+  }
+}
+
+inline void launch_identity(const Identity& d, void* stream) {
+  launch<write_identity>(Grid{(d.total + kMatchThreads - 1) / kMatchThreads, kMatchThreads, 0, stream}, d);
+}
+
+}  // namespace alt::gpu

@@ -1,0 +1,316 @@
+// The layer of device.h on the host: every thread of a block is a fiber, and blocks run one after another.
+//
+// A fiber runs until a barrier (of the block, or of its warp: that is what a shuffle is) and goes on when all threads
+// of the block or the warp have come to the same one. A barrier that some never reach ends the program with a
+// sentence, as does a write behind the shared memory, which starts as NaN. `order` permutes the fibers between two
+// barriers: a result that depends on it has a race. ThreadSanitizer sees each fiber as a thread of its own, with
+// no order between them but the barriers', so it finds races within a block, within a warp and between blocks.
+//
+// For tests: nothing of this is in the library that ships.
+#pragma once
+
+#include <torch/headeronly/util/Half.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#define ALT_TSAN(...) __VA_ARGS__
+#else
+#define ALT_TSAN(...)
+#endif
+
+#define ALT_DEVICE inline
+#define ALT_KERNEL(threads) inline void
+
+namespace alt::gpu::emulation {
+
+[[noreturn]] inline void stop(const char* sentence) {
+  std::fprintf(stderr, "emulated GPU: %s\n", sentence);
+  std::abort();
+}
+
+enum class State : int { ready, at_warp, at_block, done };
+
+struct Fiber {
+  ucontext_t context{};
+  std::unique_ptr<char[]> stack;
+  std::atomic<State> state{State::ready};
+  int index = 0;
+  uint32_t warp_barriers = 0, block_barriers = 0;  // how many this thread has come to
+  void* tsan = nullptr;
+};
+
+struct Warp {
+  uint32_t value[2][kWarp];  // what lanes hand over, in turns, so that one barrier is enough
+  char passed[2];            // ThreadSanitizer's names for the barrier, in turns as well
+};
+
+constexpr size_t kStack = 128 * 1024;
+constexpr size_t kGuard = 1024;
+
+// 0: ascending; 1: descending; above: a shuffle of its own for every step.
+inline std::atomic<unsigned> order{0};
+inline std::atomic<int64_t> launches{0};
+
+class Block {
+ public:
+  Block(const Grid& grid, int64_t index, const std::function<void()>& body)
+      : index(index), body_(body), fibers_(static_cast<size_t>(grid.threads)),
+        warps_(static_cast<size_t>(grid.threads / kWarp)), bytes_(static_cast<size_t>(grid.shared)) {
+    if (grid.threads % kWarp != 0 || grid.threads > 1024 || grid.shared > 227 * 1024) {
+      stop("a block has whole warps, at most 1,024 threads and 227 KB of shared memory");
+    }
+    shared_ = static_cast<unsigned char*>(std::aligned_alloc(1024, (bytes_ + kGuard + 1023) / 1024 * 1024));
+    std::memset(shared_, 0xff, bytes_ + kGuard);
+  }
+  ~Block() {
+    std::free(shared_);
+    ALT_TSAN(for (Fiber& f : fibers_) { __tsan_destroy_fiber(f.tsan); })
+  }
+
+  void run(std::vector<std::unique_ptr<char[]>>& stacks, void* finished);
+  void wait(State where);
+  uint32_t exchange(uint32_t value, int lane);
+
+  Fiber& fiber() const { return *current_.load(std::memory_order_relaxed); }
+  unsigned char* shared() const { return shared_; }
+  const int64_t index;
+
+ private:
+  static void enter();
+  static void prepare(Fiber& f);
+  bool release();
+  void resume(Fiber& f) {
+    current_.store(&f, std::memory_order_relaxed);
+    ALT_TSAN(__tsan_switch_to_fiber(f.tsan, __tsan_switch_to_fiber_no_sync);)
+    swapcontext(&main_, &f.context);
+  }
+  void yield(Fiber& f) {
+    ALT_TSAN(__tsan_switch_to_fiber(main_tsan_, __tsan_switch_to_fiber_no_sync);)
+    swapcontext(&f.context, &main_);
+  }
+
+  const std::function<void()>& body_;
+  std::vector<Fiber> fibers_;
+  std::vector<Warp> warps_;
+  size_t bytes_;
+  unsigned char* shared_ = nullptr;
+  char passed_[2];
+  ucontext_t main_{};
+  void* main_tsan_ = nullptr;
+  void* finished_ = nullptr;
+  std::atomic<Fiber*> current_{nullptr};
+};
+
+inline thread_local Block* running = nullptr;
+
+inline void Block::enter() {
+  Block& block = *running;
+  Fiber& f = block.fiber();
+  block.body_();
+  ALT_TSAN(__tsan_release(block.finished_);)
+  f.state.store(State::done, std::memory_order_relaxed);
+  block.yield(f);
+}
+
+// A function of its own, because getcontext may return twice as far as a compiler knows.
+inline void Block::prepare(Fiber& f) {
+  getcontext(&f.context);
+  f.context.uc_stack.ss_sp = f.stack.get();
+  f.context.uc_stack.ss_size = kStack;
+  f.context.uc_link = nullptr;
+  makecontext(&f.context, &Block::enter, 0);
+  ALT_TSAN(f.tsan = __tsan_create_fiber(0);)
+}
+
+inline void Block::wait(State where) {
+  Fiber& f = fiber();
+  const bool warp = where == State::at_warp;
+  uint32_t& count = warp ? f.warp_barriers : f.block_barriers;
+  char* passed = &(warp ? warps_[static_cast<size_t>(f.index / kWarp)].passed : passed_)[count++ % 2];
+  (void)passed;
+  ALT_TSAN(__tsan_release(passed);)
+  f.state.store(where, std::memory_order_relaxed);
+  yield(f);
+  ALT_TSAN(__tsan_acquire(passed);)
+}
+
+// Every lane hands over `value`, and takes that of `lane`.
+inline uint32_t Block::exchange(uint32_t value, int lane) {
+  Fiber& f = fiber();
+  Warp& warp = warps_[static_cast<size_t>(f.index / kWarp)];
+  uint32_t(&slot)[kWarp] = warp.value[f.warp_barriers % 2];
+  slot[f.index % kWarp] = value;
+  wait(State::at_warp);
+  return slot[lane];
+}
+
+// Lets those go on whose barrier is complete. False: nobody can.
+inline bool Block::release() {
+  bool any = false;
+  const auto all = [&](size_t begin, size_t end, State state) {
+    return std::all_of(fibers_.begin() + static_cast<long>(begin), fibers_.begin() + static_cast<long>(end),
+                       [&](const Fiber& f) { return f.state.load(std::memory_order_relaxed) == state; });
+  };
+  const auto free = [&](size_t begin, size_t end) {
+    for (size_t i = begin; i < end; ++i) {
+      fibers_[i].state.store(State::ready, std::memory_order_relaxed);
+    }
+    any = true;
+  };
+  for (size_t w = 0; w < warps_.size(); ++w) {
+    if (all(w * kWarp, (w + 1) * kWarp, State::at_warp)) {
+      free(w * kWarp, (w + 1) * kWarp);
+    }
+  }
+  if (all(0, fibers_.size(), State::at_block)) {
+    free(0, fibers_.size());
+  }
+  return any;
+}
+
+inline void Block::run(std::vector<std::unique_ptr<char[]>>& stacks, void* finished) {
+  running = this;
+  finished_ = finished;
+  ALT_TSAN(main_tsan_ = __tsan_get_current_fiber();)
+  std::vector<size_t> turn(fibers_.size());
+  std::iota(turn.begin(), turn.end(), size_t{0});
+  const unsigned kind = order.load();
+  std::minstd_rand random(kind);
+  if (kind == 1) {
+    std::reverse(turn.begin(), turn.end());
+  }
+  for (size_t i = 0; i < fibers_.size(); ++i) {
+    Fiber& f = fibers_[i];
+    f.index = static_cast<int>(i);
+    if (stacks.empty()) {
+      f.stack.reset(new char[kStack]);
+    } else {
+      f.stack = std::move(stacks.back());
+      stacks.pop_back();
+    }
+    prepare(f);
+  }
+  while (true) {
+    if (kind > 1) {
+      std::shuffle(turn.begin(), turn.end(), random);
+    }
+    for (const size_t i : turn) {
+      if (fibers_[i].state.load(std::memory_order_relaxed) == State::ready) {
+        resume(fibers_[i]);
+      }
+    }
+    if (!release()) {
+      break;
+    }
+  }
+  for (Fiber& f : fibers_) {
+    if (f.state.load(std::memory_order_relaxed) != State::done) {
+      stop("a barrier that not all threads of its block or warp reach");
+    }
+    ALT_TSAN(continue;)  // a stack used twice would look like a race
+    stacks.push_back(std::move(f.stack));
+  }
+  for (size_t i = 0; i < kGuard; ++i) {
+    if (shared_[bytes_ + i] != 0xff) {
+      stop("a write behind the shared memory");
+    }
+  }
+}
+
+}  // namespace alt::gpu::emulation
+
+namespace alt::gpu {
+
+ALT_DEVICE int thread_index() { return emulation::running->fiber().index; }
+ALT_DEVICE int64_t block_index() { return emulation::running->index; }
+ALT_DEVICE void sync_block() { emulation::running->wait(emulation::State::at_block); }
+
+template <typename T>
+ALT_DEVICE T shuffle_xor(T value, int mask) {
+  static_assert(sizeof(T) == 4);
+  uint32_t word;
+  std::memcpy(&word, &value, 4);
+  word = emulation::running->exchange(word, (thread_index() % kWarp) ^ mask);
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+ALT_DEVICE uint32_t ballot(bool condition) {
+  uint32_t word = condition ? 1u << (thread_index() % kWarp) : 0u;
+  for (int mask = 1; mask < kWarp; mask *= 2) {
+    word |= shuffle_xor(word, mask);
+  }
+  return word;
+}
+ALT_DEVICE int count_bits(uint32_t word) { return __builtin_popcount(word); }
+ALT_DEVICE unsigned char* shared_memory() { return emulation::running->shared(); }
+
+inline void check_alignment(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) {
+    emulation::stop("16 bytes at an address that is no multiple of 16");
+  }
+}
+ALT_DEVICE Pack load16(const void* p) {
+  check_alignment(p);
+  Pack pack;
+  std::memcpy(&pack, p, sizeof(pack));
+  return pack;
+}
+ALT_DEVICE void store16(void* p, const Pack& pack) {
+  check_alignment(p);
+  std::memcpy(p, &pack, sizeof(pack));
+}
+
+ALT_DEVICE float bits_as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+ALT_DEVICE uint32_t float_as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+ALT_DEVICE float fused_multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+ALT_DEVICE float divide(float a, float b) { return a / b; }
+ALT_DEVICE float square_root(float a) { return std::sqrt(a); }
+
+ALT_DEVICE float half_to_float(uint16_t bits) {
+  return static_cast<float>(torch::headeronly::Half(bits, torch::headeronly::Half::from_bits()));
+}
+ALT_DEVICE uint16_t float_to_half(float value) { return torch::headeronly::Half(value).x; }
+ALT_DEVICE uint16_t float_to_bfloat(float value) {
+  const uint32_t bits = float_as_bits(value);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return nan ? 0x7fff : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+template <auto Kernel, typename Argument>
+void launch(const Grid& grid, const Argument& argument) {
+  ++emulation::launches;
+  std::vector<std::unique_ptr<char[]>> stacks;
+  std::vector<std::unique_ptr<emulation::Block>> blocks;
+  char finished = 0;
+  const std::function<void()> body = [&] { Kernel(argument); };
+  for (int64_t i = 0; i < grid.blocks; ++i) {
+    blocks.push_back(std::make_unique<emulation::Block>(grid, i, body));
+    blocks.back()->run(stacks, &finished);
+    ALT_TSAN(continue;)  // memory used twice would look like a race
+    blocks.clear();
+  }
+  (void)finished;
+  ALT_TSAN(__tsan_acquire(&finished);)
+}
+
+}  // namespace alt::gpu
