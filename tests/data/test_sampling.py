@@ -12,7 +12,9 @@ from alt.data.sampling import crop_offsets, make_views, sample_test, sample_trai
 def test_every_length_gives_one_frame_of_every_segment(frames: int) -> None:
     generator = torch.Generator().manual_seed(1)
     for length in range(1, 301):
-        bounds = torch.arange(frames + 1, dtype=torch.float64) * length / frames  # segment t is [t F / T, (t + 1) F / T)
+        bounds = (
+            torch.arange(frames + 1, dtype=torch.float64) * length / frames
+        )  # segment t is [t F / T, (t + 1) F / T)
         for index in (sample_test(length, frames), sample_train(length, frames, generator)):
             assert index.dtype == torch.int64
             assert index.shape == (frames,)
