@@ -4,12 +4,17 @@ Every op is defined once, in Python, under ``torch.ops.alt_kernels``, with its s
 and its reference implementation for any device. The compiled library, where there is one, only adds faster
 implementations under the CPU key, and Triton, where it is installed, under the CUDA key. So an op exists,
 differentiates, compiles and is counted whether or not there is anything but torch.
+
+A dispatch key holds one kernel, so the CUDA C++ kernels are ops of their own, ``<op>_cuda``, with the same contract.
+They run where they are asked for, and under ``impl="auto"`` where ``cuda_choice.json``, read before the call, says so.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +58,19 @@ class Op(NamedTuple):
     triton: str | None = None
 
 
+class Choice(NamedTuple):
+    """A line of ``cuda_choice.json``: where the CUDA C++ kernel of an op was measured to be the faster one."""
+
+    op: str
+    device: str  # as torch.cuda.get_device_name calls it
+    max_batch: int
+    max_tokens: int
+    max_channels: int
+    result: str  # the kept measurement, a file of the repository
+
+
 OPS: dict[str, Op] = {}
+CUDA_OPS: dict[str, Op] = {}  # the ops <op>_cuda
 _python_on_cpu: dict[str, Callable[..., Any]] = {}  # taken up once it is known what the compiled library has
 _library = torch.library.Library(NAMESPACE, "DEF")
 
@@ -91,6 +108,20 @@ def register(
     OPS[name] = Op(schema, reference, fake, flops, triton)
 
 
+def register_cuda(name: str, contract: Op) -> None:
+    """Define ``alt_kernels::<name>``, which has ``contract`` in all but the name and is implemented by csrc/cuda.
+
+    Its only kernel for CUDA tensors is the compiled one: without it the op raises there. On CPU tensors it is
+    the reference, so that it can be traced and tested anywhere.
+    """
+    schema = name + contract.schema[contract.schema.index("(") :]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, contract.reference, "CPU")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", contract.fake, lib=_library)
+    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(contract.flops)
+    CUDA_OPS[name] = contract._replace(schema=schema, triton=None)
+
+
 def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """The CUDA implementation: Triton and the kernels are imported when the first CUDA tensor comes."""
 
@@ -117,10 +148,10 @@ def register_no_second_derivative(name: str) -> None:
 
 
 def load_compiled() -> Backend:
-    """Load ``alt_kernels/_C*.so`` if it is there; its kernels register themselves under the CPU key."""
+    """Load ``alt_kernels/_C.*.so`` if it is there; its kernels register themselves under the CPU key."""
     if os.environ.get(_DISABLE, "") not in ("", "0"):
         return Backend(False, f"switched off by {_DISABLE}={os.environ[_DISABLE]}; the plain-torch reference runs")
-    found = sorted(p for p in Path(__file__).parent.glob("_C*") if p.suffix in (".so", ".pyd", ".dylib"))
+    found = _libraries("_C")
     if not found:
         return Backend(
             False,
@@ -134,13 +165,49 @@ def load_compiled() -> Backend:
     return Backend(True, f"{found[0].name} is loaded and runs on CPU tensors")
 
 
+def _libraries(name: str) -> list[Path]:
+    return sorted(p for p in Path(__file__).parent.glob(f"{name}.*") if p.suffix in (".so", ".pyd", ".dylib"))
+
+
+def load_cuda() -> Backend:
+    """Load ``alt_kernels/_C_cuda.*.so`` if it is there and torch has CUDA; it touches no device."""
+    if torch.version.cuda is None:
+        return Backend(False, "this build of torch has no CUDA")
+    found = _libraries("_C_cuda")
+    if not found:
+        return Backend(
+            False,
+            "no CUDA C++ library beside the package (it is built from source, where nvcc and a torch with CUDA are);"
+            " CUDA tensors run Triton's kernels",
+        )
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as error:
+        return Backend(False, f"{found[0].name} could not be loaded ({error}); CUDA tensors run Triton's kernels")
+    return Backend(True, f"{found[0].name} is loaded and has {', '.join(CUDA_OPS)}")
+
+
+def load_choices() -> tuple[Choice, ...]:
+    """The measured cases in which ``impl="auto"`` takes the CUDA C++ kernel of an op."""
+    path = Path(__file__).with_name("cuda_choice.json")
+    choices = tuple(Choice(**line) for line in json.loads(path.read_text())["choices"])
+    for choice in choices:
+        if f"{choice.op}_cuda" not in CUDA_OPS:
+            raise ValueError(f"{path.name}: expected the name of an op with a CUDA C++ kernel, got {choice.op!r}")
+    return choices
+
+
 _compiled = Backend(False, "not loaded yet")
+_cuda = Backend(False, "not loaded yet")
+_choices: tuple[Choice, ...] = ()
 
 
 def initialise() -> None:
     """Called once by the package, after every op has been defined."""
-    global _compiled
+    global _compiled, _cuda, _choices
     _compiled = load_compiled()
+    _cuda = load_cuda()
+    _choices = load_choices()
     for name, cpu in _python_on_cpu.items():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
             _library.impl(name, cpu, "CPU")
@@ -152,7 +219,7 @@ def backends() -> dict[str, Backend]:
     Returns:
         ``{"reference": ..., "cpp": ..., "triton": ..., "cuda": ...}``; each a ``Backend(available, reason)``.
         ``impl="auto"`` takes C++ on CPU tensors and Triton on CUDA tensors where they are available, and the
-        reference elsewhere.
+        reference elsewhere. "cuda" are the C++ kernels for CUDA tensors, which few operations have.
 
     Example:
         >>> import alt_kernels
@@ -163,8 +230,14 @@ def backends() -> dict[str, Backend]:
         "reference": Backend(True, "plain torch, any device"),
         "cpp": _compiled,
         "triton": _triton(),
-        "cuda": Backend(False, f"this version of {NAMESPACE} has no CUDA C++ kernels; CUDA tensors run Triton's"),
+        "cuda": _cuda_cpp(),
     }
+
+
+def _cuda_cpp() -> Backend:
+    if _cuda.available and not torch.cuda.is_available():
+        return Backend(False, "torch sees no CUDA device")
+    return _cuda
 
 
 def _triton() -> Backend:
@@ -198,11 +271,52 @@ def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool
         if needs_compiled and not _compiled.available:
             raise RuntimeError(f"impl: 'cpp' is not available: {_compiled.reason.split(';')[0]}")
         return False
+    if impl == "cuda":  # an operation that has such kernels asks use_cuda first
+        raise RuntimeError("impl: 'cuda' is not available for this operation, which has no CUDA C++ kernel")
+    _require_gpu(impl, x)
+    return False
+
+
+def _require_gpu(impl: Impl, *tensors: Tensor | None) -> None:
     backend = backends()[impl]
     if not backend.available:
         raise RuntimeError(f"impl: {impl!r} is not available: {backend.reason.split(';')[0]}")
-    if x.device.type != "cuda":
-        raise ValueError(f"impl: {impl!r} runs on CUDA tensors, got a tensor on {x.device}")
-    if x.dtype == torch.float64:
-        raise TypeError(f"impl: {impl!r} works in float32, float16 and bfloat16, got float64")
-    return False
+    for x in tensors:
+        if x is not None and x.device.type != "cuda":
+            raise ValueError(f"impl: {impl!r} runs on CUDA tensors, got a tensor on {x.device}")
+        if x is not None and x.dtype == torch.float64:
+            raise TypeError(f"impl: {impl!r} works in float32, float16 and bfloat16, got float64")
+
+
+def use_cuda(name: str, impl: Impl, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether ``<name>_cuda`` runs: where it is asked for, and for "auto" where a kept result says so.
+
+    Args:
+        name: of the op.
+        impl: the caller's choice; "cuda" raises where it cannot run.
+        x: ``[B, ..., N, C]``, whose device and shape decide. others: the other floating arguments.
+    """
+    if impl == "cuda":
+        _require_gpu(impl, x, *others)
+        return True
+    # The empty table costs a comparison, and limits are inequalities: a graph is not compiled again as N shrinks.
+    if impl != "auto" or not _choices or not _cuda.available or x.device.type != "cuda":
+        return False
+    if any(t is not None and t.dtype == torch.float64 for t in (x, *others)):
+        return False
+    device = _device_name(x.device.index)
+    batch, (tokens, channels) = x.shape[0], x.shape[-2:]
+    return any(
+        c.op == name
+        and c.device == device
+        and batch <= c.max_batch
+        and tokens <= c.max_tokens
+        and channels <= c.max_channels
+        for c in _choices
+    )
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)

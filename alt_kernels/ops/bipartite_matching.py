@@ -31,7 +31,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
             float32, float16, bfloat16 (scores accumulate in float32) or float64 (in float64). Any strides.
         r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``. 0 is the identity plan.
         num_protected: how many leading tokens never merge (class token, registers), 0 to N.
-        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (N <= 512).
 
     Returns:
         Matching: the plan, N' = N - r output rows.
@@ -51,6 +51,8 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
     """
     checks.tensor("metric", metric, "[B, N, C]")
     _check("metric", metric, r, num_protected)
+    if library.use_cuda("bipartite_matching", impl, metric):
+        return Matching(*_OPS.bipartite_matching_cuda(metric.detach(), r, num_protected))
     run = reference.bipartite_matching if library.use_reference(impl, metric) else _OPS.bipartite_matching
     return Matching(*run(metric.detach(), r, num_protected))
 
@@ -67,7 +69,7 @@ def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int =
         k: ``[B, H, N, D]``, H >= 1, D >= 1, any strides; float32, float16, bfloat16 or float64.
         r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``.
         num_protected: how many leading tokens never merge (class token, registers), 0 to N.
-        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (N <= 512).
 
     Returns:
         Matching: the plan, N' = N - r output rows.
@@ -89,6 +91,8 @@ def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int =
     if k.shape[1] < 1:
         raise ValueError(f"k: expected at least one head, got shape {list(k.shape)}")
     _check("k", k, r, num_protected)
+    if library.use_cuda("bipartite_matching_from_keys", impl, k):
+        return Matching(*_OPS.bipartite_matching_from_keys_cuda(k.detach(), r, num_protected))
     from_reference = library.use_reference(impl, k)
     run = reference.bipartite_matching_from_keys if from_reference else _OPS.bipartite_matching_from_keys
     return Matching(*run(k.detach(), r, num_protected))
@@ -158,3 +162,5 @@ library.register(
     cpu=_from_keys,
     triton="bipartite_matching",
 )
+library.register_cuda("bipartite_matching_cuda", library.OPS["bipartite_matching"])
+library.register_cuda("bipartite_matching_from_keys_cuda", library.OPS["bipartite_matching_from_keys"])

@@ -154,7 +154,11 @@ def merge_layer_norm(
     if x.shape[2] < 1:
         raise ValueError(f"x: expected at least one channel, got shape {list(x.shape)}")
     eps = checks.finite_float("eps", eps, positive=True)
-    run = reference.merge_layer_norm if library.use_reference(impl, x) else _OPS.merge_layer_norm
+    run: Any
+    if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
+        run = _OPS.merge_layer_norm_cuda
+    else:
+        run = reference.merge_layer_norm if library.use_reference(impl, x) else _OPS.merge_layer_norm
     merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
     return MergedNorm(merged, normed, merged_size)
 
@@ -280,10 +284,18 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 
 def _norm_backward(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    return _norm_backward_by(_OPS.merge_layer_norm_backward, ctx, grad_merged, grad_normed)
+
+
+def _norm_backward_cuda(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    return _norm_backward_by(_OPS.merge_layer_norm_cuda_backward, ctx, grad_merged, grad_normed)
+
+
+def _norm_backward_by(op: Any, ctx: Any, grad_merged: Tensor, grad_normed: Tensor) -> tuple[Any, ...]:
     merged, mean, rstd, weight, size, merged_size, *plan = ctx.saved_tensors
     x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
     has_bias = bias_dtype is not None
-    grad, grad_weight, grad_bias = _OPS.merge_layer_norm_backward(
+    grad, grad_weight, grad_bias = op(
         grad_merged, grad_normed, merged, mean, rstd, weight, has_bias, size, merged_size, *plan
     )
     return (
@@ -351,3 +363,8 @@ library.register_autograd("unmerge_backward", _unmerge_twice_backward, _save_unm
 library.register_autograd("merge_layer_norm", _norm_backward, _save_norm)
 library.register_autograd("weighted_merge_backward", _merge_twice_backward, _save_merge_backward)
 library.register_no_second_derivative("merge_layer_norm_backward")
+
+library.register_cuda("merge_layer_norm_cuda", library.OPS["merge_layer_norm"])
+library.register_cuda("merge_layer_norm_cuda_backward", library.OPS["merge_layer_norm_backward"])
+library.register_autograd("merge_layer_norm_cuda", _norm_backward_cuda, _save_norm)
+library.register_no_second_derivative("merge_layer_norm_cuda_backward")
