@@ -100,7 +100,7 @@ def text_encoder(config: TrainConfig, width: int) -> Any:
         from alt.models.mini_clip import mini_text_encoder
 
         return mini_text_encoder(section.pretrained)
-    from alt.models import create_text_encoder
+    from alt.models.text import create_text_encoder
 
     return create_text_encoder(section.name, pretrained=section.pretrained)
 

@@ -1,0 +1,120 @@
+"""Parameter groups and the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from alt.train.config import OptimSection
+from alt.train.optim import (
+    build_optimizer,
+    build_schedule,
+    decays,
+    describe_groups,
+    learning_rate_factor,
+    parameter_groups,
+)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.positional_embedding = nn.Parameter(torch.zeros(5, 4))
+        self.backbone.class_embedding = nn.Parameter(torch.zeros(4))
+        self.backbone.norm = nn.LayerNorm(4)
+        self.backbone.linear = nn.Linear(4, 4)
+        self.backbone.down_adapter = nn.Linear(4, 2)
+        self.temporal_pos = nn.Parameter(torch.zeros(3, 4))
+        self.composer = nn.Linear(4, 4)  # "pos" inside a word is no position
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def is_backbone_parameter(self, name: str) -> bool:
+        return name.startswith("backbone.") and "adapter" not in name
+
+
+def test_membership_and_rates() -> None:
+    optim = OptimSection(lr=8e-6, few_shot_multiplier=10)
+    groups = {group["name"]: group for group in parameter_groups(Small(), optim)}
+    members = {name: set(group["members"]) for name, group in groups.items()}
+    assert members == {
+        "backbone/decay": {"backbone.linear.weight"},
+        "backbone/no_decay": {
+            "backbone.positional_embedding",
+            "backbone.class_embedding",
+            "backbone.norm.weight",
+            "backbone.norm.bias",
+            "backbone.linear.bias",
+        },
+        "new/decay": {"composer.weight", "backbone.down_adapter.weight"},
+        "new/no_decay": {"temporal_pos", "composer.bias", "backbone.down_adapter.bias"},
+    }
+    assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
+        "backbone/decay": (8e-6, 1e-3),
+        "backbone/no_decay": (8e-6, 0),
+        "new/decay": (pytest.approx(8e-4), 1e-3),
+        "new/no_decay": (pytest.approx(8e-4), 0),
+    }
+    lines = list(describe_groups(list(groups.values())))
+    assert len(lines) == 4
+    assert "1 tensors" in lines[0]
+    assert "16 parameters" in lines[0]
+    assert "lr 8e-06" in lines[0]
+
+
+def test_decay_by_name() -> None:
+    matrix = torch.zeros(2, 2)
+    for name in ("temporal_pos", "head.position_embedding", "x.pos_embed", "positional_embedding"):
+        assert not decays(name, matrix)
+    for name in ("proj", "composer.weight", "position_mlp_free.weight"[14:], "opposite.weight"):
+        assert decays(name, matrix)
+    assert not decays("proj", torch.zeros(2))
+
+
+def test_groups_of_the_models() -> None:
+    from alt.models import create_model
+
+    model = create_model("alt-mini", strategy="full", temporal_pos=True)
+    groups = parameter_groups(model, OptimSection())
+    counted = [name for group in groups for name in group["members"]]
+    assert sorted(counted) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    for group in groups:
+        for name, parameter in zip(group["members"], group["params"], strict=True):
+            assert name.startswith("backbone.") == group["name"].startswith("backbone")
+            assert (parameter.ndim > 1 and "pos" not in name) == group["name"].endswith("/decay"), name
+    frozen = parameter_groups(create_model("alt-mini", strategy="frozen"), OptimSection())
+    assert {group["name"].split("/")[0] for group in frozen} == {"new"}
+
+
+def test_schedule_values() -> None:
+    assert learning_rate_factor(0, 100, 10) == 0
+    assert learning_rate_factor(5, 100, 10) == 0.5
+    assert learning_rate_factor(10, 100, 10) == 1
+    assert learning_rate_factor(55, 100, 10) == pytest.approx(0.505)  # half way down
+    assert learning_rate_factor(100, 100, 10) == pytest.approx(0.01)
+    assert learning_rate_factor(200, 100, 10) == pytest.approx(0.01)
+    assert learning_rate_factor(0, 100, 0) == 1
+    values = [learning_rate_factor(step, 100, 10) for step in range(10, 101)]
+    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+
+
+def test_optimizer_and_schedule_together() -> None:
+    optim = OptimSection()
+    optimizer = build_optimizer(parameter_groups(Small(), optim), optim)
+    assert optimizer.defaults["betas"] == (0.9, 0.98)
+    assert optimizer.defaults["eps"] == 1e-8
+    schedule = build_schedule(optimizer, 20, 4, 0.01)
+    rates = []
+    for _ in range(21):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    first, top, end = rates[0], rates[4], rates[20]
+    assert first == [0, 0, 0, 0]
+    assert top == pytest.approx([8e-6, 8e-6, 8e-5, 8e-5])
+    assert end == pytest.approx([8e-8, 8e-8, 8e-7, 8e-7])
+    assert math.isclose(rates[2][2], 4e-5)
+    assert "members" not in optimizer.state_dict()["param_groups"][0]

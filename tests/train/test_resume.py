@@ -1,0 +1,102 @@
+"""A run that was killed ends, after it went on, with the parameters of one that was not, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from . import jobs
+
+# 3 steps an epoch: 1 is inside the first epoch, 3 the first of the second. Two parts a step.
+PARTS = ["trainer.accumulate=2"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert jobs.run(jobs.train, str(folder), PARTS)["steps"] == 8
+    return folder
+
+
+def killed_then_resumed(folder: Path, kill: tuple[int, str], overrides: list[str]) -> None:
+    with pytest.raises(jobs.Killed, match="-9"):
+        jobs.run(jobs.train, str(folder), overrides, kill=kill)
+    assert jobs.run(jobs.train, str(folder), overrides, resume=True)["steps"] == 8
+
+
+def test_killed_between_the_parts_of_a_step(whole: Path, tmp_path: Path) -> None:
+    killed_then_resumed(tmp_path, (4, "accumulation"), PARTS)
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
+
+    def rows(folder: Path) -> list[tuple[str, str]]:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [(row["step"], row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
+
+    assert rows(tmp_path) == rows(whole)
+    assert [int(step) for step, _ in rows(whole)] == list(range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("place", ["batch", "backward", "optimizer", "accumulation", "saving", "validation"])
+def test_killed_anywhere(whole: Path, tmp_path: Path, step: int, place: str) -> None:
+    if place == "validation" and step % 3:
+        pytest.skip("validation comes at the end of an epoch")
+    killed_then_resumed(tmp_path, (step, place), PARTS)
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
+
+
+@pytest.mark.slow
+def test_killed_twice_with_checkpoints_two_steps_apart(whole: Path, tmp_path: Path) -> None:
+    """The steps since the last checkpoint are taken again, with the same clips, augmentation and noise."""
+    apart = [*PARTS, "trainer.checkpoint_every=2"]
+    with pytest.raises(jobs.Killed):
+        jobs.run(jobs.train, str(tmp_path), apart, kill=(3, "backward"))
+    with pytest.raises(jobs.Killed):
+        jobs.run(jobs.train, str(tmp_path), apart, resume=True, kill=(5, "optimizer"))
+    jobs.run(jobs.train, str(tmp_path), apart, resume=True)
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
+
+
+@pytest.mark.slow
+def test_resumed_with_loading_processes(whole: Path, tmp_path: Path) -> None:
+    """Clips come from workers now, and ran ahead when the process died."""
+    killed_then_resumed(tmp_path, (4, "backward"), [*PARTS, "data.workers=2"])
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
+
+
+def test_the_same_run_twice_is_the_same(whole: Path, tmp_path: Path) -> None:
+    jobs.run(jobs.train, str(tmp_path), PARTS)
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
+    other = tmp_path / "other"
+    jobs.run(jobs.train, str(other), [*PARTS, "seed=1"])
+    assert not jobs.same(jobs.parameters(other), jobs.parameters(whole))
+
+
+def test_what_cannot_be_resumed_is_said(whole: Path, tmp_path: Path) -> None:
+    from alt.errors import UserError
+    from alt.train import fit, load_config
+
+    config = load_config("entity-world-cpu", [*jobs.BASE, *PARTS])
+    with pytest.raises(UserError, match="no checkpoint at .* to resume from"):
+        fit(config, tmp_path, resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        fit(config, whole)
+    with pytest.raises(UserError, match="complete: its last checkpoint is of step 8"):
+        fit(config, whole, resume=True)
+    other = load_config("entity-world-cpu", [*jobs.BASE, *PARTS, "optim.lr=2e-3"])
+    with pytest.raises(UserError, match=r"another configuration: optim\.lr was 0\.001 and is now 0\.002"):
+        fit(other, whole, resume=True)
+    shutil.copytree(whole, damaged := tmp_path / "damaged")
+    last = damaged / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        fit(config, damaged, resume=True)
+    torch.save({"weights": torch.ones(2)}, last)
+    with pytest.raises(UserError, match="not a checkpoint of a training run"):
+        fit(config, damaged, resume=True)
