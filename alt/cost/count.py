@@ -1,0 +1,139 @@
+"""count_macs: multiply-accumulates of one forward pass.
+
+The pass is traced, not modelled: a fake copy of the model runs once on one fake image or clip, so the shapes are real,
+nothing is computed, and no weight, flag or random state of the caller's model is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import operator
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .report import COMPONENTS, CostReport
+from .trace import FLOPS_PER_MAC, Trace, extra_formulas
+
+__all__ = ["count_macs"]
+
+
+def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -> CostReport:
+    """Multiply-accumulates (which the literature prints as GFLOPs) of a clip through an image tower or a video model.
+
+    One forward pass is traced in evaluation mode: a tower on one image, multiplied by ``frames``; a video model on one
+    clip. Counted are convolutions, matrix products, both products of attention, the matching of tokens and the
+    similarities of tokens and entities; not counted are normalisations, activations, softmax, additions and the
+    gathers that merge tokens and fetch entities (0.05 to 0.5 % together). For ViT blocks of width w, with n tokens
+    coming in and r merged away, that is ``4 n w^2 + 2 n^2 w + 8 (n - r) w^2`` per block, plus the patch embedding, the
+    output projection and the matching. ``CostReport`` says what the paper's convention adds.
+
+    Args:
+        model: a video model; an open_clip model, of which the image tower (``model.visual``) is counted; or such a
+            tower. Patched by ``alt.patch_clip`` or not, on any device (on ``meta`` it needs no memory). Not changed.
+        frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model knows its
+            own number, and takes no other.
+        views: int >= 1, passes per video (spatial crops x temporal clips), by which everything is multiplied.
+
+    Returns:
+        CostReport(native, paper_convention, by_component, by_convention), integers.
+
+    Raises:
+        TypeError: ``model`` is neither, or ``frames`` or ``views`` is not an int.
+        ValueError: one of them is below 1, or ``frames`` is not what the video model was made for.
+
+    Source: Chen et al., arXiv 2311.15619, the table of r against GFLOPs, whose unit is the multiply-accumulate.
+    """
+    views = _check_count("views", views)
+    original, tower, own_frames = _find(model)
+    if own_frames is None:
+        frames = times = 8 if frames is None else _check_count("frames", frames)
+    else:
+        if frames is not None and _check_count("frames", frames) != own_frames:
+            raise ValueError(f"frames must be {own_frames}, what the video model was made for, got {frames}")
+        frames, times = own_frames, 1
+    height, width = _image_size(original.get_submodule(tower.removesuffix(".")))
+    shape = (1, 3, height, width) if own_frames is None else (1, frames, 3, height, width)
+    with warnings.catch_warnings(), _mha_fast_path_off():
+        warnings.simplefilter("ignore")  # what patching says about clipped blocks was said to the caller's model
+        fake_mode = FakeTensorMode()
+        with FakeCopyMode(fake_mode):
+            traced = copy.deepcopy(original)
+        traced.eval().requires_grad_(False)
+        _drop_user_hooks(traced)
+        weight = next(p for p in traced.parameters() if p.is_floating_point())
+        counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
+        trace = Trace(traced, counter, tower)
+        autocast_off = torch.autocast(_autocast_device(weight.device), enabled=False)
+        with torch.no_grad(), autocast_off, fake_mode, counter, trace:
+            traced(torch.empty(shape, dtype=weight.dtype, device=weight.device))
+
+    times *= views
+    by_component = {name: times * trace.flops[name] // FLOPS_PER_MAC for name in COMPONENTS}
+    by_convention = {name: times * extra for name, extra in trace.convention.items()}
+    native = sum(by_component.values())
+    return CostReport(native, native + sum(by_convention.values()), by_component, by_convention)
+
+
+@contextlib.contextmanager
+def _mha_fast_path_off() -> Iterator[None]:
+    """nn.MultiheadAttention's evaluation fast path is one fused operation that no counter sees into."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def _autocast_device(device: torch.device) -> str:
+    return "cpu" if device.type == "meta" else device.type
+
+
+def _drop_user_hooks(tower: nn.Module) -> None:
+    """A hook that keeps or prints activations must not see the fake ones of the trace."""
+    for module in tower.modules():
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            getattr(module, hooks).clear()
+
+
+def _check_count(name: str, value: int) -> int:
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int >= 1, got a bool")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int >= 1, got {type(value).__name__}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {number}")
+    return number
+
+
+def _find(model: nn.Module) -> tuple[nn.Module, str, int | None]:
+    """What to run, the path of the image tower in it ("" if it is the tower, else with a dot at the end), and the
+    frames of a clip where it is a video model."""
+    expected = "model must be a video model, an open_clip model or its image tower"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{expected}, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    inner = getattr(getattr(model, "backbone", None), "visual", None)
+    frames = getattr(getattr(model, "config", None), "frames", None)
+    if isinstance(inner, nn.Module) and isinstance(frames, int):
+        return model, "backbone.visual.", frames
+    tower = getattr(model, "visual", model)
+    tower = getattr(tower, "_orig_mod", tower)
+    if not isinstance(tower, nn.Module) or not hasattr(tower, "image_size"):
+        raise TypeError(f"{expected}, got {type(model).__name__}, which has no 'visual' and no 'image_size'")
+    return tower, "", None
+
+
+def _image_size(tower: nn.Module) -> tuple[int, int]:
+    size: Any = tower.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

@@ -1,0 +1,134 @@
+"""Sits inside a traced forward pass and books every operation under a component."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .report import COMPONENTS, CONVENTION
+
+__all__ = ["FLOPS_PER_MAC", "Trace", "extra_formulas"]
+
+FLOPS_PER_MAC = 2  # the formulas of PyTorch and of alt_kernels count 2 operations for a multiply-accumulate
+
+
+class Trace(TorchDispatchMode):
+    """Books what a FlopCounterMode around it charges for each operation, and notes what the convention adds.
+
+    flops: component -> floating-point operations. convention: see ``CostReport.by_convention``, in MACs.
+
+    Args:
+        model: what runs. counter: the counter that charges.
+        tower: path of the image tower inside ``model``, with a dot at the end; "" if it is the tower itself.
+    """
+
+    def __init__(self, model: nn.Module, counter: FlopCounterMode, tower: str = "") -> None:
+        super().__init__()
+        self.counter = counter
+        self.tower = tower
+        self.flops = dict.fromkeys(COMPONENTS, 0)
+        self.convention = dict.fromkeys(CONVENTION, 0)
+        self._matched = False
+        # Views of a weight share its storage, so a product is booked under the weight it uses even where a
+        # patched block reads the weight itself and never calls the module that owns it.
+        self._parameter_of = {
+            p.untyped_storage()._cdata: name for name, p in model.named_parameters(remove_duplicate=False)
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        before = self.counter.get_total_flops()
+        out = func(*args, **(kwargs or {}))
+        charged = self.counter.get_total_flops() - before
+        name = func.name()
+        if charged:
+            self.flops[self._component(name, self._weight(args))] += charged
+        self._note(name.partition(".")[0], args, out)
+        return out
+
+    def _weight(self, args: tuple[Any, ...]) -> str | None:
+        """Name of the parameter among the operands, if one is."""
+        for arg in args:
+            if isinstance(arg, torch.Tensor) and arg.dim() > 1:
+                found = self._parameter_of.get(arg.untyped_storage()._cdata)
+                if found is not None:
+                    return found
+        return None
+
+    def _module(self) -> str:
+        """Path, from the model, of the innermost module that is running."""
+        return max(self.counter.mod_tracker.parents, key=len).partition(".")[2]
+
+    def _component(self, op: str, weight: str | None) -> str:
+        if op.startswith("alt_kernels::gumbel_assignment"):
+            return "alignment"
+        path = self._module() if weight is None else weight
+        if not self.tower:
+            return component_in_tower(op, weight, path)
+        if path.startswith(self.tower):
+            inside = path.removeprefix(self.tower)
+            return component_in_tower(op, None if weight is None else inside, inside)
+        if path == self.tower.removesuffix(".") or self.tower.startswith(f"{path}."):
+            return component_in_tower(op, None, "")  # between the tower's blocks and what follows: its projection
+        return "head" if path == "head" or path.startswith("head.") else "adapter"
+
+    def _note(self, op: str, args: tuple[Any, ...], out: Any) -> None:
+        """What the paper's convention adds for an operation."""
+        if op.startswith("alt_kernels::bipartite_matching"):
+            self._matched = True
+        elif op in ("alt_kernels::weighted_merge", "alt_kernels::merge_layer_norm") and self._matched:
+            images, n, width = args[0].shape
+            left = (out if isinstance(out, torch.Tensor) else out[0]).shape[1]
+            if left < n:
+                self.convention["dense_merging"] += images * (n * n + n * left) * width
+            self._matched = False  # a plan may be applied to more than one tensor, and counts once
+        elif op == "alt_kernels::gumbel_assignment":
+            rows, entities = args[:2]
+            self.convention["dense_assignment"] += rows.shape[0] * entities.shape[0] * entities.shape[1]
+        if op == "alt_kernels::merge_layer_norm":
+            weight = args[6]
+            self.convention["layer_norm"] += (4 if weight is None else 5) * out[1].numel()
+        elif op == "aten::native_layer_norm":
+            self.convention["layer_norm"] += (4 if args[2] is None else 5) * out[0].numel()
+
+
+_IN_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks)\.\d+(?:\.(?P<inside>.*))?$")
+
+
+def component_in_tower(op: str, weight: str | None, path: str) -> str:
+    """Component of an operation of the image tower, from its name, the parameter it uses (if any) and the path, of
+    that parameter or of the module that runs."""
+    if op.startswith("alt_kernels::bipartite_matching"):
+        return "matching"
+    if "adapter" in path:
+        return "adapter"
+    block = _IN_BLOCK.search(path)
+    if block is None:
+        if path.startswith(("conv1", "patch_embed", "trunk.patch_embed")):
+            return "patch_embedding"
+        return "pooling" if re.match(r"(trunk\.)?(attn_?pool|proj|head|ln_post)", path) or path == "" else "other"
+    inside = block["inside"] or ""
+    if inside.startswith("mlp"):
+        return "mlp"
+    if weight is not None:
+        return "attention_projections" if inside.startswith("attn") else "other"
+    return "attention"
+
+
+def _sdpa_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """q [B,H,N,D] k^T [B,H,D,M] and A v [B,H,M,E], in operations (2 per multiply-accumulate)."""
+    batch, heads, n, d = query
+    m, e = key[-2], value[-1]
+    return FLOPS_PER_MAC * batch * heads * n * m * (d + e)
+
+
+def extra_formulas() -> dict[Any, Any]:
+    """Fused attention that PyTorch's own counter charges nothing for."""
+    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
+    return {getattr(torch.ops.aten, name): _sdpa_flops for name in names if hasattr(torch.ops.aten, name)}
