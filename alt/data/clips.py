@@ -68,9 +68,7 @@ def _stack(pictures: Iterable[tuple[str, np.ndarray]], where: Path) -> Tensor:
     for name, picture in pictures:
         if frames and picture.shape != frames[0].shape:
             (h, w), (first_h, first_w) = picture.shape[:2], frames[0].shape[:2]
-            raise ClipError(
-                f"{where}: frames of one size are expected, {name} is {h} x {w}, others {first_h} x {first_w}"
-            )
+            raise ClipError(f"{where}: frames of one size are expected, {name} is {h} x {w}, not {first_h} x {first_w}")
         frames.append(picture)
     if not frames:
         raise ClipError(f"{where}: no pictures in it ({', '.join(sorted(PICTURES))} are read)")
@@ -125,9 +123,7 @@ def as_frames(array: Tensor, name: str = "clip") -> Tensor:
     if array.is_floating_point():
         low, high = array.aminmax()
         if not (low >= 0 and high <= 1):  # also true of nan
-            raise ClipError(
-                f"{name}: floating-point frames are expected in [0, 1], got {float(low):g} to {float(high):g}"
-            )
+            raise ClipError(f"{name}: floating-point frames lie in [0, 1], got {float(low):g} to {float(high):g}")
         array = (array.to(torch.float32) * 255.0).round().to(torch.uint8)
     elif array.dtype != torch.uint8:
         raise ClipError(f"{name}: uint8 or floating-point frames are expected, got {array.dtype}")

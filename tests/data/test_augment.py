@@ -123,7 +123,7 @@ def test_smooth_labels() -> None:
     targets = smooth_labels(torch.tensor([2, 0]), 4, 0.1)
     expected = torch.tensor([[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]])
     torch.testing.assert_close(targets, expected)
-    with pytest.raises(ValueError, match="^labels: "):
+    with pytest.raises(ValueError, match=r"^labels: "):
         smooth_labels(torch.tensor([4]), 4)
 
 
@@ -191,5 +191,5 @@ def test_bad_arguments_are_named(make, word: str) -> None:
 
 
 def test_mixing_wants_floats() -> None:
-    with pytest.raises(TypeError, match="^clips: "):
+    with pytest.raises(TypeError, match=r"^clips: "):
         Mix(3)(torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), torch.tensor([1]), generator())

@@ -94,9 +94,9 @@ def test_bad_configurations_are_named(changes: dict, word: str) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="^preset: "):
+    with pytest.raises(ValueError, match=r"^preset: "):
         WorldConfig.preset("huge")
-    with pytest.raises(ValueError, match="^split: "):
+    with pytest.raises(ValueError, match=r"^split: "):
         World("tiny").split("test")
 
 

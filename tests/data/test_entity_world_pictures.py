@@ -164,7 +164,7 @@ def test_boxes_hold_exactly_the_objects_pixels(preset: str, monkeypatch: pytest.
 
 
 def test_objects_cover_more_than_a_patch_and_are_told_apart() -> None:
-    """At 24 pixels and patches of 4: at least 20 pixels of every object; shapes of one colour overlap by 3/4 at most."""
+    """At 24 pixels and patches of 4: at least 20 pixels of every object; shapes of one colour differ."""
     world = World(WorldConfig.preset("cpu", objects=32, **PLAIN))
     radius = world.config.object_radius * world.config.size
     steps = (torch.arange(24) + 0.5 - 12) / radius
@@ -243,5 +243,5 @@ def test_normalise() -> None:
     )
     torch.testing.assert_close(normalise(frames).flatten(), expected)
     torch.testing.assert_close(normalise(frames / 255.0), normalise(frames))
-    with pytest.raises(ValueError, match="^frames: "):
+    with pytest.raises(ValueError, match=r"^frames: "):
         normalise(torch.zeros(4, 4))

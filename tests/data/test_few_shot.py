@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def test_exactly_k_of_every_class(shots: int) -> None:
 
 def test_nested_in_shots_and_different_between_seeds() -> None:
     sets = [set(few_shot_indices(labels(), k, seed=1)) for k in (2, 4, 8, 16)]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(sets))
     assert sets[3] != set(few_shot_indices(labels(), 16, seed=2))
 
 
@@ -58,7 +60,7 @@ def test_too_few_are_named() -> None:
         few_shot_indices([0, 0, 0, 1, 1], 3)
     with pytest.raises(ValueError, match="class 2 has 0"):
         few_shot_indices([0, 0, 1, 1], 1, classes=3)
-    with pytest.raises(ValueError, match="^shots: "):
+    with pytest.raises(ValueError, match=r"^shots: "):
         few_shot_indices([0], 0)
-    with pytest.raises(ValueError, match="^labels: "):
+    with pytest.raises(ValueError, match=r"^labels: "):
         few_shot_indices([], 1)

@@ -77,7 +77,7 @@ OBJECTS = (
     _object("hat", "hat", "orange", "round top on a wide bar"),
     _object("arrow", "chevron", "white", "bent in the middle"),
     _object("melon", "disc", "magenta", "round and full"),
-    _object("bucket", "cup", "blue", "square with an open top"),
+    _object("bucket", "cup", "white", "square with an open top"),
     _object("brick", "square", "orange", "square and full"),
     _object("tyre", "ring", "red", "round with a hole"),
     _object("tile", "diamond", "white", "pointed on four sides"),
