@@ -16,7 +16,7 @@ from torch import nn
 
 from alt.cost import count_macs
 
-__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "decreasing", "rows_of"]
+__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "curves", "decreasing", "mean_std", "rows_of"]
 
 
 class Point(NamedTuple):
@@ -130,7 +130,7 @@ def rows_of(
 
 def decreasing(rows: Sequence[TradeoffRow]) -> bool:
     """Whether multiply-accumulates fall strictly as r grows, within every method and schedule."""
-    return all(a.gmacs > b.gmacs for group in _groups(rows) for a, b in itertools.pairwise(group) if b.r > a.r)
+    return all(a.gmacs > b.gmacs for group in curves(rows).values() for a, b in itertools.pairwise(group) if b.r > a.r)
 
 
 def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:
@@ -139,7 +139,7 @@ def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[s
     Merging only throws information away, so a curve that rises with r by more than noise says that something is off.
     """
     found = []
-    for group in _groups(rows):
+    for group in curves(rows).values():
         for i, small in enumerate(group):
             for large in group[i + 1 :]:
                 gain = large.accuracy_mean - small.accuracy_mean
@@ -150,13 +150,17 @@ def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[s
     return found
 
 
-def _groups(rows: Sequence[TradeoffRow]) -> list[list[TradeoffRow]]:
-    """Rows that form one curve (same method, schedule and regime; r = 0 starts each of its method's), by r."""
-    curves: dict[tuple[str, float, str], list[TradeoffRow]] = {}
+def curves(rows: Sequence[TradeoffRow]) -> dict[tuple[str, float, str], list[TradeoffRow]]:
+    """(method, inflection, regime) -> its rows by r. The r = 0 of a method, trained without merging, starts each."""
+    found: dict[tuple[str, float, str], list[TradeoffRow]] = {}
     for row in rows:
         if row.r > 0:
-            curves.setdefault((row.method, row.inflection, row.regime), []).append(row)
-    for (method, _, _), curve in curves.items():
-        curve += [row for row in rows if row.r == 0 and row.method == method and not row.trained_r]
+            found.setdefault((row.method, row.inflection, row.regime), []).append(row)
+    starts = {row.method: row for row in rows if row.r == 0 and not row.trained_r}
+    for (method, _, _), curve in found.items():
+        curve += [starts[method]] if method in starts else []
         curve.sort(key=lambda row: row.r)
-    return list(curves.values())
+    for method, row in starts.items():
+        if not any(name[0] == method for name in found):
+            found[method, row.inflection, row.regime] = [row]
+    return found
