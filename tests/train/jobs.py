@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import queue as queue_module
 import signal
 import socket
 import sys
@@ -113,20 +115,21 @@ def _entry(queue: Any, function: Callable[..., Any], environment: dict[str, str]
         print("".join(traceback.format_exception(error)), file=sys.stderr)
         queue.put(("error", f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from None
-    queue.put(("done", answer))
+    # a tensor in a queue is a handle of shared memory, which would end with this process
+    queue.put(("done", pickle.dumps(answer)))
 
 
-def _context() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.jobs", "alt.train.run", "open_clip", "alt.models.alt"])
-    return context
+def context() -> Any:
+    """The fork server; a process of it starts with everything imported."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["tests.train.jobs", "alt.train.run", "open_clip", "alt.models.alt"])
+    return found
 
 
 def start(function: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None, **kwargs: Any) -> Any:
     """Run in a new process; to be passed to :func:`finish`."""
-    context = _context()
-    queue = context.Queue()
-    process = context.Process(target=_entry, args=(queue, function, environment or {}, args, kwargs))
+    queue = context().Queue()
+    process = context().Process(target=_entry, args=(queue, function, environment or {}, args, kwargs))
     process.start()
     return process, queue
 
@@ -138,7 +141,7 @@ def finish(started: Any, timeout: float = 120) -> Any:
         try:
             kind, answer = queue.get(timeout=0.2)
             break
-        except Exception:
+        except queue_module.Empty:
             if not process.is_alive() and queue.empty():
                 process.join()
                 raise Killed(f"exit code {process.exitcode}") from None
@@ -149,7 +152,7 @@ def finish(started: Any, timeout: float = 120) -> Any:
     process.join(timeout=30)
     if kind == "error":
         raise RuntimeError(answer)
-    return answer
+    return pickle.loads(answer)
 
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -98,7 +99,7 @@ def test_schedule_values() -> None:
     assert learning_rate_factor(200, 100, 10) == pytest.approx(0.01)
     assert learning_rate_factor(0, 100, 0) == 1
     values = [learning_rate_factor(step, 100, 10) for step in range(10, 101)]
-    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(values))
 
 
 def test_optimizer_and_schedule_together() -> None:

@@ -79,24 +79,26 @@ def test_the_same_run_twice_is_the_same(whole: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_resumed_is_said(whole: Path, tmp_path: Path) -> None:
-    from alt.errors import UserError
-    from alt.train import fit, load_config
+    def refused(folder: Path, match: str, *changes: str, resume: bool = True) -> None:
+        with pytest.raises(RuntimeError, match=f"^UserError: .*{match}"):
+            jobs.run(jobs.train, str(folder), [*PARTS, *changes], resume=resume)
 
-    config = load_config("entity-world-cpu", [*jobs.BASE, *PARTS])
-    with pytest.raises(UserError, match="no checkpoint at .* to resume from"):
-        fit(config, tmp_path, resume=True)
-    with pytest.raises(UserError, match="already holds a run"):
-        fit(config, whole)
-    with pytest.raises(UserError, match="complete: its last checkpoint is of step 8"):
-        fit(config, whole, resume=True)
-    other = load_config("entity-world-cpu", [*jobs.BASE, *PARTS, "optim.lr=2e-3"])
-    with pytest.raises(UserError, match=r"another configuration: optim\.lr was 0\.001 and is now 0\.002"):
-        fit(other, whole, resume=True)
+    refused(tmp_path, r"no checkpoint at .* to resume from\.")
+    refused(whole, "already holds a run", resume=False)
+    refused(whole, "complete: its last checkpoint is of step 8")
+    refused(whole, r"another configuration: optim\.lr was 0\.001 and is now 0\.002", "optim.lr=2e-3")
     shutil.copytree(whole, damaged := tmp_path / "damaged")
     last = damaged / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-2000])
-    with pytest.raises(UserError, match="not a readable checkpoint"):
-        fit(config, damaged, resume=True)
+    refused(damaged, "not a readable checkpoint")
     torch.save({"weights": torch.ones(2)}, last)
-    with pytest.raises(UserError, match="not a checkpoint of a training run"):
-        fit(config, damaged, resume=True)
+    refused(damaged, "not a checkpoint of a training run")
+
+
+def test_what_a_killed_save_left_is_swept(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, folder := tmp_path / "run")
+    left = folder / "checkpoints" / ".last.ckpt.abc.tmp"
+    left.write_bytes(b"half")
+    with pytest.raises(RuntimeError, match="complete"):
+        jobs.run(jobs.train, str(folder), PARTS, resume=True)
+    assert not left.exists()

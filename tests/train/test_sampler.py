@@ -15,9 +15,9 @@ from alt.train.sampler import Draw, EvenSampler, StepSampler, derive_seed
 def stream(length: int, batch: int, epochs: int, **kwargs: int) -> list[list[Draw]]:
     """The batches of some epochs, as Lightning asks for them."""
     out: list[list[Draw]] = []
-    parts = kwargs.get("parts", 1)
+    sampler = StepSampler(length, batch, seed=5, start=lambda: len(out) // sampler.parts, **kwargs)
     for _ in range(epochs):
-        out += list(StepSampler(length, batch, seed=5, start=lambda: len(out) // parts, **kwargs))
+        out.extend(list(sampler))
     return out
 
 
