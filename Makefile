@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo test test-slow bench aot lint format wheel clean distclean
+.PHONY: help install ext demo test test-slow bench gpu aot lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,13 @@ test-slow: $(STAMP) ## builds of wheels, torch.compile, several processes: the r
 
 bench: $(STAMP) ## benchmarks against their rivals (one thread)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
+
+# On a machine with a GPU, without network or .venv: $(PYTHON) has torch, triton, pytest and nvcc beside it.
+#   make gpu SECTIONS="test bench" OUT=folder BUDGET=seconds-a-section WHEELS=folder DEVICE=cpu (a dry run)
+gpu: ## everything that needs a GPU: test sanitize tune bench train (benchmarks/README.md)
+	PYTHONPATH="$(CURDIR):$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu $(SECTIONS) \
+	    $(if $(OUT),--out "$(OUT)") $(if $(DEVICE),--device $(DEVICE)) $(if $(BUDGET),--budget $(BUDGET)) \
+	    $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
 
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90, sm_100 and write their resources (no GPU needed)
 	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --out docs/kernels_resources.md

@@ -15,15 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def forward(tower: nn.Module, images: Tensor, r: int) -> Tensor:
-    """Embeddings ``[B, d]`` of ``images`` ``[B, 3, H, W]``, each block merging r tokens (at most half)."""
+def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
+    """Embeddings ``[B, d]`` of ``images`` ``[B, 3, H, W]``, each block merging r tokens (at most half).
+
+    ``masked``: attention by PyTorch's fused kernel with the log sizes as its mask, instead of step by step.
+    """
     t: Any = tower
     patches = t.conv1(images).flatten(2).transpose(1, 2)
     cls = t.class_embedding.expand(len(images), 1, -1)
     x = t.ln_pre(torch.cat([cls, patches], dim=1) + t.positional_embedding)
     size: Tensor | None = None
     for block in t.transformer.resblocks:
-        mixed, metric = attend(block.attn, block.ln_1(x), size)
+        mixed, metric = attend(block.attn, block.ln_1(x), size, masked)
         x = x + block.ls_1(mixed)
         removed = min(r, (x.shape[1] - 1) // 2)
         if removed:
@@ -33,11 +36,15 @@ def forward(tower: nn.Module, images: Tensor, r: int) -> Tensor:
     return t.ln_post(x[:, 0]) @ t.proj
 
 
-def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:
     """Attention's output ``[B, N, C]`` and the keys' mean over heads ``[B, N, D]``."""
     projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    if size is None:  # every size is 1 and its logarithm 0
+    if masked:
+        out = (
+            F.scaled_dot_product_attention(q, k, v) if size is None else rivals.attention_broadcast_mask(q, k, v, size)
+        )
+    elif size is None:  # every size is 1 and its logarithm 0
         out = ((q * attn.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     else:
         out = rivals.attention(q, k, v, size)

@@ -31,7 +31,7 @@ TARGETS = (80, 90, 100)
 # What a half-precision dot becomes: warps' own instruction, the warp group's, tensor memory's.
 MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
 ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
-NO_KERNELS = {"__init__", "aot", "aot_case", "host", "primitives", "tuning"}
+NO_KERNELS = {"__init__", "aot", "aot_case", "host", "tuner", "tuning"}
 INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it and cannot be compiled; unset it"
 
 

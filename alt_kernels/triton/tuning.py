@@ -6,14 +6,17 @@ A file holds, for every GPU it was tuned on and for ``"default"``, a list of ent
 
 ``when`` are sizes that do not change from block to block (channels, head dimension, entities), or buckets of one that
 does: a token count itself in a key would tune or compile anew in every block. The nearest entry is the one whose
-sizes differ least in their logarithms. Nothing is measured at run time. The default is conservative: it fits
-every GPU that Triton supports, and ``python -m alt_kernels.triton.aot`` compiles it.
+sizes differ least in their logarithms, among those of the GPU and those of the default whose sizes the GPU does not
+list; so a GPU lists only what was tuned on it. Nothing is measured at run time. The default is conservative: it fits
+sm_80 and later data-centre GPUs, and ``python -m alt_kernels.triton.aot`` compiles it for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from typing import Any
 import torch
 
 CONFIGS = Path(__file__).parent / "configs"
+
+_forced: dict[str, dict[str, Any]] = {}  # what a search tries at the moment, by stem
 
 
 @cache
@@ -75,7 +80,17 @@ def config(stem: str, **sizes: int) -> dict[str, Any]:
     Raises:
         ValueError: no such file, or ``sizes`` are not those that its entries name.
     """
-    return dict(_config(stem, device_name(), tuple(sizes.items())))
+    return dict(_forced.get(stem) or _config(stem, device_name(), tuple(sizes.items())))
+
+
+@contextlib.contextmanager
+def forced(stem: str, use: dict[str, Any]) -> Iterator[None]:
+    """Launches of op ``stem`` inside take ``use``, whatever their sizes; for the search of :mod:`.tuner`."""
+    _forced[stem] = use
+    try:
+        yield
+    finally:
+        del _forced[stem]
 
 
 @cache
@@ -84,7 +99,14 @@ def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> dict[
     named = devices["default"][0]["when"].keys()
     if wanted.keys() != named:
         raise ValueError(f"sizes: expected {sorted(named)} for {stem!r}, got {sorted(wanted)}")
-    return nearest(devices.get(device, devices["default"]), wanted)
+    return nearest(listed(devices, device), wanted)
+
+
+def listed(devices: dict[str, list[dict[str, Any]]], device: str) -> list[dict[str, Any]]:
+    """The entries a GPU chooses from: its own, then the default's of other sizes."""
+    own = devices.get(device, []) if device != "default" else []
+    sizes = [entry["when"] for entry in own]
+    return own + [entry for entry in devices["default"] if entry["when"] not in sizes]
 
 
 def shipped(stem: str, **sizes: int) -> list[dict[str, Any]]:

@@ -1,0 +1,277 @@
+"""A bounded search over launch configurations; it measures nothing itself and knows no GPU.
+
+From the configuration in use, one axis after the other (a field, or fields that go together) is tried at its other
+values; the fastest in one interleaved contest against the incumbent takes its place if it is faster by a margin that
+noise does not reach. A candidate must run (a tile that does not fit the shared memory raises when it is launched),
+must not spill registers where the incumbent does not, and must give the incumbent's result. Two sweeps at most, or
+until the time is up. ``benchmarks/gpu/tune.py`` brings the problems and the clock; ``make gpu SECTIONS=tune`` runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import tuning
+
+Use = dict[str, int]
+Call = Callable[[], Any]
+#: Interleaved seconds of every entrant, round by round.
+Timer = Callable[[Mapping[str, Sequence[Call]]], Mapping[str, Sequence[float]]]
+
+MARGIN = 0.02  # faster by less is noise
+SWEEPS = 2
+WARPS = (1, 2, 4, 8, 16)
+
+
+class Problem(NamedTuple):
+    """What is tuned: the entry's sizes, and calls of the op on one set of inputs after the other."""
+
+    stem: str
+    when: Use
+    calls: Sequence[Call]
+    axes: Sequence[Sequence[Use]]  # each a list of changes to a configuration
+
+
+class Search(NamedTuple):
+    """What came of one problem; seconds of a call before and after, ``tried`` with the time over the incumbent's."""
+
+    stem: str
+    when: Use
+    default: Use
+    use: Use
+    before: float
+    after: float
+    tried: list[tuple[Use, float]]
+    failures: list[str]
+    stopped: bool  # the time was up
+
+
+def axis(name: str, *values: int) -> list[Use]:
+    """Changes of one field."""
+    return [{name: value} for value in values]
+
+
+def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[Use]]:
+    """What is worth trying for an op: tiles, warps and stages around those that were chosen on paper.
+
+    ``prefixes``: the kernels of an assignment ("hard_", "rows_") or of attention's derivative ("key_", "query_").
+    """
+    if stem in ("weighted_merge", "merge_layer_norm"):
+        return [axis("R", 1, 2, 4, 8, 16), axis("num_warps", *WARPS)]
+    if stem == "merge_layer_norm_backward":
+        return [axis("num_warps", *WARPS), axis("programs", 132, 264, 528, 1056, 2112)]
+    if stem == "bipartite_matching":  # BA holds an image where one program does it
+        rows = [] if when["tokens"] <= 512 else [axis("BA", 64, 128)]
+        tiles = [axis("BB", 32, 64, 128), axis("BC", 32, 64, 128)]
+        return [*rows, *tiles, axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
+    if stem == "proportional_attention":
+        keys = when["keys"]
+        resident = [(64, 0), (128, 0), (128, 64), (128, 128), (256, 0)]
+        layouts = [{"resident": 1, "cols": c, "more_cols": m} for c, m in resident if c + m >= keys > c * (m > 0)]
+        layouts += [{"resident": 0, "cols": c, "more_cols": 0} for c in (32, 64, 128)]
+        return [layouts, axis("rows", 32, 64, 128), axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
+    if stem == "proportional_attention_backward":
+        found = []
+        if when["keys"] <= 256:
+            found.append(
+                [{"whole_head": 1, "key_cols": max(64, _power(when["keys"])), "key_rows": r} for r in (16, 32)]
+            )
+        for side in prefixes:
+            tiles = [axis(f"{side}rows", 16, 32, 64), axis(f"{side}cols", 32, 64, 128)]
+            found += [*tiles, axis(f"{side}num_warps", 4, 8), axis(f"{side}num_stages", 1, 2, 3)]
+        return found
+    if stem in ("gumbel_assignment", "gumbel_assignment_backward"):
+        found = []
+        for kernel in prefixes:
+            tiles = [axis(f"{kernel}BM", 64, 128), axis(f"{kernel}BK", 32, 64, 128), axis(f"{kernel}BD", 32, 64, 128)]
+            found += [*tiles, axis(f"{kernel}num_warps", 4, 8), axis(f"{kernel}num_stages", 2, 3, 4)]
+            found.append(axis(f"{kernel}programs", 264, 528, 1056))
+        return found
+    raise ValueError(f"stem: no axes are known for {stem!r}")
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Any]]:
+    """The compiled kernels that are launched inside, which know their spills; none under the interpreter."""
+    from triton.runtime.jit import JITFunction
+
+    launched: list[Any] = []
+    original = JITFunction.run
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kernel = original(self, *args, **kwargs)
+        launched.append(kernel)
+        return kernel
+
+    JITFunction.run = run  # type: ignore[method-assign]
+    try:
+        yield launched
+    finally:
+        JITFunction.run = original  # type: ignore[method-assign]
+
+
+def spilled(launched: Sequence[Any]) -> int:
+    return sum(int(getattr(kernel, "n_spills", 0) or 0) for kernel in launched)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """What a call returned, flat."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for part in value for t in tensors(part)] if isinstance(value, (tuple, list)) else []
+
+
+def agrees(got: Any, want: Any) -> bool:
+    """Floats to a few roundings of half precision of the largest; of integers, which ties may change, 99 of 100."""
+    pairs = list(zip(tensors(got), tensors(want), strict=True))
+    for left, right in pairs:
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        if left.is_floating_point():
+            scale = right.double().abs().nan_to_num(posinf=0.0).amax() if right.numel() else 1.0
+            close = (left.double() - right.double()).abs() <= 2.0**-5 * scale
+            if not bool((close | (left == right)).all()):
+                return False
+        elif left.numel() and float((left == right).double().mean()) < 0.99:
+            return False
+    return bool(pairs)
+
+
+def search(
+    problem: Problem, timer: Timer, *, seconds: float, clock: Callable[[], float] = time.monotonic, sweeps: int = SWEEPS
+) -> Search:
+    """The best configuration found for one problem within ``seconds``; the one in use where none is better."""
+    end = clock() + seconds
+    stem = problem.stem
+    default: Use = tuning.nearest(tuning.listed(tuning.load(stem), tuning.device_name()), problem.when)
+    best, tried, failures = dict(default), [], []
+    seen = {_key(default)}
+
+    def run(use: Use) -> tuple[Any, int]:
+        with tuning.forced(stem, use), watched() as launched:
+            return problem.calls[0](), spilled(launched)
+
+    want, allowed = run(default)
+    before = after = 0.0
+    stopped = False
+
+    def contest(candidates: dict[str, Use]) -> dict[str, list[float]]:
+        calls = {name: [_with(stem, use, call) for call in problem.calls] for name, use in candidates.items()}
+        return {name: list(found) for name, found in timer(calls).items()}
+
+    for _ in range(sweeps):
+        moved = False
+        for changes in problem.axes:
+            if stopped := clock() >= end:
+                break
+            candidates: dict[str, Use] = {}
+            for change in changes:
+                use = best | change
+                if _key(use) in seen or not change.keys() <= best.keys():
+                    continue
+                seen.add(_key(use))
+                try:
+                    got, spills = run(use)
+                except Exception as error:  # does not fit, does not compile
+                    failures.append(f"{_text(change)}: {type(error).__name__}")
+                    continue
+                if spills > allowed:
+                    failures.append(f"{_text(change)}: spills")
+                elif not agrees(got, want):
+                    failures.append(f"{_text(change)}: another result")
+                else:
+                    candidates[_text(change)] = use
+                if stopped := clock() >= end:
+                    break
+            if not candidates:
+                if stopped:
+                    break
+                continue
+            times = contest({"incumbent": best, **candidates})
+            base = times["incumbent"]
+            ratios = {
+                name: statistics.median(t / b for t, b in zip(times[name], base, strict=True)) for name in candidates
+            }
+            tried += [(candidates[name], ratio) for name, ratio in ratios.items()]
+            before = before or statistics.median(base)
+            name = min(ratios, key=lambda n: ratios[n])
+            if ratios[name] < 1 - MARGIN:
+                best, moved = candidates[name], True
+        if stopped or not moved:
+            break
+    if best != default:  # once more, side by side: the sum of many small contests is not to be trusted
+        times = contest({"default": default, "best": best})
+        before, after = statistics.median(times["default"]), statistics.median(times["best"])
+        if statistics.median(b / d for b, d in zip(times["best"], times["default"], strict=True)) >= 1 - MARGIN:
+            best = dict(default)
+    return Search(stem, problem.when, dict(default), best, before, after or before, tried, failures, stopped)
+
+
+def _with(stem: str, use: Use, call: Call) -> Call:
+    def run() -> Any:
+        with tuning.forced(stem, use):
+            return call()
+
+    return run
+
+
+def _key(use: Use) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(use.items()))
+
+
+def _text(change: Use) -> str:
+    return " ".join(f"{name}={value}" for name, value in change.items())
+
+
+def entries(found: Sequence[Search]) -> dict[str, list[dict[str, Any]]]:
+    """By stem, what differs from the default, as ``configs/<stem>.json`` lists it."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for result in found:
+        if result.use != result.default:
+            kept.setdefault(result.stem, []).append({"when": dict(result.when), "use": dict(result.use)})
+    return kept
+
+
+def store(stem: str, device: str, listed: Sequence[Mapping[str, Any]]) -> None:
+    """Put entries of a GPU into the op's file: those of the same sizes are replaced, the others stay.
+
+    Raises:
+        ValueError: ``device`` is "default", which is chosen by hand, or an entry is not as the file's others.
+    """
+    if device == "default":
+        raise ValueError("device: expected the name of a GPU, got 'default', which is not tuned on one")
+    path = tuning.CONFIGS / f"{stem}.json"
+    before = path.read_text()
+    devices = json.loads(before)
+    sizes = [entry["when"] for entry in listed]
+    kept = [entry for entry in devices.get(device, []) if entry["when"] not in sizes]
+    devices[device] = [*kept, *listed]
+    blocks = []
+    for name, group in devices.items():
+        lines = ",\n".join(f"    {json.dumps(entry)}" for entry in group)
+        blocks.append(f"  {json.dumps(name)}: [\n{lines}\n  ]")
+    path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
+    forget()
+    try:
+        tuning.load(stem)
+    except (ValueError, KeyError) as error:
+        path.write_text(before)
+        forget()
+        raise ValueError(f"listed: {error}") from error
+
+
+def forget() -> None:
+    """Files are read anew; what was looked up before is looked up again."""
+    for function in (tuning.load, tuning._config):
+        function.cache_clear()

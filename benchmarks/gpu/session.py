@@ -1,0 +1,107 @@
+"""One run of the entry: where it runs, what it may spend, and the files it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+Record = dict[str, Any]
+
+
+class Session(NamedTuple):
+    """``dry``: the same code on a CPU with tiny shapes, to prove it where there is no GPU; its times mean nothing."""
+
+    device: torch.device
+    out: Path
+    budget: float  # seconds of each section
+    facts: Record
+    dry: bool = False
+
+
+class Budget:
+    """The seconds a section may spend. What no longer fits is left out, and said so."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self.left_out: list[str] = []
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def left(self) -> float:
+        return self._end - self._clock()
+
+    def has(self, needed: float, what: str) -> bool:
+        """Whether ``needed`` seconds are left; if not, ``what`` goes to the list of what was left out."""
+        if self.left() >= needed:
+            return True
+        self.left_out.append(f"{what}: no time left")
+        return False
+
+
+def source_hash() -> str:
+    """Of the code that was measured, for a copy of the tree that has no git: names and contents in order."""
+    digest = hashlib.sha256()
+    folders = ("alt_kernels", "alt", "csrc", "benchmarks")
+    paths = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in (".py", ".h", ".cpp", ".cu")]
+    for path in paths:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def facts(device: torch.device) -> Record:
+    """The machine, the versions and the commit: ``COMMIT`` names it where there is no git."""
+    import machine
+
+    found = machine.describe(device) | {"source": source_hash()}
+    if found["commit"] == "unknown" and os.environ.get("COMMIT"):
+        found["commit"] = os.environ["COMMIT"]
+    return found
+
+
+def write(session: Session, section: str, record: Record, seconds: float, left_out: list[str]) -> Path:
+    """``OUT/<section>.json``, rounded to what a timing is good for."""
+    session.out.mkdir(parents=True, exist_ok=True)
+    whole = {
+        "section": section,
+        "dry_run": session.dry,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seconds": seconds,
+        "budget": session.budget,
+        "facts": session.facts,
+        "left_out": left_out,
+        **record,
+    }
+    path = session.out / f"{section}.json"
+    path.write_text(json.dumps(rounded(whole), indent=1) + "\n")
+    return path
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(k): rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """Plain text columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
+
+    def line(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return [line(heads), "  ".join("-" * w for w in widths), *map(line, rows)]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"

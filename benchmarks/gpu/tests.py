@@ -1,0 +1,77 @@
+"""Section `test`: pytest over what a GPU adds, each test reported as it ends, stopped cleanly when time is up."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from .session import ROOT, Budget, Record, Session, table
+
+FOLDERS = ("tests/gpu", "tests/triton")
+#: Rest for pytest to start, to end, and for the last test of every process.
+MARGIN = 30.0
+
+
+def run(session: Session, budget: Budget) -> Record:
+    """``tests/gpu`` and the kernels' own tests, which compile for the GPU where ALT_KERNELS_TEST_DEVICE says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "tests.jsonl"
+        status, tail = _pytest(session, budget, log)
+        lines = log.read_text().splitlines() if log.exists() else []
+    return summary([json.loads(line) for line in lines], status, tail, budget)
+
+
+def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]]:
+    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*FOLDERS, "-m", "not slow or gpu"]
+    if not session.dry and importlib.util.find_spec("xdist"):  # most of the time is Triton's compiler, on the CPU
+        arguments += ["-n", str(min(8, os.cpu_count() or 1))]
+    environment = os.environ | {
+        "ALT_KERNELS_TEST_DEVICE": session.device.type,
+        "ALT_GPU_TEST_LOG": str(log),
+        "ALT_GPU_TEST_SECONDS": str(max(0.0, budget.left() - MARGIN)),
+        "OMP_NUM_THREADS": "1",
+    }
+    if not session.dry:
+        environment.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu.pytest_report", "-p", "no:cacheprovider", *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=budget.left()
+        )
+    except subprocess.TimeoutExpired as error:
+        budget.left_out.append("tests: one was still running when the time was up")
+        text = error.stdout or b""
+        return 124, (text.decode(errors="replace") if isinstance(text, bytes) else text).splitlines()[-20:]
+    return done.returncode, (done.stdout + done.stderr).splitlines()[-20:]
+
+
+def summary(reports: list[Record], status: int, tail: list[str], budget: Budget) -> Record:
+    """Counts by file and outcome, and the text of every failure."""
+    late = [r["test"] for r in reports if r["outcome"] == "left out"]
+    if late:
+        budget.left_out.append(f"{len(late)} tests, from {late[0]} on")
+    failures = [r for r in reports if r["outcome"] in ("failed", "error")]
+    counts: dict[str, Counter[str]] = {}
+    for report in reports:
+        counts.setdefault(report["test"].split("::")[0], Counter())[report["outcome"]] += 1
+    kinds = ("passed", "failed", "error", "skipped", "left out")
+    rows = [[path, *(str(found[kind]) for kind in kinds)] for path, found in sorted(counts.items())]
+    record: Record = {
+        "status": status,
+        "counts": {path: dict(found) for path, found in counts.items()},
+        "failures": failures[:100],
+        "skipped": sorted({r["why"] for r in reports if r["outcome"] == "skipped" and r.get("why")}),
+        "table": [*table(["tests", *kinds], rows), *(f"FAILED {r['test']}" for r in failures[:30])],
+    }
+    # 0: all passed, 5: nothing collected, which is a failure here as well.
+    record["failed"] = [r["test"] for r in failures] or ([f"pytest ended with {status}"] if status else [])
+    if status:
+        record["tail"] = tail
+        record["table"] += tail[-5:] if not failures else []
+    return record
