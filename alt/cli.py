@@ -19,6 +19,8 @@ def build_app() -> typer.Typer:
     import typer
 
     from alt.demo.command import demo
+    from alt.embedded.tradeoff_command import tradeoff
+    from alt.evaluate.command import cost, evaluate
     from alt.train.command import train
 
     app = typer.Typer(
@@ -44,6 +46,9 @@ def build_app() -> typer.Typer:
 
     app.command("demo")(demo)
     app.command("train")(train)
+    app.command("eval")(evaluate)
+    app.command("tradeoff")(tradeoff)
+    app.command("cost")(cost)
     return app
 
 

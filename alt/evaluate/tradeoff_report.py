@@ -93,7 +93,9 @@ def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[
     text = "# Accuracy against cost\n\n" + markdown(tradeoff.rows)
     text += "\n" + "\n".join(f"- {name}: {value}" for name, value in tradeoff.setting.items()) + "\n"
     if found["paper"]:
-        text += "\n# The paper's models\n\nGMACs are counted here; GFLOPs and accuracies are the paper's, on Kinetics-400."
+        text += (
+            "\n# The paper's models\n\nGMACs are counted here; GFLOPs and accuracies are the paper's, on Kinetics-400."
+        )
         text += "\n\n" + paper_markdown(found["paper"])
     contents = {
         "tradeoff.json": json.dumps(found, indent=1) + "\n",
@@ -144,6 +146,9 @@ def _title(setting: Mapping[str, Any]) -> str:
 
 def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
     named = set()
+    small = max(row.gmacs for row in rows) < 1
+    scale, unit = (1e3, "1e6") if small else (1.0, "1e9")
+    rows = [row._replace(gmacs=scale * row.gmacs) for row in rows]
     groups = curves(rows)
     for number, (name, curve) in enumerate(groups.items()):
         offset = 0.004 * (number - (len(groups) - 1) / 2)  # curves share their costs: side by side, not on top
@@ -167,7 +172,7 @@ def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
     high = max(row.accuracy_mean + (row.accuracy_std or 0) for row in rows)
     room = max(high - low, 1.0)
     axis.set_ylim(low - 0.08 * room, high + 0.14 * room)
-    axis.set_xlabel("1e9 multiply-accumulates a clip (the literature's GFLOPs)")
+    axis.set_xlabel(f"{unit} multiply-accumulates a clip (1e9 of them: one of the literature's GFLOPs)")
     axis.set_ylabel("top-1 %, mean ± standard deviation over seeds")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
 
@@ -184,7 +189,7 @@ def _printed(axis: Any, printed: Sequence[Mapping[str, Any]]) -> None:
     axis.plot(gflops, top, "o--", color=COLOURS[3], ms=5, lw=1, fillstyle="none", label="the paper's GFLOPs")
     axis.plot(native, top, "o-", color=COLOURS[0], ms=5, lw=1, label="GMACs as done here")
     for row, x, y in zip(printed, gflops, top, strict=True):
-        axis.annotate(f"r={row['r']}", (x, y), (4, 6), textcoords="offset points", size=8)
+        axis.annotate(f"r={row['r']}", (x, y), (5, -12), textcoords="offset points", size=8)
     axis.set_ylim(min(top) - 0.35, max(top) + 0.25)
     axis.set_xlim(min(native) - 8, max(gflops) + 14)
     axis.set_xlabel("GFLOPs of 8 frames")

@@ -1,0 +1,140 @@
+"""A trained model from a file, clips from a list, and the sweep over r of the one on the other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alt.data.clips import ClipFiles
+from alt.errors import UserError, one_line
+from alt.models.video_model import VideoModel
+
+from .run import evaluate
+from .tradeoff import Point, Tradeoff, rows_of
+from .views import Views
+
+__all__ = ["at_r", "clip_files", "open_model", "parse_reduction", "sweep"]
+
+
+def open_model(path: str | Path, device: str | torch.device = "cpu") -> VideoModel:
+    """The video model of a .safetensors file, or of a run's folder that holds model.safetensors, in evaluation mode.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    from alt.models.weights import load_model
+
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; expected a .safetensors file or the folder of a run that ended.")
+    if path.suffix == ".ckpt":
+        raise UserError(f"{path}: a checkpoint to go on training from; the run writes model.safetensors at its end.")
+    try:
+        place = torch.device(device)
+        if place.type == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: this machine has no CUDA device that torch can use.")
+        return load_model(path, place).eval()
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not a model that can be used here ({one_line(error)}).") from None
+
+
+def clip_files(model: VideoModel, data: str | Path, labels: str | Path | None, views: str = "1x1") -> ClipFiles:
+    """The clips of a list file in the frames and size of ``model``.
+
+    Raises:
+        UserError: unreadable files, or other classes than the model's.
+    """
+    try:
+        wanted = Views.parse(views)
+        dataset = ClipFiles(
+            data,
+            labels,
+            frames=model.config.frames,
+            size=int(model.backbone.visual.image_size[0]),
+            crops=wanted.crops,
+            clips=wanted.clips,
+        )
+    except ValueError as error:
+        raise UserError(f"{one_line(error, 300)}.") from None
+    if not model.classes:
+        raise UserError("The checkpoint has no classes: set_classes was never called on it.")
+    if labels is not None and dataset.class_names != model.classes:
+        first = next(
+            (i for i, (a, b) in enumerate(zip(dataset.class_names, model.classes, strict=False)) if a != b), None
+        )
+        why = (
+            f"{len(dataset.class_names)} there, {len(model.classes)} in the checkpoint"
+            if first is None
+            else f"number {first} is '{dataset.class_names[first]}' there and '{model.classes[first]}' in the checkpoint"
+        )
+        raise UserError(f"{labels}: the classes are not those of the checkpoint: {why}.")
+    if int(dataset.labels.max()) >= len(model.classes):
+        raise UserError(
+            f"{data}: label {int(dataset.labels.max())}, but the checkpoint has {len(model.classes)} classes."
+        )
+    return dataset
+
+
+def parse_reduction(text: str) -> int | float | tuple[int, ...]:
+    """``"8"``, a share ``"0.05"``, or one number a block ``"16,16,0"``."""
+    words = [word.strip() for word in text.split(",")]
+    try:
+        numbers = [float(word) if "." in word else int(word) for word in words]
+    except ValueError:
+        raise UserError(f"--r takes a number, a share such as 0.05 or a list such as 16,8,0, got '{text}'.") from None
+    if len(numbers) == 1:
+        return numbers[0]
+    if not all(isinstance(number, int) for number in numbers):
+        raise UserError(f"--r takes whole numbers in a list, one a block, got '{text}'.")
+    return tuple(int(number) for number in numbers)
+
+
+def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
+    """A model with the same weights (shared, not copied) that merges another number of tokens."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    changed = copy.deepcopy(model, memo)
+    try:
+        if inflection and isinstance(r, int) and r > 0:
+            from alt.patch.schedule import tilted
+
+            r = tilted(r, inflection, len(model.backbone.visual.transformer.resblocks))
+        changed.r = r
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--r: {one_line(error, 300)}.") from None
+    return changed
+
+
+def sweep(
+    model: VideoModel,
+    dataset: Any,
+    r: Sequence[int],
+    *,
+    inflections: Sequence[float] = (0.0, -1.0),
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    measure: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tradeoff:
+    """The trade-off of one checkpoint at test time. ``trained_r`` is the r it was saved with."""
+    saved = model.config.r
+    trained = saved if isinstance(saved, int) else None
+    name = type(model).__name__.removesuffix("Model") + f" {model.config.backbone}"
+    points = [Point(name, value, slope, trained) for slope in inflections for value in r if value or not slope]
+    found = {}
+    for point in points:
+        say(f"r = {point.r}, inflection {point.inflection:g}")
+        result = evaluate(at_r(model, point.r, point.inflection), dataset, batch_size=batch_size, device=device)
+        found[point] = [result.top1]
+    rows = rows_of(
+        found, lambda point: at_r(model, point.r, point.inflection), clips=batch_size, device=device, measure=measure
+    )
+    setting = {"data": f"{len(dataset)} clips of {len(model.classes)} classes", "trained at r": saved, "seeds": 1}
+    return Tradeoff(tuple(rows), setting)
