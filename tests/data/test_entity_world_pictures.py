@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from alt.data.entity_world import EntityWorldDataset, World, WorldConfig, normalise
+from alt.data.entity_world import EntityWorldDataset, World, WorldConfig, normalise, sheet
 from alt.data.entity_world import render as rendering
 from alt.data.entity_world.counter import philox, pixel_noise, uniforms
 from alt.data.entity_world.paths import lay_out, phases
@@ -245,3 +246,26 @@ def test_normalise() -> None:
     torch.testing.assert_close(normalise(frames / 255.0), normalise(frames))
     with pytest.raises(ValueError, match=r"^frames: "):
         normalise(torch.zeros(4, 4))
+
+
+# --- what shipped weights depend on ---
+
+
+def test_pictures_are_those_that_the_small_clip_was_trained_on(world: World) -> None:
+    """Mean grey level of seven clips. Where this changes, weights trained on the world have to be made anew."""
+    specs = [*world.split("seen-train")[:400:80], world.split("transfer-a-1")[7], world.split("transfer-b-3")[11]]
+    atoms = [(4, 2, 5, 0), (8, 3, 5, 2), (2, 1, 3, 4), (4, 2, 1, 0), (8, 3, 4, 2), (9, 0, 2, 5), (0, 0, 4, 6)]
+    assert [tuple(spec[2:6]) for spec in specs] == atoms
+    means = world.render(specs).frames.double().mean((1, 2, 3, 4))
+    expected = [80.07, 63.08, 76.40, 107.74, 67.16, 68.89, 67.31]
+    assert float((means - torch.tensor(expected)).abs().max()) < 0.02
+
+
+def test_sheet(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = sheet.contact_sheet(world, enlarge=1)
+    assert picture.shape == (3, 4 * 28, 2 * 4 * 28 + 8)
+    first = next(s for s in world.split("ssv2-test") if s.motion == 0)
+    assert torch.equal(picture[:, 2:26, 2:26], world.render([first]).frames[0, 0])
+    monkeypatch.setattr("sys.argv", ["sheet", "tiny", str(tmp_path / "world.png")])
+    sheet.main()
+    assert (tmp_path / "world.png").stat().st_size > 1000
