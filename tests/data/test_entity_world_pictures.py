@@ -269,3 +269,15 @@ def test_sheet(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.argv", ["sheet", "tiny", str(tmp_path / "world.png")])
     sheet.main()
     assert (tmp_path / "world.png").stat().st_size > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_another_device_gives_the_same_pictures_to_a_grey_level(preset: str) -> None:
+    world = World(preset)
+    specs = world.split("seen-test")[:64]
+    here, there = world.render(specs), world.render(specs, "cuda")
+    assert int((here.frames.int() - there.frames.cpu().int()).abs().max()) <= 1
+    assert float((here.boxes - there.boxes.cpu()).abs().max()) <= 1
+    images = world.images(64, device="cuda")
+    assert images.local_captions == world.images(64).local_captions
