@@ -12,40 +12,60 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .corpus import Corpus
     from .cost import CostReport, count_macs
-    from .models import AltConfig, VideoModel, create_model, list_models
+    from .models import (
+        AltConfig,
+        TextEncoder,
+        VideoModel,
+        create_model,
+        create_text_encoder,
+        list_models,
+        load_model,
+        save_model,
+    )
     from .patch import PatchHandle, get_handle, patch_clip, unpatch
     from .train import TrainConfig, fit, load_config
 
 _HOME = {
     "TrainConfig": "alt.train",
     "AltConfig": "alt.models",
+    "Corpus": "alt.corpus",
     "CostReport": "alt.cost",
     "PatchHandle": "alt.patch",
+    "TextEncoder": "alt.models",
     "VideoModel": "alt.models",
     "count_macs": "alt.cost",
     "create_model": "alt.models",
+    "create_text_encoder": "alt.models",
     "fit": "alt.train",
     "get_handle": "alt.patch",
     "list_models": "alt.models",
     "load_config": "alt.train",
+    "load_model": "alt.models",
     "patch_clip": "alt.patch",
+    "save_model": "alt.models",
     "unpatch": "alt.patch",
 }
 
 __all__ = [
     "AltConfig",
+    "Corpus",
     "CostReport",
     "PatchHandle",
+    "TextEncoder",
     "TrainConfig",
     "VideoModel",
     "count_macs",
     "create_model",
+    "create_text_encoder",
     "fit",
     "get_handle",
     "list_models",
     "load_config",
+    "load_model",
     "patch_clip",
+    "save_model",
     "unpatch",
 ]
 
