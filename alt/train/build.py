@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,6 @@ from alt.errors import UserError, one_line
 
 from .checkpoint import write_errors
 from .config import TrainConfig
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from .module import VideoLearner
 
 
 def build_model(
@@ -134,11 +129,9 @@ def load_start(model: nn.Module, path: Path) -> str:
     return f"Started from {path}: {len(fits)} of {len(own)} parameters."
 
 
-def export(trainer: Trainer, learner: VideoLearner, path: Path) -> None:
+def export(model: nn.Module, path: Path) -> None:
     """The weights as one safetensors file, whole or not at all."""
-    if not trainer.is_global_zero:
-        return
     from alt.models.weights import save_model
 
     with write_errors():
-        save_model(learner.model, path)
+        save_model(model, path)

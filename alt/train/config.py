@@ -310,6 +310,8 @@ def smoke(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     over["model"]["name"] = f"{family}-mini"
     if config.model.corpus == "labels" or config.model.corpus is None:
         over["model"]["corpus"] = config.model.corpus
+    if config.data.shots is not None:  # the smallest world has four clips of a class
+        over["data"]["shots"] = min(config.data.shots, 4)
     r = config.model.r
     # The small tower has four blocks of 37 tokens at most, a list of another length would not fit it.
     over["model"]["r"] = (min(r, 4) if not isinstance(r, float) else r) if not isinstance(r, tuple) else 4

@@ -94,6 +94,13 @@ class VideoLearner(LightningModule):
         self.log("val_top1", self.top1, on_epoch=True, prog_bar=True)
         self.log("val_top5", self.top5, on_epoch=True)
 
+    def configure_model(self) -> None:
+        mesh = getattr(self, "device_mesh", None)  # Lightning sets it where parameters are sharded
+        if mesh is not None and self.config.trainer.strategy == "fsdp":
+            from .fsdp import shard
+
+            shard(self.model, mesh["data_parallel"])
+
     def groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.model, self.config.optim)
 

@@ -90,7 +90,7 @@ def fit(
 
     trainer = build_trainer(config, folder, learner, data, done, report, callbacks)
     _run(trainer, learner, data, last if resume else None)
-    return _finish(trainer, learner, folder, report)
+    return _finish(trainer, learner, data, folder, report)
 
 
 def resume_step(config: TrainConfig, last: Path) -> int:
@@ -155,7 +155,7 @@ def build_trainer(
             log_every_n_steps=settings.log_every,
             logger=_loggers(folder, done),
             callbacks=watchers,
-            plugins=[AtomicCheckpointIO()] if settings.strategy != "fsdp" else None,
+            plugins=[AtomicCheckpointIO()],
             enable_progress_bar=bar,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -228,10 +228,16 @@ def _run(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from: P
             raise UserError(f"Training stopped: {error.filename or ''} {error.strerror or one_line(error)}.") from error
 
 
-def _finish(trainer: Trainer, learner: VideoLearner, folder: Path, report: Say) -> RunResult:
+def _finish(trainer: Trainer, learner: VideoLearner, data: ClipData, folder: Path, report: Say) -> RunResult:
     weights = folder / "model.safetensors"
     trainer.save_checkpoint(folder / LAST, weights_only=False)
-    export(trainer, learner, weights)
+    if trainer.is_global_zero:
+        model = learner.model
+        if learner.config.trainer.strategy == "fsdp":  # sharded here, whole in the checkpoint
+            model = build_model(learner.config, learner.classes, data.sources.world)
+            state = read_checkpoint(folder / LAST)["state_dict"]
+            model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        export(model, weights)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     report(f"Wrote {weights}")
     return RunResult(folder, folder / LAST, weights, int(trainer.global_step), metrics)

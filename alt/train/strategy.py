@@ -44,7 +44,7 @@ def make_strategy(settings: TrainerSection, devices: int, nodes: int) -> Any:
     from lightning.pytorch.strategies import DDPStrategy
 
     if settings.strategy == "fsdp":
-        from .fsdp import ShardedStrategy
+        from .fsdp import make_sharded
 
-        return ShardedStrategy()
+        return make_sharded(devices * nodes)
     return DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
