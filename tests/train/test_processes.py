@@ -61,6 +61,18 @@ def test_a_run_of_two_processes(tmp_path: Path) -> None:
     assert jobs.same(jobs.parameters(tmp_path / "killed"), jobs.parameters(tmp_path / "two"))
 
 
+@pytest.mark.slow
+def test_sharded_parameters(tmp_path: Path) -> None:
+    sharded = [*PLAIN, "trainer.strategy=fsdp"]
+    jobs.run(jobs.train, str(tmp_path / "one"), PLAIN)
+    jobs.together(2, jobs.train, str(tmp_path / "two"), sharded)
+    close(jobs.parameters(tmp_path / "two"), jobs.parameters(tmp_path / "one"), 1e-3)
+    with pytest.raises(jobs.Killed):
+        jobs.together(2, jobs.train, str(tmp_path / "killed"), sharded, kill=(4, "batch"))
+    jobs.together(2, jobs.train, str(tmp_path / "killed"), sharded, resume=True)
+    assert jobs.same(jobs.parameters(tmp_path / "killed"), jobs.parameters(tmp_path / "two"))
+
+
 SCRIPT = """
 import sys
 from tests.train import jobs
