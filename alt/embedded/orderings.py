@@ -1,0 +1,199 @@
+"""Which method is ahead of which: statements that have to hold over seeds, and others that are only reported."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+__all__ = ["Ordering", "Results", "orderings"]
+
+Results = Mapping[str, Sequence[Mapping[str, float]]]
+"""method -> what ``run_method`` found, one a seed, the seeds in the same order for all methods."""
+
+
+class Ordering(NamedTuple):
+    """A statement and what was found.
+
+    key: "a" to "g", or a word; gated: whether it has to hold; holds: whether it does, None where it was not run;
+    found: the numbers, mean and spread over seeds; seeds: how many.
+    """
+
+    key: str
+    statement: str
+    gated: bool
+    holds: bool | None
+    found: str
+    seeds: int
+
+
+class Series(tuple[float, ...]):
+    """One number a seed."""
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self) / len(self)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation; 0 for one seed."""
+        if len(self) == 1:
+            return 0.0
+        return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self) / (len(self) - 1))
+
+    def minus(self, other: Sequence[float]) -> Series:
+        """Seed by seed."""
+        return Series(a - b for a, b in zip(self, other, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+def orderings(results: Results, *, classes: int, steps: int) -> list[Ordering]:
+    """All statements, in order. What lacks a method or a number is told as not run.
+
+    Args:
+        results: see ``Results``. classes: number of seen classes. steps: that the adapters were trained.
+    """
+    found = _Found(results)
+    rows = [_reversal_blind(found), _reversal_seen(found, steps), _motion_family(found), _merging(found)]
+    rows += [_grounding(found), _shots(found), _initialisation(found), _chance(found, classes)]
+    rows += _reported(found)
+    return rows
+
+
+class _Found:
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    def get(self, method: str, name: str) -> Series | None:
+        runs = self.results.get(method)
+        if not runs or any(name not in run for run in runs):
+            return None
+        return Series(run[name] for run in runs)
+
+    def difference(self, first: str, second: str, name: str) -> Series | None:
+        one, other = self.get(first, name), self.get(second, name)
+        return None if one is None or other is None or len(one) != len(other) else one.minus(other)
+
+
+def _row(key: str, statement: str, gated: bool, parts: Sequence[Series | None], holds: bool, found: str) -> Ordering:
+    if any(part is None for part in parts):
+        return Ordering(key, statement, gated, None, "not run", 0)
+    return Ordering(key, statement, gated, holds, found, min(len(part) for part in parts if part is not None))
+
+
+NAME = "ALT r=2"  # the model as it comes
+BLIND = ("CLIP-Mean", "MLP", "ALT no conv")
+
+
+def _reversal_blind(found: _Found) -> Ordering:
+    flipped = {name: found.get(name, "changed by reversal") for name in BLIND}
+    known = {name: value for name, value in flipped.items() if value is not None}
+    text = ", ".join(f"{name} {max(value):.2f} %" for name, value in known.items())
+    holds = len(known) == len(flipped) and all(max(value) == 0 for value in known.values())
+    statement = f"played backwards, no decision of {', '.join(BLIND)} changes"
+    return _row("a", statement, True, list(flipped.values()), holds, f"decisions changed: {text}")
+
+
+def _reversal_seen(found: _Found, steps: int) -> Ordering:
+    statement = f"played backwards, MIT and ALT lose 20 points or more (after {steps} steps)"
+    drops = {}
+    for name in ("MIT", NAME):
+        forward, backward = found.get(name, "seen"), found.get(name, "reversed")
+        drops[name] = None if forward is None or backward is None else forward.minus(backward)
+    holds = all(drop is not None and drop.mean >= 20 for drop in drops.values())
+    text = ", ".join(f"{name} {drop}" for name, drop in drops.items())
+    return _row("a", statement, True, list(drops.values()), holds, f"points lost: {text}")
+
+
+def _motion_family(found: _Found) -> Ordering:
+    statement = "classes told apart by their motion: ALT within 5 points of MIT or ahead, both ahead of the mean"
+    names = (NAME, "MIT", "MLP", "CLIP-Mean")
+    alt, mit, mlp, mean = parts = [found.get(name, "seen motion") for name in names]
+    holds = (
+        alt is not None
+        and mit is not None
+        and mlp is not None
+        and mean is not None
+        and alt.mean >= mit.mean - 5
+        and min(alt.mean, mit.mean) > max(mlp.mean, mean.mean)
+    )
+    text = ", ".join(f"{name} {part}" for name, part in zip(names, parts, strict=True))
+    return _row("b", statement, True, parts, holds, text)
+
+
+def _merging(found: _Found) -> Ordering:
+    statement = "as r grows GMACs fall, and accuracy does not rise by more than 2 points at any r over a smaller one"
+    names = ("ALT r=0", "ALT r=2", "ALT r=4", "ALT r=6")
+    accuracy = [found.get(name, "seen") for name in names]
+    cost = [found.get(name, "gmacs") for name in names]
+    holds = False
+    if all(part is not None for part in accuracy + cost):
+        means = [part.mean for part in accuracy if part is not None]
+        costs = [part.mean for part in cost if part is not None]
+        holds = all(b - a <= 2 for i, a in enumerate(means) for b in means[i + 1 :])
+        holds = holds and all(b < a for a, b in itertools.pairwise(costs))
+    text = ", ".join(
+        f"{name.removeprefix('ALT ')} {a} at {c.mean:.4f} GMACs"
+        for name, a, c in zip(names, accuracy, cost, strict=True)
+        if a is not None and c is not None
+    )
+    return _row("c", statement, True, accuracy + cost, holds, text)
+
+
+def _grounding(found: _Found) -> Ordering:
+    planted, wrong = found.get(NAME, "planted"), found.get(NAME, "wrong")
+    statement = "the planted object is among a frame's entities five times as often as a wrong object"
+    holds = planted is not None and wrong is not None and planted.mean >= 5 * wrong.mean
+    return _row("d", statement, True, [planted, wrong], holds, f"planted {planted} %, wrong {wrong} % of the frames")
+
+
+def _shots(found: _Found) -> Ordering:
+    few, many = found.get(NAME, "2-shot"), found.get(NAME, "16-shot")
+    holds = few is not None and many is not None and many.mean > few.mean
+    return _row("e", "16 shots are better than 2", True, [few, many], holds, f"2-shot {few}, 16-shot {many}")
+
+
+def _initialisation(found: _Found) -> Ordering:
+    gain = found.difference(NAME, "ALT literal init", "2-shot")
+    one, other = found.get(NAME, "2-shot"), found.get("ALT literal init", "2-shot")
+    statement = "2-shot: residual, zero-initialised outputs are better than the literal initialisation"
+    holds = gain is not None and gain.mean > 0
+    return _row("f", statement, True, [gain], holds, f"{one} against {other}, gain {gain}")
+
+
+def _chance(found: _Found, classes: int) -> Ordering:
+    accuracy = found.get(NAME, "seen")
+    holds = accuracy is not None and accuracy.mean >= 500 / classes
+    statement = f"ALT is right five times as often as chance ({100 / classes:.1f} %)"
+    return _row("chance", statement, True, [accuracy], holds, f"{accuracy} %")
+
+
+def _reported(found: _Found) -> list[Ordering]:
+    """What the papers find, or was expected, and is told here as it comes out."""
+    rows = []
+    pairs = (
+        ("g", "similarity scale 10 is no worse than the literal 1", "ALT scale 10", "ALT scale 1"),
+        ("g", "similarity scale 100 is no worse than the literal 1", "ALT scale 100", "ALT scale 1"),
+        ("paper", "ALT is ahead of MIT", NAME, "MIT"),
+        ("paper", "aligned regions are ahead of the aligned class token (T5)", NAME, "ALT cls only"),
+        ("paper", "entity queries are ahead of random ones (C3)", NAME, "ALT random queries"),
+        ("paper", "all entities are ahead of objects alone (C3)", NAME, "ALT objects"),
+        ("paper", "all entities are ahead of body parts alone (C3)", NAME, "ALT body parts"),
+        ("paper", "all entities are ahead of scenes alone (C3)", NAME, "ALT scenes"),
+        ("paper", "all entities are ahead of motions alone (C3)", NAME, "ALT motions"),
+        ("paper", "self-attention helps (C4)", NAME, "ALT no SA"),
+        ("paper", "the convolution helps (C4)", NAME, "ALT no conv"),
+        ("paper", "merging two tokens a block costs nothing (T8)", NAME, "ALT r=0"),
+        ("paper", "a trained method is ahead of CLIP-Mean", NAME, "CLIP-Mean"),
+    )
+    measures = ("seen", "2-shot", "16-shot", "zero-shot transfer-a", "zero-shot transfer-b")
+    for key, statement, first, second in pairs:
+        gains = {name: found.difference(first, second, name) for name in measures}
+        known = {name: gain for name, gain in gains.items() if gain is not None}
+        holds = bool(known) and all(gain.mean >= 0 for gain in known.values())
+        text = ", ".join(f"{name} {gain.mean:+.1f} ± {gain.std:.1f}" for name, gain in known.items())
+        rows.append(_row(key, statement, False, list(gains.values()), holds, text))
+    return rows
