@@ -1,0 +1,294 @@
+"""`make gpu` without a GPU: every section runs dry on the CPU, and its parts say what is true."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+try:
+    import machine  # noqa: F401  found by `gpu` later on
+    from gpu import __main__ as entry
+    from gpu import bench, cases, clock, prepare, sanitize, session, tests, towers, train, tune
+finally:
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+DRY = session.Session(torch.device("cpu"), Path("unused"), 60.0, {}, dry=True)
+
+
+def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "gpu", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def test_every_section_runs_dry(tmp_path: Path) -> None:
+    """Files, tables, exit status; `train` has its own test, since the command it calls takes its time."""
+    sections = ("test", "sanitize", "tune", "bench")
+    done = run(*sections, "--device", "cpu", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in sections}
+    records = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in sections}
+    for name, record in records.items():
+        assert record["section"] == name
+        assert record["dry_run"] is True
+        assert len(record["facts"]["source"]) == 16
+        assert record["facts"]["commit"]
+        assert record["seconds"] > 0
+        assert record["failed"] == []
+        assert all(line in done.stdout for line in record["table"]), name
+        assert "dry run on a CPU" in done.stdout
+    assert records["test"]["counts"]["tests/gpu/test_smoke.py"] == {"passed": 1, "skipped": 1}
+    assert records["sanitize"]["checks"]["none"]["says"] == "every kernel ran"
+    assert any("a dry run" in what for what in records["sanitize"]["left_out"])
+    assert [s["stem"] for s in records["tune"]["searches"]] == ["merge_layer_norm"]
+    assert records["tune"]["searches"][0]["tried"], "no candidate was timed"
+    kernels = {row["name"]: row for row in records["bench"]["kernels"]}
+    for name in ("matching", "matching from keys", "merge", "residual + merge + LayerNorm", "attention"):
+        ours = kernels[name]["entrants"]["ours"]
+        assert ours["us"] > 0
+        assert ours["over_floor"] > 0
+        assert ours["times_ours"] == 1
+        assert kernels[name]["target_us"] > 0
+        assert len(kernels[name]["entrants"]) > 2, "no rival ran"
+    assert "F.gumbel_softmax" in kernels["assignment, forward and backward"]["entrants"]
+    if any("open_clip" in what for what in records["bench"]["left_out"]):
+        return
+    for row in records["bench"]["towers"]:
+        assert "saving_realised" in row["entrants"]["ours r=8, compiled"]
+        assert row["absent"] == {}, row["name"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["tests"], "SECTIONS: expected some of test sanitize tune bench train, got tests"),
+        (["test", "--budget", "0"], "BUDGET: expected seconds > 0, got 0"),
+        (["test"], "DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert entry.main(arguments) == 2
+    assert capsys.readouterr().err.strip() == sentence
+
+
+def test_a_section_that_breaks_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others still run, the file is there, the exit status says it."""
+
+    def broken(*_: object) -> session.Record:
+        raise RuntimeError("the GPU fell off the bus")
+
+    monkeypatch.setattr(bench, "run", broken)
+    monkeypatch.setattr(tune, "run", lambda *_: {"table": ["tuned"], "failed": []})
+    options = entry.parser().parse_args(["bench", "tune", "--device", "cpu", "--out", str(tmp_path)])
+    assert entry.run(options, None) == 1
+    assert json.loads((tmp_path / "bench.json").read_text())["failed"] == ["RuntimeError: the GPU fell off the bus"]
+    assert "tuned" in capsys.readouterr().out
+
+
+def test_the_budget_says_what_it_left_out() -> None:
+    now = [100.0]
+    budget = session.Budget(10, clock=lambda: now[0])
+    assert budget.has(8, "a")
+    now[0] = 105.0
+    assert not budget.has(8, "b")
+    assert budget.left_out == ["b: no time left"]
+
+
+def test_a_bench_without_time_still_writes() -> None:
+    """On a GPU every case has its seconds; with none left all of them are named."""
+    there = DRY._replace(dry=False)
+    budget = session.Budget(0)
+    names = [name for name, seconds, _ in cases.all_cases(there) if not budget.has(seconds, name)]
+    assert len(names) == len(budget.left_out) == 12
+    assert bench.kernel_table([]) == bench.table(
+        ["kernel, entrant", "us", "target", "floor", "x floor", "x ours", "call us", "host us"], []
+    )
+    assert towers.lines([]) == []
+
+
+# ------------------------------------------------------------------------------------------------- what is measured
+
+
+def test_a_wrong_entrant_is_not_timed() -> None:
+    case = cases.weighted_merge(DRY)
+    right = case.entrants["ours"]
+    case.entrants["wrong"] = lambda i: [t + 1e-3 for t in right(i)]
+    case.entrants["raises"] = lambda i: 1 / 0
+    case.gates["wrong"] = case.gates["raises"] = case.gates["ours"]
+    row = bench.one(DRY, "merge", lambda: case, {"bytes_per_s": 1e9, "flop_per_s": 1e9})
+    assert "wrong by" in row["absent"]["wrong"]
+    assert row["absent"]["raises"] == "ZeroDivisionError: division by zero"
+    assert not {"wrong", "raises"} & row["entrants"].keys()
+    assert row["entrants"]["ours"]["error"] <= case.bound
+
+
+def test_floors_are_those_of_the_table() -> None:
+    """At 4.3 TB/s and 790 TFLOP/s the cases have the floors that were computed by hand, in microseconds."""
+    real = DRY._replace(dry=False)
+    shape, corpus = cases.layer(real), cases.corpus(real, False)
+    for cost, floor in (
+        (shape.merge_cost(), 35.3),
+        (shape.merge_layer_norm_cost(), 70.6),
+        (shape.attention_cost(), 72.1),
+        (corpus.cost(backward=False), 30.6),
+    ):
+        assert 1e6 * max(cost.flops / 790e12, cost.bytes / 4.3e12) == pytest.approx(floor, rel=0.02)
+    large = cases.corpus(real, True).cost(backward=False)
+    assert 1e3 * large.flops / 790e12 == pytest.approx(3.35, rel=0.01)
+
+
+def test_rivals_get_our_plan() -> None:
+    m = cases.merging(DRY)
+    import gates
+
+    for plan, pairs in zip(m.plans, m.pairs, strict=True):
+        assert torch.equal(gates.rows_of_pairs(pairs, m.shape.tokens), plan.output_row.long())
+
+
+def test_share_of_the_saving() -> None:
+    """Half of the operations gone and a quarter of the time: half of the saving, against the fastest unmerged tower."""
+    row: session.Record = {"name": "x", "macs": {0: 100, 8: 50}, "entrants": {}}
+    times = {
+        "eager": (0, clock.Timed([8.0, 8.0], "host")),
+        "compiled": (0, clock.Timed([4.0, 4.0], "host")),
+        "ours": (8, clock.Timed([3.0, 3.0], "host")),
+    }
+    towers.summarize(row, times)
+    assert row["fastest_unmerged"] == "compiled"
+    assert row["entrants"]["ours"]["saving_realised"] == pytest.approx(0.5)
+    assert row["entrants"]["ours"]["speedup"] == pytest.approx(4 / 3)
+    assert "saving_realised" not in row["entrants"]["eager"]
+    assert any("50 %" in line for line in towers.lines([row]))
+
+
+def test_everyone_takes_turns() -> None:
+    calls: list[str] = []
+    entrants = {name: [lambda name=name, i=i: calls.append(f"{name}{i}") for i in range(2)] for name in "ab"}
+    timed = clock.interleave(entrants, torch.device("cpu"), rounds=7, seconds=0)
+    assert {len(t.seconds) for t in timed.values()} == {5}, "five rounds at least, then the time is up"
+    assert set(calls) == {"a0", "a1", "b0", "b1"}
+    assert clock.ratio(clock.Timed([4.0, 6.0], "host"), clock.Timed([2.0, 3.0], "host")) == 2
+
+
+def test_every_problem_of_the_tuner_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU all of them, here from a dry run's shapes: each names an entry that is there, and fields that it has."""
+    from alt_kernels.triton import tuning
+
+    small, few = cases.layer(DRY)._replace(dtype=torch.bfloat16), cases.corpus(DRY, False)
+    for module in (tune, cases):
+        monkeypatch.setattr(module, "layer", lambda _: small)
+        monkeypatch.setattr(module, "corpus", lambda *_: few._replace(dtype=torch.bfloat16))
+    # The launches that make a backward's inputs would take the interpreter minutes: the CPU's kernels make them.
+    monkeypatch.setattr(tune, "_launcher", _fake_launcher)
+    builders = list(tune.problems(DRY._replace(dry=False)))
+    assert len(builders) == 13
+    for name, build in builders:
+        problem = build()
+        when = {key: 128 if key == "channels" else value for key, value in problem.when.items()}
+        use = next(e["use"] for e in tuning.load(problem.stem)["default"] if e["when"] == when)
+        for changes in problem.axes:
+            assert changes, name
+            assert all(change.keys() <= use.keys() for change in changes), name
+
+
+def _fake_launcher(stem: str, name: str):
+    if name == "bucket":
+        from alt_kernels.triton.proportional_attention import bucket
+
+        return bucket
+    return getattr(torch.ops.alt_kernels, name, None)
+
+
+# ------------------------------------------------------------------------------------------------ parts of sections
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (0, "every kernel ran\n========= ERROR SUMMARY: 0 errors\n", (0, 0)),
+        (3, "========= Invalid __global__ read of size 4\n========= ERROR SUMMARY: 7 errors\n", (3, 7)),
+        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", (0, 0)),
+        (3, "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n", (3, 2)),
+        (1, "========= Error: Device not supported. Please refer to the documentation\n", (None, 0)),
+        (0, "every kernel ran\n", (1, 0)),  # no summary: the tool did not watch
+    ],
+)
+def test_what_the_sanitizer_says(status: int, text: str, expected: tuple[int | None, int]) -> None:
+    found = sanitize.judge(status, text, with_tool=True)
+    assert (found["status"], found["errors"]) == expected
+
+
+def test_tests_are_counted_and_late_ones_named() -> None:
+    reports = [
+        {"test": "tests/gpu/a.py::one", "outcome": "passed"},
+        {"test": "tests/gpu/a.py::two", "outcome": "failed", "why": "E   assert"},
+        {"test": "tests/gpu/a.py::three", "outcome": "left out"},
+        {"test": "tests/gpu/b.py::four", "outcome": "skipped", "why": "no second GPU"},
+    ]
+    budget = session.Budget(1)
+    record = tests.summary(reports, 1, ["tail"], budget)
+    assert record["counts"]["tests/gpu/a.py"] == {"passed": 1, "failed": 1, "left out": 1}
+    assert record["failed"] == ["tests/gpu/a.py::two"]
+    assert record["skipped"] == ["no second GPU"]
+    assert budget.left_out == ["1 tests, from tests/gpu/a.py::three on"]
+    assert tests.summary([], 5, ["nothing collected"], budget)["failed"] == ["pytest ended with 5"]
+    assert tests.summary(reports[:1], 0, [], budget)["failed"] == []
+
+
+def test_the_plugin_leaves_out_what_comes_too_late(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text("import time\ndef test_a(): time.sleep(0.6)\ndef test_b(): pass\n")
+    log = tmp_path / "log"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "benchmarks"),
+        "ALT_GPU_TEST_LOG": str(log),
+        "ALT_GPU_TEST_SECONDS": "0.5",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu.pytest_report", "-p", "no:cacheprovider", str(tmp_path)]
+    subprocess.run([*command, "-p", "no:randomly"], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    outcomes = [json.loads(line)["outcome"] for line in log.read_text().splitlines()]
+    assert outcomes[-1] == "left out"
+    assert set(outcomes) <= {"passed", "left out"}
+
+
+def test_what_trains_is_interrupted_and_its_files_are_kept(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    status, tail = train.finish([sys.executable, "-c", "print('started'); import time; time.sleep(60)"], 3)
+    assert status == 124
+    assert time.monotonic() - begin < 30
+    assert tail[0] == "started"
+    assert train.finish([sys.executable, "-c", "raise SystemExit(7)"], 30)[0] == 7
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "curve.json").write_text("[1, 2]")
+    (tmp_path / "table.md").write_text("| a |")
+    (tmp_path / "model.pt").write_bytes(b"0" * 100)
+    assert train.collect(tmp_path) == {"sub/curve.json": [1, 2], "table.md": "| a |"}
+
+
+def test_wheels(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"WHEELS: expected a folder with \*.whl files"):
+        prepare.install_wheels(str(tmp_path))
+
+
+def test_the_source_hash_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ROOT", tmp_path)
+    (tmp_path / "alt_kernels").mkdir()
+    file = tmp_path / "alt_kernels" / "a.py"
+    file.write_text("x = 1\n")
+    before = session.source_hash()
+    file.write_text("x = 2\n")
+    assert session.source_hash() != before
