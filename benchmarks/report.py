@@ -20,7 +20,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 README = BENCHMARKS.parent / "README.md"
 RESULTS = BENCHMARKS / "results"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-PLOT = "speedup.svg"
+PLOT, TRADEOFF_PLOT = "speedup.svg", "tradeoff.svg"
 
 Record = dict[str, Any]
 
@@ -86,8 +86,10 @@ def device_section(device: str, record: Record) -> str:
         *_operations(record),
         *_towers(record),
         *_memory(record),
+        *_training_memory(record),
         f"![speed-ups on {where}](benchmarks/results/{device}/{PLOT})",
         "",
+        *_tradeoff(device, record),
     ]
     return "\n".join(lines)
 
@@ -152,6 +154,48 @@ def _memory(record: Record) -> list[str]:
     return [*lines, ""]
 
 
+def _training_memory(record: Record) -> list[str]:
+    rows = [b["extra_info"] for b in record["benchmarks"] if "step_bytes" in b["extra_info"]]
+    if not rows:
+        return []
+    names = list(rows[0]["step_bytes"])
+    lines = [
+        f"| peak memory of forward and backward beyond weights and inputs | {' | '.join(names)} | of it gradients |",
+        "|---|" + "--:|" * (len(names) + 1),
+    ]
+    for info in rows:
+        cells = [f"{info['step_bytes'][name] / 2**20:.0f} MiB" for name in names]
+        lines.append(f"| {info['shape']} | {' | '.join(cells)} | {info['gradient_bytes'] / 2**20:.0f} MiB |")
+    return [*lines, ""]
+
+
+def tradeoff_of(record: Record) -> Record | None:
+    """The trade-off across r in a kept record, if it has one."""
+    found = [b["extra_info"]["tradeoff"] for b in record["benchmarks"] if "tradeoff" in b["extra_info"]]
+    return found[0] if found else None
+
+
+def _tradeoff(device: str, record: Record) -> list[str]:
+    found = tradeoff_of(record)
+    if found is None:
+        return []
+    from alt.evaluate.tradeoff_report import from_record, markdown, paper_markdown
+
+    setting = found["setting"]
+    return [
+        f"**Accuracy against cost as r grows**, {setting['data']} (chance {setting['chance']:.1f} %),"
+        f" {setting['training']}, {len(setting['seeds'])} seed{'s' if len(setting['seeds']) > 1 else ''}:",
+        "",
+        markdown(from_record(found).rows),
+        "The paper's models: GMACs counted here; GFLOPs and accuracies are the paper's (Kinetics-400), not measured"
+        " here.",
+        "",
+        paper_markdown(found["paper"]),
+        f"![accuracy against cost](benchmarks/results/{device}/{TRADEOFF_PLOT})",
+        "",
+    ]
+
+
 def interval(value: Record, digits: int = 2, scale: float = 1.0) -> str:
     low, median, high = (f"{scale * value[k]:.{digits}f}" for k in ("low", "median", "high"))
     return f"{median} [{low}, {high}]"
@@ -187,7 +231,12 @@ def main(arguments: list[str] | None = None) -> int:
     text = README.read_text()
     wanted = replaced(text, section(records))
     if options.check:
-        missing = [device for device in records if not (RESULTS / device / PLOT).exists()]
+        missing = [
+            device
+            for device, record in records.items()
+            for plot in (PLOT, *([TRADEOFF_PLOT] if tradeoff_of(record) else []))
+            if not (RESULTS / device / plot).exists()
+        ]
         if wanted == text and not missing:
             return 0
         print("README.md does not show the kept results: run `python benchmarks/report.py`", file=sys.stderr)
@@ -196,6 +245,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     for device, record in records.items():
         plots.draw(record, RESULTS / device / PLOT)
+        found = tradeoff_of(record)
+        if found is not None:
+            from alt.evaluate.tradeoff_report import draw
+
+            draw(found, RESULTS / device / TRADEOFF_PLOT)
     README.write_text(wanted)
     return 0
 

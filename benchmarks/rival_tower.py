@@ -21,6 +21,12 @@ def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -
     ``masked``: attention by PyTorch's fused kernel with the log sizes as its mask, instead of step by step.
     """
     t: Any = tower
+    return t.ln_post(tokens(tower, images, r, masked=masked)[:, 0]) @ t.proj
+
+
+def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
+    """What the last block leaves, ``[B, n, w]``; trains."""
+    t: Any = tower
     patches = t.conv1(images).flatten(2).transpose(1, 2)
     cls = t.class_embedding.expand(len(images), 1, -1)
     x = t.ln_pre(torch.cat([cls, patches], dim=1) + t.positional_embedding)
@@ -31,9 +37,11 @@ def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -
         removed = min(r, (x.shape[1] - 1) // 2)
         if removed:
             size = x.new_ones(*x.shape[:2], 1) if size is None else size
-            x, size = rivals.merge(x, size, rivals.match(metric, removed))
+            with torch.no_grad():  # which pairs merge has no gradient
+                pairs = rivals.match(metric, removed)
+            x, size = rivals.merge(x, size, pairs)
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return t.ln_post(x[:, 0]) @ t.proj
+    return x
 
 
 def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:

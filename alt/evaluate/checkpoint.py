@@ -66,20 +66,17 @@ def clip_files(model: VideoModel, data: str | Path, labels: str | Path | None, v
         raise UserError(f"{one_line(error, 300)}.") from None
     if not model.classes:
         raise UserError("The checkpoint has no classes: set_classes was never called on it.")
-    if labels is not None and dataset.class_names != model.classes:
-        first = next(
-            (i for i, (a, b) in enumerate(zip(dataset.class_names, model.classes, strict=False)) if a != b), None
-        )
-        why = (
-            f"{len(dataset.class_names)} there, {len(model.classes)} in the checkpoint"
-            if first is None
-            else f"number {first} is '{dataset.class_names[first]}' there and '{model.classes[first]}' in the checkpoint"
-        )
+    there, here = dataset.class_names, model.classes
+    if labels is not None and there != here:
+        why = f"{len(there)} there, {len(here)} in the checkpoint"
+        for number, (a, b) in enumerate(zip(there, here, strict=False)):
+            if a != b:
+                why = f"number {number} is '{a}' there and '{b}' in the checkpoint"
+                break
         raise UserError(f"{labels}: the classes are not those of the checkpoint: {why}.")
-    if int(dataset.labels.max()) >= len(model.classes):
-        raise UserError(
-            f"{data}: label {int(dataset.labels.max())}, but the checkpoint has {len(model.classes)} classes."
-        )
+    largest = int(dataset.labels.max())
+    if largest >= len(here):
+        raise UserError(f"{data}: label {largest}, but the checkpoint has {len(here)} classes.")
     return dataset
 
 

@@ -30,7 +30,7 @@ def cost(
             "frames",
             "r",
             "native",
-            "in the paper's convention",
+            "paper's convention",
             "paper prints",
             "deviation",
             "parameters",
@@ -99,7 +99,7 @@ def evaluate(
         if r is not None:
             model = at_r(model, parse_reduction(r))
         seen = Views.parse(views)
-        gmacs = count_macs(model, views=seen.count).native_g
+        gmacs = count_macs(model, views=seen.total).native_g
         result = run(
             model,
             dataset,
@@ -120,9 +120,8 @@ def evaluate(
             f"r = {model.config.r}, {gmacs:.4g} GMACs a video"
         )
         typer.echo(f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %")
-        typer.echo(
-            f"mean class accuracy {result.mean_class_accuracy:.2f} %   mAP {result.mean_average_precision:.2f} %"
-        )
+        mean, area = result.mean_class_accuracy, result.mean_average_precision
+        typer.echo(f"mean class accuracy {mean:.2f} %   mAP {area:.2f} %")
         known = sorted((value, name) for name, value in result.per_class.items() if value is not None)
         if worst and known:
             typer.echo("lowest: " + ", ".join(f"{name} {value:.0f} %" for value, name in known[:worst]))

@@ -178,7 +178,7 @@ class _AveragePrecision(MulticlassAveragePrecision):
     def __init__(self, count: int) -> None:
         super().__init__(count, average="none", validate_args=False)
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor:  # type: ignore[override]
         from torchmetrics.utilities.data import dim_zero_cat
 
         scores, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target)

@@ -94,7 +94,7 @@ def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[
     text += "\n" + "\n".join(f"- {name}: {value}" for name, value in tradeoff.setting.items()) + "\n"
     if found["paper"]:
         text += (
-            "\n# The paper's models\n\nGMACs are counted here; GFLOPs and accuracies are the paper's, on Kinetics-400."
+            "\n# The paper's models\n\nGMACs are counted here; GFLOPs and accuracies are the paper's (Kinetics-400)."
         )
         text += "\n\n" + paper_markdown(found["paper"])
     contents = {

@@ -24,7 +24,7 @@ class Views(NamedTuple):
     clips: int = 1
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.crops * self.clips
 
     def __str__(self) -> str:

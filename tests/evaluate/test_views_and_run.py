@@ -113,7 +113,7 @@ def test_bad_input() -> None:
 @pytest.mark.parametrize(("text", "views"), [("1x3", (1, 3)), ("8x1x3", (1, 3)), ("3 x 4", (3, 4)), ("32×3×1", (3, 1))])
 def test_views_are_read_as_tables_print_them(text: str, views: tuple[int, int]) -> None:
     assert Views.parse(text) == views
-    assert Views.parse(text).count == views[0] * views[1]
+    assert Views.parse(text).total == views[0] * views[1]
 
 
 @pytest.mark.parametrize(("text", "message"), [("3", "such as 1x3"), ("2x1", "1 or 3 spatial"), ("1x0", "at least 1")])

@@ -1,0 +1,114 @@
+"""A training step of the ALT model with our kernels against the dense plain-torch formulation of it.
+
+A step is forward, cross-entropy, backward and AdamW. Both entrants have the same weights, and the same modules where
+nothing is fused. B/16 has its real width, token count, corpus (913) and adapter; by default 4 of its 12 blocks, so that
+a round takes seconds; with --alt-full all 12 and a clip of 8 frames. Weights are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rival_alt
+import torch
+from torch import Tensor
+
+SEED = 11
+#: size -> (clips a batch, frames, blocks): by default, and with --alt-full
+CASES = {"mini": ((16, 4, 4), (16, 4, 4)), "B/16": ((1, 4, 4), (1, 8, 12))}
+ROUNDS = {"mini": (15, 60), "B/16": (7, 15)}
+RIVAL = "dense plain torch"
+
+
+def case(size: str, full: bool) -> tuple[Any, Tensor, Tensor, str]:
+    clips, frames, blocks = CASES[size][full]
+    model = rival_alt.build(size, blocks=blocks, frames=frames)
+    x, labels = rival_alt.batch(model, clips)
+    shape = f"ALT {size}, {blocks} blocks, {clips} x {frames} frames, r = {model.config.r}, K = {rival_alt.CORPUS}"
+    return model, x, labels, f"{shape}, float32"
+
+
+@pytest.mark.parametrize("size", list(CASES))
+def test_training_step(contest: Any, device: torch.device, full: bool, size: str) -> None:
+    model, x, labels, shape = case(size, full)
+    model, x, labels = model.to(device), x.to(device), labels.to(device)
+    exact = gradients(copy.deepcopy(model).double(), x.double(), labels, dense=True)
+
+    def gate(dense: bool) -> Callable[[object], float]:
+        def largest(_: object) -> float:
+            found = gradients(copy.deepcopy(model), x, labels, dense=dense)
+            return max(float((g - w).norm() / w.norm()) for g, w in zip(found, exact, strict=True))
+
+        return largest
+
+    contest(
+        f"ALT training step, {size}",
+        stepper(copy.deepcopy(model), x, labels, dense=False),
+        rivals={RIVAL: stepper(copy.deepcopy(model), x, labels, dense=True)},
+        gates={"ours": gate(False), RIVAL: gate(True)},
+        bound=1e-4,
+        why_bound="norm of the difference over the norm, of the loss and of gradients of the tower's first block, the"
+        " query MLP, the adapter and the output MLP, float32 with known noise against float64; measured 2e-6",
+        shape=shape,
+        rounds=ROUNDS[size][full],
+    )
+
+
+@pytest.mark.parametrize("size", list(CASES))
+def test_peak_memory_of_a_step(benchmark: Any, device: torch.device, full: bool, size: str) -> None:
+    """Peak of forward and backward beyond weights and inputs, gradients included, each in a fresh process."""
+    script = Path(__file__).with_name("peak_memory_train.py")
+
+    def measure(entrant: str) -> int:
+        command = [sys.executable, str(script), entrant, size, "--device", device.type, *(["--full"] if full else [])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, f"{entrant}: {done.stderr.strip().splitlines()[-1:]}"
+        return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+
+    names = {"ours": "ours"} if benchmark.disabled else {"ours": "ours", RIVAL: "rival"}
+    model, _, _, shape = case(size, full)
+    measured = {name: measure(entrant) for name, entrant in names.items()}
+    benchmark.group = "peak memory of a training step"
+    benchmark.extra_info |= {
+        "title": f"ALT training step, {size}",
+        "shape": shape,
+        "step_bytes": measured,
+        "gradient_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }
+    benchmark.pedantic(lambda: None, rounds=1)  # the number of interest is the memory, not a time
+
+
+def gradients(model: Any, x: Tensor, labels: Tensor, *, dense: bool) -> list[Tensor]:
+    """The loss with known noise, and the gradients of one weight of every part, in float64."""
+    noise = None if dense else rival_alt.known_noise(model, x, SEED)
+    torch.manual_seed(SEED)
+    loss = rival_alt.loss(model, x, labels, dense=dense, noise=noise)
+    visual = model.backbone.visual
+    parts = [
+        visual.transformer.resblocks[0].attn.in_proj_weight,
+        model.alignment.mlp.down.weight,
+        model.adapter.blocks[0].cross_attention.attention.in_proj_weight,
+        model.output_mlp.down.weight,
+    ]
+    found = torch.autograd.grad(loss, parts)
+    return [tensor.detach().double() for tensor in (loss, *found)]
+
+
+def stepper(model: Any, x: Tensor, labels: Tensor, *, dense: bool) -> Callable[[], Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.98), weight_decay=1e-3)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = rival_alt.loss(model, x, labels, dense=dense)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
