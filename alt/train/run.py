@@ -69,6 +69,9 @@ def fit(
     first = is_first_process()
     report: Say = say if first else (lambda line: None)
     last = folder / LAST
+    if resume and not last.exists() and (folder / "config.yaml").exists():
+        report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
+        resume = False
     done = resume_step(config, last) if resume else 0
     if first:
         _open_folder(config, folder, last, resume)
