@@ -61,7 +61,7 @@ def demo(*arguments: object) -> Result:
 
 
 def quick(photographs: Path, out: Path, *more: object) -> Result:
-    return demo("--model", MODEL, "--images", photographs, "--out", out, "--repeats", 1, *more)
+    return demo("--model", MODEL, "--images", photographs, "--out", out, "--repeats", 1, "--no-tradeoff", *more)
 
 
 def test_demo_prints_a_row_for_every_r_and_keeps_pictures_and_results(photographs: Path, tmp_path: Path) -> None:
@@ -132,7 +132,9 @@ def test_rounds_end_with_patience_unless_a_number_is_asked_for(
     more: tuple, rounds: int, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("alt.demo.run.PATIENCE", 0.0)
-    result = demo("--model", MODEL, "--images", photographs, "--out", tmp_path / "out", "--r", "0,4", *more)
+    result = demo(
+        "--model", MODEL, "--images", photographs, "--out", tmp_path / "out", "--r", "0,4", "--no-tradeoff", *more
+    )
     assert f"median of {rounds} interleaved rounds" in result.output
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert [len(row["seconds"]) for row in rows] == [rounds, rounds]

@@ -47,7 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.evaluate": BELOW_JOBS,
     "alt.train": BELOW_JOBS | {"alt.evaluate", "alt.corpus"},
     "alt.embedded": BELOW_JOBS | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
-    "alt.demo": BELOW_JOBS | {"alt.visualize", "alt.embedded"},
+    "alt.demo": BELOW_JOBS | {"alt.visualize", "alt.evaluate", "alt.embedded"},
     "alt.cli": BELOW_JOBS | JOBS,
     "alt": BELOW_MODELS | {"alt.corpus", "alt.cost", "alt.models", "alt.train"},  # re-exports; nothing inside alt imports it
 }
