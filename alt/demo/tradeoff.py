@@ -1,0 +1,95 @@
+"""The second half of the demonstration: the small ALT is trained for every r, and accuracy is held against cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from alt.data.entity_world import World
+from alt.demo.errors import DemoError
+from alt.embedded.cache import TokenCache
+from alt.embedded.grid import Budget
+from alt.embedded.tradeoff import embedded_tradeoff
+from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, complaints
+from alt.evaluate.tradeoff_report import record, schedule_name, write
+
+__all__ = ["run_tradeoff", "tradeoff_table"]
+
+
+def run_tradeoff(
+    out: Path, console: Console, *, seeds: int = 5, steps: int = 400, preset: str = "cpu", measure: bool = True
+) -> dict[str, Any]:
+    """Train, test, print the table, and write ``tradeoff.*`` into ``out``.
+
+    Args:
+        out: folder. seeds: trainings at every r. steps: of each training.
+        preset: world of the embedded benchmark. measure: throughput and peak memory as well.
+
+    Returns:
+        what tradeoff.json holds.
+
+    Raises:
+        DemoError: the files cannot be written.
+    """
+    started = time.perf_counter()
+    with console.status("rendering EntityWorld") as status:
+        cache = TokenCache(World(preset))
+        found = embedded_tradeoff(
+            cache, seeds=range(seeds), budget=Budget(steps=steps), measure=measure, say=status.update
+        )
+    setting = found.setting
+    console.print(
+        f"\n[bold]The small ALT[/bold] on procedurally generated video ({setting['data']}): {setting['training']}, "
+        f"{seeds} seed{'s' if seeds > 1 else ''} at every r. Chance is {setting['chance']:.1f} %."
+    )
+    console.print(tradeoff_table(found.rows))
+    console.print(_verdict(found))
+    for line in complaints(found.rows):
+        console.print(f"Unexpected: {line}.", style="yellow")
+    try:
+        files = write(found, [], out)
+    except OSError as error:
+        raise DemoError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
+    names = ", ".join(path.name for path in files)
+    console.print(f"{names} are in {out} ({time.perf_counter() - started:.0f} s).", markup=False)
+    return record(found, [])
+
+
+def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
+    """One row for every point, within 80 columns."""
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    for head in ("schedule", "merging"):
+        table.add_column(head, no_wrap=True)
+    for head in ("r", "1e6 MACs\na clip", "top-1 %", "frames\nper s", "peak\nMiB"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        spread = "" if row.accuracy_std is None else f" ± {row.accuracy_std:.1f}"
+        table.add_row(
+            schedule_name(row.inflection),
+            row.regime.split(" (")[0],
+            str(row.r),
+            f"{1e3 * row.gmacs:.2f}",
+            f"{row.accuracy_mean:.1f}{spread}",
+            "" if row.images_per_s is None else f"{row.images_per_s:.0f}",
+            "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:.1f}",
+        )
+    return table
+
+
+def _verdict(found: Tradeoff) -> str:
+    """What the table says, in a sentence."""
+    plain = found.rows[0]
+    most = max((row for row in found.rows if row.regime == "in training"), key=lambda row: row.r)
+    return (
+        f"From r = 0 to r = {most.r}, merging in training: {100 * (1 - most.gmacs / plain.gmacs):.0f} % fewer "
+        f"multiply-accumulates, top-1 {most.accuracy_mean - plain.accuracy_mean:+.1f} points "
+        f"({plain.accuracy_mean / found.setting['chance']:.0f} and "
+        f"{most.accuracy_mean / found.setting['chance']:.0f} times chance). Frames/s are of a tower this small, where "
+        "arithmetic is not what takes the time; the table above is of the real one."
+    )
