@@ -89,9 +89,9 @@ class TokenCache:
                 self._tokens[name, r] = found
         return found
 
-    def forget(self, r: int | tuple[int, ...] | None = None) -> None:
-        """Drop the tokens of one r, or of all."""
-        self._tokens = {key: value for key, value in self._tokens.items() if r is not None and key[1] != r}
+    def forget(self, r: int | tuple[int, ...]) -> None:
+        """Drop the tokens of one r."""
+        self._tokens = {key: value for key, value in self._tokens.items() if key[1] != r}
 
     def clips(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Clips ``[N, T, 3, H, W]`` of a split, CLIP-normalised."""

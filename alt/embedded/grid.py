@@ -6,9 +6,10 @@ tower made once (the paper's strategy "Frozen").
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt.cost import count_macs
 from alt.data.entity_world import FAMILIES
 from alt.evaluate.protocols import few_shot_indices
 from alt.models.baselines import BaselineConfig
@@ -26,7 +28,18 @@ from alt.models.video_model import Tokens, VideoModel
 
 from .cache import TokenCache, VideoTokens
 
-__all__ = ["METHODS", "Budget", "ClipMlp", "Method", "build", "evaluate", "few_shot", "run_method", "train_head"]
+__all__ = [
+    "METHODS",
+    "Budget",
+    "ClipMlp",
+    "Method",
+    "build",
+    "evaluate",
+    "few_shot",
+    "run_grid",
+    "run_method",
+    "train_head",
+]
 
 
 @dataclass(frozen=True)
@@ -205,8 +218,10 @@ def evaluate(model: VideoModel, method: Method, cache: TokenCache) -> dict[str, 
     best, index = predict(model, tokens.x)
     right = best == tokens.labels
     found = {"seen": 100 * float(right.float().mean())}
-    backwards = predict(model, tokens.reversed().x)[0] == tokens.labels
+    played_backwards = predict(model, tokens.reversed().x)[0]
+    backwards = played_backwards == tokens.labels
     found["reversed"] = 100 * float(backwards.float().mean())
+    found["changed by reversal"] = 100 * float((played_backwards != best).float().mean())
     family = seen.split.families
     for name in FAMILIES:
         rows = torch.tensor([family[int(label)] == name for label in tokens.labels])
@@ -285,3 +300,32 @@ def run_method(
     found |= few_shot(model, method, cache, shots=shots, seed=seed, budget=budget)
     found["seconds"] = time.perf_counter() - start
     return found
+
+
+def run_grid(
+    cache: TokenCache,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int],
+    budget: Budget | None = None,
+    shots: Sequence[int] = (2, 16),
+    say: Callable[[str], None] = lambda line: None,
+    done: Callable[[dict[str, list[dict[str, float]]]], None] = lambda results: None,
+) -> dict[str, list[dict[str, float]]]:
+    """Every method with every seed: method -> what :func:`run_method` found, one a seed, GMACs of a clip added.
+
+    Args:
+        methods: run in the order of their r, so that the tokens of one r are held at a time.
+        say: told of every run that is over. done: given all results so far after every method.
+    """
+    results: dict[str, list[dict[str, float]]] = {}
+    for r, group in itertools.groupby(sorted(methods, key=lambda method: method.r), key=lambda method: method.r):
+        for method in group:
+            gmacs = count_macs(build(method, cache, seeds[0])).native_g
+            runs = results.setdefault(method.name, [])
+            for seed in seeds:
+                runs.append({**run_method(method, cache, seed=seed, budget=budget, shots=shots), "gmacs": gmacs})
+                say(f"{method.name}, seed {seed}: {runs[-1]['seen']:.1f} % in {runs[-1]['seconds']:.0f} s")
+            done(results)
+        cache.forget(r)
+    return {method.name: results[method.name] for method in methods}

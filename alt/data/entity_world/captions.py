@@ -69,8 +69,11 @@ def image_captions(
         else:
             text = _pick(
                 (
-                    f"{some} at the {place} in the {scene.name}",
+                    f"something at the {place}",
+                    f"{some} at the {place}",
                     f"something at the {place} in {scene.name}",
+                    f"{some} at the {place} in the {scene.name}",
+                    f"something at the {place}",
                     f"a photo of the {scene.name}",
                     f"{scene.name}: {scene.description}",
                     f"{some} in the {scene.name}",
