@@ -19,6 +19,7 @@ def build_app() -> typer.Typer:
     import typer
 
     from alt.demo.command import demo
+    from alt.embedded.command import entityworld
     from alt.embedded.tradeoff_command import tradeoff
     from alt.evaluate.command import cost, evaluate
     from alt.train.command import train
@@ -48,6 +49,7 @@ def build_app() -> typer.Typer:
     app.command("train")(train)
     app.command("eval")(evaluate)
     app.command("tradeoff")(tradeoff)
+    app.command("entityworld")(entityworld)
     app.command("cost")(cost)
     return app
 
