@@ -54,7 +54,7 @@ class TokenCache:
     """
 
     def __init__(
-        self, world: World, pretrained: str | os.PathLike[str] = "entity-world", templates: str = "none"
+        self, world: World, pretrained: str | os.PathLike[str] = "entity-world", templates: str = "alt16"
     ) -> None:
         self.world = world
         self.pretrained = pretrained

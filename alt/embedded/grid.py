@@ -65,8 +65,8 @@ class Budget:
     steps: int = 1500
     few_shot_steps: int = 100
     batch_size: int = 32
-    lr: float = 1e-3
-    few_shot_lr: float = 5e-4
+    lr: float = 3e-3
+    few_shot_lr: float = 1e-3
     weight_decay: float = 1e-3
     warmup: float = 0.05
     label_smoothing: float = 0.1

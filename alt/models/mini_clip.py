@@ -189,13 +189,13 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
             :func:`save_mini_clip` wrote; None: the shipped sizes and vocabulary with random weights.
 
     Raises:
-        ValueError: the file is none of :func:`save_mini_clip`. FileNotFoundError: there is none.
+        ValueError: there is no such file, or it is none of :func:`save_mini_clip`.
     """
     from safetensors import SafetensorError, safe_open
 
     path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))  # type: ignore[arg-type]
     if not path.is_file():
-        raise FileNotFoundError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
+        raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("mini_clip", "null"))
