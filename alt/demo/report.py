@@ -75,7 +75,7 @@ def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
     """The footnotes of the table, and what was clipped."""
     out = [
         f"GFLOPs are multiply-accumulates of the image tower for {FRAMES} frames, as the literature counts them.",
-        "¹ The same with a dense similarity and a dense merge in every block: how we read the paper's counting.",
+        "¹ With a dense similarity and merge in every block, and LayerNorms: how we read the paper's counting.",
     ]
     if any(paper_gflops(model, row.r) for row in rows):
         out.append("² What the ALT paper prints: the whole ALT model, text alignment and adapter included.")
