@@ -57,11 +57,11 @@ class GpuPlan:
     clip: MiniClipConfig = field(default_factory=lambda: MiniClipConfig.preset("gpu"))
     pretraining: Pretraining = field(
         default_factory=lambda: Pretraining(
-            images=200_000, steps=3000, batch_size=512, warmup=200, r=(0, 2, 4, 7), mixed_precision=True
+            images=200_000, steps=3000, batch_size=512, lr=1e-3, warmup=200, r=(0, 2, 4, 7), mixed_precision=True
         )
     )
     fine_tuning: FineTuning = field(
-        default_factory=lambda: FineTuning(steps=400, batch_size=128, lr=1e-4, mixed_precision=True)
+        default_factory=lambda: FineTuning(steps=300, batch_size=128, lr=3e-4, mixed_precision=True)
     )
     seconds: float = 440.0
 
@@ -144,7 +144,7 @@ class _Texts:
         )
 
     def classes(self, clips: RenderedSplit) -> tuple[list[str], torch.Tensor]:
-        return clips.names, self.encoder.embed_classes(clips.names, "none")
+        return clips.names, self.encoder.embed_classes(clips.names, "alt16")
 
 
 def _run(
