@@ -23,6 +23,7 @@ def build_app() -> typer.Typer:
     from alt.embedded.tradeoff_command import tradeoff
     from alt.evaluate.command import cost, evaluate
     from alt.train.command import train
+    from alt.visualize.command import predict
 
     app = typer.Typer(
         name="alt",
@@ -48,6 +49,7 @@ def build_app() -> typer.Typer:
     app.command("demo")(demo)
     app.command("train")(train)
     app.command("eval")(evaluate)
+    app.command("predict")(predict)
     app.command("tradeoff")(tradeoff)
     app.command("entityworld")(entityworld)
     app.command("cost")(cost)

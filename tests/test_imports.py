@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.data": set(),
     "alt.files": set(),
     "alt.corpus": {"alt.data", "alt.files"},
-    "alt.visualize": BELOW_JOBS,
+    "alt.visualize": BELOW_JOBS | {"alt.evaluate"},
     "alt.evaluate": BELOW_JOBS,
     "alt.train": BELOW_JOBS | {"alt.evaluate", "alt.corpus"},
     "alt.embedded": BELOW_JOBS | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
