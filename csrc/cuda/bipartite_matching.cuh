@@ -412,7 +412,7 @@ ALT_DEVICE void write_plan(const Match& m, const Sets& sets, MatchShared<R>& sha
 }
 
 template <typename T, int R, bool Aligned>
-ALT_KERNEL(kMatchThreads)
+ALT_KERNEL(kMatchThreads, 2)
 match_image(Match m) {
   MatchShared<R>& shared = *reinterpret_cast<MatchShared<R>*>(shared_memory());
   const Sets sets = sets_of(m.tokens, m.num_protected);
@@ -422,7 +422,7 @@ match_image(Match m) {
 }
 
 // r = 0: every token stays where it is.
-ALT_KERNEL(kMatchThreads)
+ALT_KERNEL(kMatchThreads, 2)
 write_identity(Identity d) {
   const int64_t at = block_index() * kMatchThreads + thread_index();
   if (at < d.total) {

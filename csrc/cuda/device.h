@@ -1,7 +1,8 @@
 // What the kernels of this folder are written in: a thin layer over the GPU, so that the same text also compiles
 // for the host and runs there, thread by thread (host_emulation.h), where there is no GPU.
 //
-//   ALT_KERNEL(threads)          before a kernel; it takes one argument, a struct, by value
+//   ALT_KERNEL(threads, blocks)  before a kernel, which takes one argument, a struct, by value; blocks: that should
+//                                fit a multiprocessor. Without it the assembler saves registers until it spills.
 //   ALT_DEVICE                   before everything that a kernel calls
 //   thread_index(), block_index()
 //   sync_block()                 barrier of the block, reached by all its threads
@@ -58,7 +59,7 @@ constexpr int kWarp = 32;
 #include <atomic>
 
 #define ALT_DEVICE __device__ __forceinline__
-#define ALT_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define ALT_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 
 namespace alt::gpu {
 

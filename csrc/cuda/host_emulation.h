@@ -33,7 +33,7 @@
 #endif
 
 #define ALT_DEVICE inline
-#define ALT_KERNEL(threads) inline void
+#define ALT_KERNEL(threads, blocks) inline void
 
 namespace alt::gpu::emulation {
 

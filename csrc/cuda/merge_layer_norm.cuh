@@ -147,7 +147,7 @@ ALT_DEVICE void fetch_parameter(const void* p, Kind kind, int channel, int chann
 }
 
 template <typename X, typename Y, typename Out, int W, int V, bool Aligned>
-ALT_KERNEL((RowShape<W, V>::block))
+ALT_KERNEL((RowShape<W, V>::block), (W == 1 ? 4 : 2))
 merge_norm_forward(NormForward n) {
   using Shape = RowShape<W, V>;
   const int64_t at = block_index() * Shape::rows + Shape::row();
@@ -243,7 +243,7 @@ merge_norm_forward(NormForward n) {
 }
 
 template <typename T, int W, int V, bool Aligned>
-ALT_KERNEL((RowShape<W, V>::block))
+ALT_KERNEL((RowShape<W, V>::block), (W == 1 ? 2 : 1))
 merge_norm_backward(NormBackward n) {
   using Shape = RowShape<W, V>;
   float sum_weight[V][8], sum_bias[V][8];
@@ -364,7 +364,7 @@ merge_norm_backward(NormBackward n) {
 }
 
 // 32 channels of one parameter's derivative: 32 warps add up every 32nd partial sum, then those 32.
-ALT_KERNEL(1024)
+ALT_KERNEL(1024, 1)
 sum_partials(NormSums n) {
   const int tiles = (n.channels + kWarp - 1) / kWarp;
   const int which = static_cast<int>(block_index()) / tiles;
