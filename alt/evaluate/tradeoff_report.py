@@ -170,7 +170,8 @@ def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
                                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
     low = min(row.accuracy_mean - (row.accuracy_std or 0) for row in rows)
     high = max(row.accuracy_mean + (row.accuracy_std or 0) for row in rows)
-    room = max(high - low, 1.0)
+    room = max(high - low, 4.0)  # a smaller window would make noise look like a trend
+    low, high = min(low, (low + high - room) / 2), max(high, (low + high + room) / 2)
     axis.set_ylim(low - 0.08 * room, high + 0.14 * room)
     axis.set_xlabel(f"{unit} multiply-accumulates a clip (1e9 of them: one of the literature's GFLOPs)")
     axis.set_ylabel("top-1 %, mean ± standard deviation over seeds")
