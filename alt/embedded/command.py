@@ -164,14 +164,17 @@ def _on_gpu(
     plan = GpuPlan.preset(preset)
     if steps is not None:
         plan = dataclasses.replace(plan, fine_tuning=dataclasses.replace(plan.fine_tuning, steps=steps))
-    what = {"what": f"EntityWorld, preset {preset}"}
+
+    def keep(found: dict[str, list[dict[str, float]]]) -> None:
+        write(out, found, [], {"what": f"EntityWorld, preset {preset}", "unfinished": True})
+
     results, setting = run_gpu(
         plan,
         device=device,
         seeds=range(1 if preset == "smoke" else seeds),
         methods=chosen,
         say=_say,
-        done=lambda found: write(out, found, [], what | {"unfinished": True}) and None,
+        done=keep,
     )
     files = write(out, results, [], setting)
     typer.echo(markdown(results, [], setting))

@@ -104,12 +104,13 @@ def run_gpu(
     say(f"small CLIP after {mini.about['seconds']:.0f} s, loss {mini.about['last_loss']:.3f}")
     clips = {name: render_split(world, name, device) for name in ("seen-train", "seen-test", "transfer-a-1")}
     say(f"{sum(len(part.labels) for part in clips.values())} clips rendered")
-    setting = {
+    left_out: list[str] = []
+    setting: dict[str, Any] = {
         "what": f"EntityWorld at {plan.world.size} px, {plan.world.frames} frames, {len(clips['seen-train'].names)} "
         "seen classes, everything fine-tuned",
         "small_clip": {key: mini.about[key] for key in ("training", "first_losses", "last_loss", "seconds")},
         "fine_tuning": dataclasses.asdict(plan.fine_tuning),
-        "left_out": [],
+        "left_out": left_out,
     }
     wanted = list(methods if methods is not None else METHODS)
     order = [(name, seed) for seed in seeds for name in wanted if name in MAIN]
@@ -122,7 +123,7 @@ def run_gpu(
         for name, seed in order:
             left = plan.seconds - (time.perf_counter() - start)
             if left < 1.3 * longest:
-                setting["left_out"].append(f"{name}, seed {seed}: no time left")
+                left_out.append(f"{name}, seed {seed}: no time left")
                 continue
             began = time.perf_counter()
             run = _run(name, seed, path, texts, clips, plan, device)

@@ -188,7 +188,8 @@ def predict(model: VideoModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Best class ``[N]`` of cached tokens, and the entity of every aligned token ``[N, T, n]`` or None."""
     model.eval()
     outputs = [model.forward_tokens(part) for part in x.split(256)]
-    index = None if outputs[0].index is None else torch.cat([o.index for o in outputs])
+    chosen = [o.index for o in outputs if o.index is not None]
+    index = torch.cat(chosen) if chosen else None
     return torch.cat([o.logits for o in outputs]).argmax(-1), index
 
 

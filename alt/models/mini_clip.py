@@ -193,7 +193,7 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
     """
     from safetensors import SafetensorError, safe_open
 
-    path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))  # type: ignore[arg-type]
+    path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))
     if not path.is_file():
         raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
     try:
