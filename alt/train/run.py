@@ -174,7 +174,7 @@ class Lines(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, total = trainer.global_step, int(trainer.max_steps)
-        if step != self.told and step % max(1, total // self.lines) == 0:
+        if step not in (0, self.told) and step % max(1, total // self.lines) == 0:
             self.told = step
             loss = trainer.callback_metrics.get("train_loss")
             if loss is not None:

@@ -134,7 +134,7 @@ def start(function: Callable[..., Any], *args: Any, environment: dict[str, str] 
     return process, queue
 
 
-def finish(started: Any, timeout: float = 120) -> Any:
+def finish(started: Any, timeout: float = 300) -> Any:
     """What the function returned; :class:`Killed` where a signal ended its process."""
     process, queue = started
     while True:
@@ -142,9 +142,8 @@ def finish(started: Any, timeout: float = 120) -> Any:
             kind, answer = queue.get(timeout=0.2)
             break
         except queue_module.Empty:
-            if not process.is_alive() and queue.empty():
-                process.join()
-                raise Killed(f"exit code {process.exitcode}") from None
+            if not _exists(process.pid) and queue.empty():
+                raise Killed(f"process {process.pid} is gone") from None
             timeout -= 0.2
             if timeout < 0:
                 process.kill()
@@ -153,6 +152,15 @@ def finish(started: Any, timeout: float = 120) -> Any:
     if kind == "error":
         raise RuntimeError(answer)
     return pickle.loads(answer)
+
+
+def _exists(pid: int) -> bool:
+    """Asked of the system: a killed process's loading workers keep its sentinel open for a while."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

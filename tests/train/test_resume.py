@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def killed_then_resumed(folder: Path, kill: tuple[int, str], overrides: list[str]) -> None:
-    with pytest.raises(jobs.Killed, match="-9"):
+    with pytest.raises(jobs.Killed):
         jobs.run(jobs.train, str(folder), overrides, kill=kill)
     assert jobs.run(jobs.train, str(folder), overrides, resume=True)["steps"] == 8
 
