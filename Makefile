@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo test test-slow bench gpu aot lint format wheel clean distclean
+.PHONY: help install ext demo test test-slow bench gpu aot aot-check cuda-resources lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,15 @@ gpu: ## everything that needs a GPU: test sanitize tune bench train (benchmarks/
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90, sm_100 and write their resources (no GPU needed)
 	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --out docs/kernels_resources.md
 
+# A commit's time chooses the sample, so that four commits see every case and each is repeatable.
+TURN ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+aot-check: $(STAMP) ## compile every Triton kernel and a fourth of the other cases: no spill, no empty kernel
+	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --check --sample 4 --turn $(TURN)
+
+cuda-resources: $(STAMP) ## compile csrc/cuda for sm_80, sm_90, sm_100 and write the kernels' resources (nvcc, no GPU)
+	AK_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0" $(BIN)/python setup.py -q build_ext --build-lib build/cuda
+	$(BIN)/python csrc/cuda/resources.py build/cuda/alt_kernels/_C_cuda.abi3.so --out docs/kernels_resources_cuda.md
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,7 +81,7 @@ format: $(STAMP) ## rewrite the sources in the house format
 
 wheel: $(STAMP) ## dist/: sdist and wheel; wheelhouse/: the wheel as manylinux, without libtorch
 	rm -rf dist wheelhouse
-	AK_REQUIRE_EXT=1 $(BIN)/python -m build --no-isolation
+	AK_REQUIRE_EXT=1 AK_BUILD_CUDA=0 $(BIN)/python -m build --no-isolation
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair -w wheelhouse \
 	    --exclude 'libtorch*' --exclude 'libc10*' dist/*.whl
 

@@ -2,8 +2,10 @@
 
 ``python -m alt_kernels.triton.aot --out docs/kernels_resources.md`` writes the table for sm_80, sm_90 and sm_100;
 the exit status is 1 where a kernel spills registers, or has a half-precision dot without the target's matrix
-instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason, or where a launcher starts a kernel
-that no case compiles. ``--only`` takes a part of a name.
+instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason; where a kernel takes more shared
+memory than the target has, or came out empty; or where a launcher starts a kernel that no case compiles. ``--only``
+takes a part of a name. ``--sample 4 --turn n`` compiles every kernel once for every target and a fourth of the other
+cases, another fourth for each n modulo 4.
 
 The cases are the lists ``AOT`` of the modules beside this one. Arguments are as divisible as in a real launch:
 without it the compiler builds another kernel, which nobody runs (no 16-byte access, often spills).
@@ -32,6 +34,10 @@ TARGETS = (80, 90, 100)
 MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
 ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
 NO_KERNELS = {"__init__", "aot", "aot_case", "host", "tuner", "tuning"}
+#: Bytes of shared memory that a program may have, by target.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+#: The smallest of our kernels has three times as many; a kernel that the compiler emptied has about ten.
+LEAST_INSTRUCTIONS = 40
 INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it and cannot be compiled; unset it"
 
 
@@ -48,6 +54,8 @@ class Resources(NamedTuple):
     matrix: Counter[str]  # matrix instructions by name
     accesses: int  # loads and stores of global memory in the code
     wide: int  # of these, 16 bytes a thread
+    instructions: int  # in the code, without padding
+    stores: int  # to global memory
 
     def complaints(self) -> list[str]:
         """What the check holds against it, whether or not the case gives a reason."""
@@ -56,6 +64,15 @@ class Resources(NamedTuple):
             found.append(f"spills ({self.stack} bytes of stack, {self.spills} local accesses)")
         if self.case.dots and not any(re.fullmatch(MATRIX[self.target], name) for name in self.matrix):
             found.append(f"a half-precision dot without {MATRIX[self.target].replace('[A-Z]*', '*')}")
+        return found + self.defects()
+
+    def defects(self) -> list[str]:
+        """What no reason excuses."""
+        found = []
+        if self.shared > SHARED[self.target]:
+            found.append(f"{self.shared} bytes of shared memory, of which there are {SHARED[self.target]}")
+        if self.instructions < LEAST_INSTRUCTIONS or not self.stores:
+            found.append(f"an empty kernel ({self.instructions} instructions, {self.stores} stores)")
         return found
 
 
@@ -139,6 +156,8 @@ def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]
         matrix=Counter(name.split(".")[0] for name in opcodes if re.match(rf"({ANY_MATRIX})\b", name)),
         accesses=len(accesses),
         wide=sum(".128" in name or name.startswith("UTMA") for name in accesses),
+        instructions=sum(name != "NOP" for name in opcodes),
+        stores=sum(bool(re.match(r"(STG|UTMASTG)\b", name)) for name in accesses),
     )
     return resources, sass
 
@@ -154,9 +173,26 @@ def chosen(only: str = "") -> list[tuple[str, int, str]]:
     return [case for case in found if only in case[2]]
 
 
-def compile_all(only: str = "", targets: Iterable[int] = TARGETS, jobs: int | None = None) -> list[Resources]:
-    """Every chosen case on every target, several at a time."""
-    work = [(stem, index, target) for stem, index, _ in chosen(only) for target in targets]
+def sampled(work: list[tuple[str, int, int]], every: int, turn: int) -> list[tuple[str, int, int]]:
+    """The first case of every kernel on every target, and of the others each ``every``-th, ``every`` turns for all."""
+    found, seen, others = [], set(), 0
+    for job in work:
+        stem, index, target = job
+        kernel = (cases(stem)[index].kernel.__name__, target)
+        if kernel in seen:
+            others += 1
+        if kernel not in seen or others % every == turn % every:
+            found.append(job)
+        seen.add(kernel)
+    return found
+
+
+def compile_all(
+    only: str = "", targets: Iterable[int] = TARGETS, jobs: int | None = None, every: int = 1, turn: int = 0
+) -> list[Resources]:
+    """Every chosen case on every target, or a sample of them, several at a time."""
+    targets = tuple(targets)
+    work = sampled([(stem, i, target) for stem, i, _ in chosen(only) for target in targets], every, turn)
     if jobs == 1:
         return [_work(job) for job in work]
     # spawn: a fork of a process that holds a compiler's threads may hang.
@@ -219,6 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="a part of 'module: case'")
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="80, 90 or 100; more than once")
     parser.add_argument("--list", action="store_true", help="print the cases' names and compile nothing")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="every kernel once, every N-th other case")
+    parser.add_argument("--turn", type=int, default=0, help="which of the N samples")
     parser.add_argument("--jobs", type=int, help="compilations at a time; default: one a core")
     options = parser.parse_args(arguments)
     import triton
@@ -229,8 +267,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print(*(name for _, _, name in chosen(options.only)), sep="\n")
         return 0
+    if options.sample < 1 or (options.sample > 1 and options.out):
+        print("--sample: expected a number >= 1, and no --out, whose table is of all cases", file=sys.stderr)
+        return 2
     targets = tuple(options.target or TARGETS)
-    results = compile_all(options.only, targets, options.jobs)
+    results = compile_all(options.only, targets, options.jobs, options.sample, options.turn)
     if not results:
         print(f"--only: no case has {options.only!r} in its name", file=sys.stderr)
         return 2
@@ -242,8 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     failures = [
         f"{r.module}: {r.case.name} on sm_{r.target}: {complaint}"
         for r in results
-        if not r.case.reason
-        for complaint in r.complaints()
+        for complaint in (r.defects() if r.case.reason else r.complaints())
     ]
     if not options.only:
         failures += [f"{where}: launched, but in no AOT list" for where in uncovered()]

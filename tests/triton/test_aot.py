@@ -27,7 +27,16 @@ def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]
 
 
 def resources(target: int = 90, case: AotCase = CASE, **values: object) -> aot.Resources:
-    fine = {"registers": 64, "stack": 0, "spills": 0, "shared": 2048, "accesses": 4, "wide": 3}
+    fine = {
+        "registers": 64,
+        "stack": 0,
+        "spills": 0,
+        "shared": 2048,
+        "accesses": 4,
+        "wide": 3,
+        "instructions": 200,
+        "stores": 2,
+    }
     matrix = Counter({80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}[target] for _ in range(8))
     return aot.Resources("module", case, target, **{**fine, "matrix": matrix, **values})  # type: ignore[arg-type]
 
@@ -90,6 +99,27 @@ def test_what_the_check_complains_of() -> None:
     assert resources(90, matrix=Counter(HMMA=64)).complaints() != []
 
 
+def test_defects_that_no_reason_excuses() -> None:
+    """A compiler once made an empty kernel of a case for sm_100: no spill, and no dot was expected of it."""
+    assert resources(instructions=9).complaints() == ["an empty kernel (9 instructions, 2 stores)"]
+    assert resources(stores=0).defects() == ["an empty kernel (200 instructions, 0 stores)"]
+    assert resources(80, shared=170_000).defects() == ["170000 bytes of shared memory, of which there are 166912"]
+    assert resources(90, shared=170_000).defects() == []
+
+
+def test_samples_hold_every_kernel_and_together_everything() -> None:
+    work = [(stem, i, target) for stem, i, _ in aot.chosen() for target in aot.TARGETS]
+    kernels = {(aot.cases(stem)[i].kernel.__name__, target) for stem, i, target in work}
+    everything = set()
+    for turn in range(4):
+        sample = aot.sampled(work, 4, turn)
+        assert {(aot.cases(stem)[i].kernel.__name__, target) for stem, i, target in sample} == kernels
+        assert len(sample) < 0.4 * len(work)
+        everything |= set(sample)
+    assert everything == set(work)
+    assert aot.sampled(work, 1, 5) == work
+
+
 def test_the_exit_status_is_that_of_the_check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +131,7 @@ def test_the_exit_status_is_that_of_the_check(
         ([resources(), resources(stack=16)], 1),
         ([resources(stack=16, case=excused)], 0),
         ([resources(matrix=Counter())], 1),
+        ([resources(stores=0, case=excused)], 1),
     ):
         monkeypatch.setattr(aot, "compile_all", lambda *_, results=results: results)
         assert aot.main(["--only", "x", "--check"]) == status

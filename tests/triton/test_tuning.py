@@ -71,10 +71,11 @@ def test_the_gpu_before_the_default(files: Path, monkeypatch: pytest.MonkeyPatch
     write(files, TWO_GPUS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert tuning.config("op", channels=64, depth=8)["R"] == 9
+    assert tuning.config("op", channels=500, depth=8)["R"] == 9
+    assert tuning.config("op", channels=64, depth=8)["R"] == 1, "what was not tuned there is the default's"
     tuning.device_name.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU that nobody tuned for")
-    assert tuning.config("op", channels=64, depth=8)["R"] == 1
+    assert tuning.config("op", channels=500, depth=8)["R"] == 2
 
 
 def test_a_caller_cannot_change_what_the_next_one_gets(files: Path) -> None:
@@ -86,7 +87,8 @@ def test_a_caller_cannot_change_what_the_next_one_gets(files: Path) -> None:
 def test_shipped_lists_each_configuration_once(files: Path) -> None:
     same = {**TWO_GPUS, "another GPU": TWO_GPUS["default"]}
     write(files, same)
-    assert [use["R"] for use in tuning.shipped("op", channels=64, depth=8)] == [1, 9]
+    assert [use["R"] for use in tuning.shipped("op", channels=500, depth=8)] == [2, 9]
+    assert [use["R"] for use in tuning.shipped("op", channels=64, depth=8)] == [1]
 
 
 def test_a_call_that_names_other_sizes(files: Path) -> None:
