@@ -5,7 +5,8 @@
     python benchmarks/report.py --keep out.json    first keep a run (pytest --benchmark-json=out.json), then rewrite
 
 Kept results live in ``results/<device>/<date>-<commit>.json``, in pytest-benchmark's format without the single
-rounds; the newest of each device is shown. The README's section lies between two marker comments.
+rounds. Of each device the newest result of every benchmark is shown, so a run may be of a part of them. The README's
+section lies between two marker comments.
 """
 
 from __future__ import annotations
@@ -57,13 +58,39 @@ def keep(path: Path, results: Path) -> Path:
 
 
 def newest(results: Path) -> dict[str, Record]:
-    """The latest kept record of every device, by folder name."""
-    latest: dict[str, Record] = {}
-    for path in sorted(results.glob("*/*.json")):
-        record = json.loads(path.read_text())
-        if path.parent.name not in latest or record["datetime"] > latest[path.parent.name]["datetime"]:
-            latest[path.parent.name] = record
-    return latest
+    """By device (folder name): its latest record, completed with what older ones measured and it did not.
+
+    Every benchmark carries the commit and day of the run it comes from, as ``origin``.
+    """
+    merged: dict[str, Record] = {}
+    records = [(path.parent.name, json.loads(path.read_text())) for path in results.glob("*/*.json")]
+    records = [pair for pair in records if "benchmarks" in pair[1]]  # the others are of `make gpu`
+    for device, record in sorted(records, key=lambda pair: pair[1]["datetime"], reverse=True):
+        for benchmark in record["benchmarks"]:
+            benchmark["origin"] = (state(record), record["datetime"][:10])
+        into = merged.setdefault(device, {**record, "benchmarks": []})
+        known = {benchmark["fullname"] for benchmark in into["benchmarks"]}
+        into["benchmarks"] += [b for b in record["benchmarks"] if b["fullname"] not in known]
+    return merged
+
+
+def state(record: Record) -> str:
+    """The commit a record was measured at."""
+    facts = record["machine_info"]["alt"]
+    return f"{facts['commit']}{' with local changes' if facts.get('modified') else ''}"
+
+
+def origins(record: Record) -> str:
+    """Which commit, and where several runs are shown, which files of benchmarks each is of."""
+    files: dict[tuple[str, str], list[str]] = {}
+    for benchmark in record["benchmarks"]:
+        names = files.setdefault(benchmark.get("origin", (state(record), record["datetime"][:10])), [])
+        name = benchmark["fullname"].split("::")[0].rpartition("/")[2].removesuffix(".py")
+        if name not in names:
+            names.append(name)
+    if len(files) == 1:
+        return "commit {}, {}".format(*next(iter(files)))
+    return "; ".join(f"commit {commit}, {day} for {', '.join(names)}" for (commit, day), names in files.items())
 
 
 def section(records: dict[str, Record]) -> str:
@@ -77,9 +104,8 @@ def device_section(device: str, record: Record) -> str:
     facts = record["machine_info"]["alt"]
     on_gpu = facts["device"] == "cuda"
     where = facts["gpu"] if on_gpu else f"{facts['cpu']}, {facts['isa']}, {facts['threads']} thread"
-    state = f"{facts['commit']}{' with local changes' if facts.get('modified') else ''}"
     lines = [
-        f"**{where}**, torch {facts['torch']}, commit {state}, {record['datetime'][:10]}. Every number is the median,"
+        f"**{where}**, torch {facts['torch']}, {origins(record)}. Every number is the median,"
         " over interleaved rounds, of a ratio within a round, with its 95 % interval; every entrant had first to"
         " agree with a float64 definition." + ("" if facts["full"] else " Short run."),
         "",
@@ -229,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kept {keep(options.keep, RESULTS).relative_to(BENCHMARKS.parent)}")
     records = newest(RESULTS)
     text = README.read_text()
-    wanted = replaced(text, section(records))
+    from gpu import report as gpu_report
+
+    wanted = replaced(text, section(records) + gpu_report.section(RESULTS))
     if options.check:
         missing = [
             device

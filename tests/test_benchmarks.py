@@ -213,8 +213,13 @@ def raw_run() -> dict:
         "machine_info": {"node": "a-host-name", "cpu": {"flags": ["fpu"]}, "alt": facts | {"full": True}},
         "commit_info": {"id": "abcdef", "branch": "main", "dirty": False},
         "benchmarks": [
-            {"name": "test", "extra_info": info, "stats": {"median": 1.0, "data": [1.0] * 1000}}
-            for info in (operation, tower, memory)
+            {
+                "name": "test",
+                "fullname": f"benchmarks/bench_{number}.py::test",
+                "extra_info": info,
+                "stats": {"median": 1.0, "data": [1.0] * 1000},
+            }
+            for number, info in enumerate((operation, tower, memory))
         ],
         "datetime": "2026-11-20T10:00:00",
         "version": "5.3.1",
@@ -237,6 +242,21 @@ def test_kept_result_is_trimmed_and_shown(tmp_path: Path) -> None:
     assert "not run: torch.compile needs a C++ compiler" in text
     assert "| 8 | 101 | 105.0 | 1.333 | 2.345 [2.250, 2.500] | 98 [95, 101] % (target 98 %) |" in text
     assert "| 0.25 (1 MiB) | 10.00 (2048 MiB) | 1.5 |" in text
+
+
+def test_a_run_of_a_part_leaves_the_rest_as_it_was_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "1.json").write_text(json.dumps(raw_run()))
+    later = raw_run() | {"datetime": "2026-11-21T10:00:00"}
+    later["machine_info"]["alt"]["commit"] = "def"
+    del later["benchmarks"][1:]
+    later["benchmarks"][0]["extra_info"]["ratio"]["plain torch"] |= {"median": 3.0}
+    (tmp_path / "cpu" / "2.json").write_text(json.dumps(later))
+    text = report.section(report.newest(tmp_path))
+    assert "commit def, 2026-11-21 for bench_0; commit abc, 2026-11-20 for bench_1, bench_2" in text
+    assert text.count("| `weighted_merge`") == 1
+    assert "3.00 [2.25, 2.50]" in text
+    assert "ViT-B/16, float32" in text
 
 
 def test_plot_is_drawn(tmp_path: Path) -> None:
