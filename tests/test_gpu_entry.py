@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import machine  # noqa: F401  found by `gpu` later on
     from gpu import __main__ as entry
-    from gpu import bench, cases, clock, prepare, sanitize, session, tests, towers, train, tune
+    from gpu import bench, cases, clock, prepare, report, sanitize, session, tests, towers, train, tune
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -114,7 +114,7 @@ def test_a_bench_without_time_still_writes() -> None:
     there = DRY._replace(dry=False)
     budget = session.Budget(0)
     names = [name for name, seconds, _ in cases.all_cases(there) if not budget.has(seconds, name)]
-    assert len(names) == len(budget.left_out) == 12
+    assert len(names) == len(budget.left_out) == 14
     assert bench.kernel_table([]) == bench.table(
         ["kernel, entrant", "us", "target", "floor", "x floor", "x ours", "call us", "host us"], []
     )
@@ -212,6 +212,31 @@ def _fake_launcher(stem: str, name: str):
 
         return bucket
     return getattr(torch.ops.alt_kernels, name, None)
+
+
+def test_kept_results_become_tables(tmp_path: Path) -> None:
+    """What is kept is shown with its commit; a dry run, and a file of the CPU benchmarks, are not of this kind."""
+    facts = {"gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0", "torch": "2.11", "triton": "3.6"}
+    facts |= {"commit": "abc", "source": "0123"}
+    ours = {"us": 7.25, "over_floor": 4.83, "times_ours": 1.0, "call_us": 31.0}
+    kernel = {"name": "matching", "shape": "B=256", "target_us": 10.0, "floor_us": 1.5, "entrants": {"ours": ours}}
+    tower = {"name": "ViT-B/16", "macs": {"0": 4.0, "8": 3.0}, "absent": {"xformers": "no module"}}
+    tower["entrants"] = {"ours r=8": {"ms": 10.5, "r": 8, "speedup": 1.31, "saving_realised": 0.94}}
+    record = {"section": "bench", "dry_run": False, "facts": facts, "finished": "2026-11-21T10:00:00Z"}
+    record |= {"left_out": ["ViT-L/14: no time left"], "kernels": [kernel | {"absent": {}}], "towers": [tower]}
+    (tmp_path / "nvidia-h200").mkdir()
+    (tmp_path / "nvidia-h200" / "bench.json").write_text(json.dumps(record))
+    (tmp_path / "nvidia-h200" / "dry.json").write_text(json.dumps(record | {"dry_run": True, "section": "test"}))
+    (tmp_path / "nvidia-h200" / "other.json").write_text(json.dumps({"benchmarks": []}))
+    assert set(report.kept(tmp_path)["nvidia-h200"]) == {"bench"}
+    text = report.section(tmp_path)
+    assert "**NVIDIA H200**, driver 580" in text
+    assert "commit abc (source 0123), 2026-11-21" in text
+    assert "| matching<br>B=256 | ours | 7.25 | 10 | 1.5 | 4.83 | 1 | 31 |" in text
+    assert "| ViT-B/16 | ours r=8 | 10.5 | 1.31 | 1.333 | 94 % |" in text
+    assert "| | xformers | not run: no module |" in text
+    assert "Left out: ViT-L/14: no time left." in text
+    assert report.section(tmp_path / "nothing") == ""
 
 
 # ------------------------------------------------------------------------------------------------ parts of sections

@@ -87,8 +87,9 @@ def _optional(case: Case, names: list[str]) -> Case:
     return case._replace(entrants={n: f for n, f in case.entrants.items() if n not in absent}, absent=absent)
 
 
-def matching(session: Session) -> Case:
+def matching(session: Session, batch: int | None = None) -> Case:
     shape = layer(session)
+    shape = shape._replace(batch=batch or shape.batch)
     metric = random(session, 1, shape.batch, shape.tokens, shape.head_dim)
     fast = entrants.compiled(rivals.match, session.dry)
     ours = implementations(lambda i, impl: ak.bipartite_soft_matching(metric[i], shape.r, impl=impl))
@@ -100,7 +101,8 @@ def matching(session: Session) -> Case:
     cost = shape.matching_cost()
     label = f"B={shape.batch} N={shape.tokens} D={shape.head_dim} r={shape.r} {shapes.name(shape.dtype)}"
     bound = gates.roundings(4, shape.dtype)
-    case = Case("matching", label, *cost, 10e-6, runs, dict.fromkeys(runs, gate), bound, {})
+    name, target = ("matching", 10e-6) if batch is None else (f"matching, batch {batch}", None)
+    case = Case(name, label, *cost, target, runs, dict.fromkeys(runs, gate), bound, {})
     return _optional(case, [name for name in ours if name != "ours"])
 
 
@@ -110,8 +112,9 @@ def packed(session: Session, seed: int, shape: shapes.Tokens) -> list[tuple[Tens
     return [tuple(t.permute(2, 0, 3, 1, 4).unbind(0)) for t in found]
 
 
-def matching_from_keys(session: Session) -> Case:
+def matching_from_keys(session: Session, batch: int | None = None) -> Case:
     shape = layer(session)
+    shape = shape._replace(batch=batch or shape.batch)
     keys = [k for _, k, _ in packed(session, 2, shape)]
 
     def rival(k: Tensor) -> rivals.Pairs:
@@ -122,8 +125,9 @@ def matching_from_keys(session: Session) -> Case:
     runs = ours | {"plain torch": lambda i: rival(keys[i]), "plain torch, compiled": lambda i: fast(keys[i])}
     gate = gates.matching_gate(keys[0].mean(1, dtype=torch.float32), shape.r)
     moved = shape.batch * shape.tokens * shape.channels * shape.dtype.itemsize
+    name, target = ("matching from keys", 25e-6) if batch is None else (f"matching from keys, batch {batch}", None)
     case = Case(
-        *("matching from keys", shape.label, shape.matching_cost().flops, moved, 25e-6, runs),
+        *(name, shape.label, shape.matching_cost().flops, moved, target, runs),
         *(dict.fromkeys(runs, gate), gates.roundings(4, shape.dtype), {}),
     )
     return _optional(case, [name for name in ours if name != "ours"])
@@ -353,6 +357,8 @@ def all_cases(session: Session) -> Iterator[tuple[str, float, Callable[[], Case]
     yield "assignment", 20, lambda: assignment(session)
     yield "assignment backward", 10, lambda: assignment_backward(session)
     yield "assignment, large corpus", 25, lambda: assignment(session, large=True)
+    yield "matching from keys, batch 8", 15, lambda: matching_from_keys(session, 8)
     yield "residual + merge + LayerNorm, batch 8", 15, lambda: merge_layer_norm(session, 8)
+    yield "matching, batch 8", 15, lambda: matching(session, 8)
     yield "attention, forward and backward", 45, lambda: attention_backward(session, both=True)
     yield "assignment, forward and backward", 25, lambda: assignment_backward(session, both=True)

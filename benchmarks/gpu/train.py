@@ -20,7 +20,8 @@ def run(session: Session, budget: Budget) -> Record:
     """`alt entityworld --preset gpu`: training, then accuracy against GFLOPs and throughput over r."""
     with tempfile.TemporaryDirectory() as folder:
         preset = os.environ.get("PRESET", "smoke" if session.dry else "gpu")
-        command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, "--out", folder]
+        place = ["--device", session.device.type]
+        command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, *place, "--out", folder]
         status, tail = finish(command, budget.left() - 5)
         files = collect(Path(folder))
     record: Record = {"command": " ".join(["alt", *command[3:-1], "OUT"]), "status": status, "files": files}

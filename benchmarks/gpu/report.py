@@ -1,0 +1,95 @@
+"""Kept results of `make gpu` as Markdown, for the README; plain Python, imported by ``benchmarks/report.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def kept(results: Path) -> dict[str, dict[str, Record]]:
+    """By device (folder name) the sections that are there; dry runs do not count."""
+    found: dict[str, dict[str, Record]] = {}
+    for path in sorted(results.glob("*/*.json")):
+        record = json.loads(path.read_text())
+        if is_section(record) and not record["dry_run"]:
+            found.setdefault(path.parent.name, {})[record["section"]] = record
+    return found
+
+
+def is_section(record: Record) -> bool:
+    return "section" in record and "facts" in record
+
+
+def section(results: Path) -> str:
+    """Empty where no result of a GPU has been kept."""
+    return "".join("\n".join(["", *_device(sections)]) + "\n" for sections in kept(results).values())
+
+
+def _device(sections: dict[str, Record]) -> list[str]:
+    facts = next(iter(sections.values()))["facts"]
+    origins = {(r["facts"]["commit"], r["facts"]["source"], r["finished"][:10]) for r in sections.values()}
+    where = "; ".join(f"commit {commit} (source {source}), {day}" for commit, source, day in sorted(origins))
+    lines = [
+        f"**{facts['gpu']}**, driver {facts['driver']}, CUDA {facts['cuda']}, torch {facts['torch']}, Triton"
+        f" {facts['triton']}, {where}. Kernel times are medians over interleaved rounds of CUDA-graph replays over"
+        " rotated random inputs; every entrant had first to agree with a float64 definition. Floors are bytes and"
+        " operations over this machine's own copy bandwidth and matrix rate.",
+        "",
+    ]
+    for name in ("test", "sanitize"):
+        if name in sections:
+            bad = sections[name]["failed"]
+            lines.append(
+                f"Section `{name}`: {'nothing failed' if not bad else f'{len(bad)} failed'}.{_late(sections[name])}"
+            )
+    if "bench" in sections:
+        lines += ["", *_kernels(sections["bench"]), *_towers(sections["bench"])]
+        lines.append(_late(sections["bench"]).strip())
+    return [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
+
+
+def _late(record: Record) -> str:
+    return f" Left out: {'; '.join(record['left_out'])}." if record["left_out"] else ""
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+
+
+def _kernels(record: Record) -> list[str]:
+    lines = ["| kernel | entrant | us | target | floor | time over floor | over ours | call, us |"]
+    lines += ["|---|---|--:|--:|--:|--:|--:|--:|"]
+    for row in record["kernels"]:
+        if "error" in row:
+            lines.append(f"| {row['name']} | | not measured: {row['error']} | | | | | |")
+            continue
+        for i, (name, found) in enumerate(row["entrants"].items()):
+            title = f"{row['name']}<br>{row['shape']}" if i == 0 else ""
+            aim = (_number(row["target_us"]), _number(row["floor_us"])) if i == 0 else ("", "")
+            values = (found["over_floor"], found.get("times_ours"), found["call_us"])
+            lines.append(f"| {title} | {name} | {_number(found['us'])} | {' | '.join((*aim, *map(_number, values)))} |")
+        lines += [f"| | {name} | not run: {why} | | | | | |" for name, why in row["absent"].items()]
+    return [*lines, ""]
+
+
+def _towers(record: Record) -> list[str]:
+    if not record["towers"]:
+        return []
+    lines = ["| tower | entrant | ms | speed-up over the fastest unmerged | FLOP ratio | share of the saving |"]
+    lines += ["|---|---|--:|--:|--:|--:|"]
+    for row in record["towers"]:
+        if "error" in row:
+            lines.append(f"| {row['name']} | not measured: {row['error']} | | | | |")
+            continue
+        timed = {name: found for name, found in row["entrants"].items() if "ms" in found}
+        for i, (name, found) in enumerate(timed.items()):
+            ratio = row["macs"]["0"] / row["macs"][str(found["r"])]
+            share = found.get("saving_realised")
+            cells = (_number(found["ms"], 4), _number(found.get("speedup"), 4), _number(ratio, 4))
+            part = "" if share is None else f"{100 * share:.0f} %"
+            lines.append(f"| {row['name'] if i == 0 else ''} | {name} | {' | '.join(cells)} | {part} |")
+        lines += [f"| | {name} | not run: {why} | | | |" for name, why in row["absent"].items()]
+    return [*lines, ""]
