@@ -232,8 +232,8 @@ def _entities(explanation: Explanation, keys: dict[int, Key], top: int = 12) -> 
 
 def _bar(name: str, length: float, share: float, colour: str) -> str:
     return (
-        f'<div class=bar><span>{_text(name)}</span><i style="width:{100 * length:.1f}%;background:{colour}"></i>'
-        f"<b>{100 * share:.1f} %</b></div>"
+        f"<div class=bar><span>{_text(name)}</span>"
+        f'<div><i style="width:{100 * length:.1f}%;background:{colour}"></i></div><b>{100 * share:.1f} %</b></div>'
     )
 
 

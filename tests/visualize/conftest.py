@@ -1,0 +1,35 @@
+"""One small world with the shipped weights, shared by the tests of this room."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from alt.corpus import Corpus
+from alt.data.entity_world import Rendered, Split, World
+from alt.data.entity_world.vocabulary import OBJECTS
+from alt.models import create_model
+
+
+class Scene(NamedTuple):
+    world: World
+    corpus: Corpus
+    split: Split
+    clips: Rendered
+
+    def planted(self, clip: int) -> str:
+        return OBJECTS[self.split[clip].object].name
+
+    def model(self, name: str = "alt-mini", **options: Any) -> Any:
+        if name == "alt-mini" and options.get("queries") != "random":
+            options.setdefault("corpus", self.corpus)
+        return create_model(name, pretrained="entity-world", classes=self.split.class_names, **options).eval()
+
+
+@pytest.fixture(scope="session")
+def scene() -> Scene:
+    world = World("cpu")
+    split = world.split("transfer-a-1").subset(range(40))
+    corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities())
+    return Scene(world, corpus, split, world.render(split))
