@@ -75,8 +75,17 @@ def readable(mangled: str) -> str:
 
 
 def read(library: Path) -> list[Kernel]:
-    usage: dict[tuple[int, str], dict[str, int]] = {}
     target, name = 0, ""
+    code: dict[tuple[int, str], list[str]] = {}
+    for line in tool("cuobjdump", "-sass", str(library)).splitlines():
+        if found := re.search(r"(?:arch =|code for) sm_(\d+)", line):
+            target = int(found[1])
+        elif found := re.search(r"Function : ([\w$]+)", line):
+            name = found[1]
+        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?((?:LDG|STG|LDL|STL)[A-Z0-9_.]*)", line):
+            code.setdefault((target, name), []).append(found[1])
+    usage: dict[tuple[int, str], dict[str, int]] = {}
+    # A cubin holds one target and names it here alone: it is still the one found above.
     for line in tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
         if found := re.search(r"arch = sm_(\d+)", line):
             target = int(found[1])
@@ -84,14 +93,6 @@ def read(library: Path) -> list[Kernel]:
             name = found[1]
         elif "REG:" in line:
             usage[target, name] = {k: int(v) for k, v in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", line)}
-    code: dict[tuple[int, str], list[str]] = {}
-    for line in tool("cuobjdump", "-sass", str(library)).splitlines():
-        if found := re.search(r"arch = sm_(\d+)", line):
-            target = int(found[1])
-        elif found := re.search(r"Function : ([\w$]+)", line):
-            name = found[1]
-        elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?((?:LDG|STG|LDL|STL)[A-Z0-9_.]*)", line):
-            code.setdefault((target, name), []).append(found[1])
     kernels = []
     for (sm, mangled), counts in usage.items():
         opcodes = code.get((sm, mangled), [])
