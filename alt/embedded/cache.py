@@ -54,7 +54,7 @@ class TokenCache:
     """
 
     def __init__(
-        self, world: World, pretrained: str | os.PathLike[str] = "entity-world", templates: str = "alt16"
+        self, world: World, pretrained: str | os.PathLike[str] = "entity-world", templates: str = "none"
     ) -> None:
         self.world = world
         self.pretrained = pretrained

@@ -145,7 +145,7 @@ class _Texts:
         )
 
     def classes(self, clips: RenderedSplit) -> tuple[list[str], torch.Tensor]:
-        return clips.names, self.encoder.embed_classes(clips.names, "alt16")
+        return clips.names, self.encoder.embed_classes(clips.names, "none")
 
 
 def _run(

@@ -22,7 +22,7 @@ from alt.files import replacing
 
 from .orderings import Ordering, Results
 
-__all__ = ["TABLES", "machine", "markdown", "write"]
+__all__ = ["TABLES", "machine", "markdown", "put_into", "write"]
 
 ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
 COLUMNS = ("seen", "2-shot", "zero-shot")
@@ -194,3 +194,37 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
+
+
+def put_into(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
+    """Replace what stands between the marks of a Markdown document by the tables of a results.json.
+
+    Raises:
+        ValueError: the document has no marks.
+    """
+    path = Path(document)
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(Path(results).read_text(encoding="utf-8"))
+    if not all(mark in text for mark in MARKS):
+        raise ValueError(f"document: expected the lines {MARKS[0].strip()!r} and {MARKS[1].strip()!r} in {path}")
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    where = record["machine"]
+    told = (
+        f"Made at commit {where['commit']} with torch {where['torch']} on {where['cpu']}, {where['threads']} thread(s)."
+    )
+    tables = markdown(record["results"], [Ordering(**row) for row in record["orderings"]], record["setting"])
+    body = f"{told}\n\n{tables}".replace("\n## ", "\n### ")
+    with replacing(path, "the document") as file:
+        file.write_text(f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m alt.embedded.report RESULTS.json DOCUMENT.md")
+    put_into(sys.argv[2], sys.argv[1])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from alt.cli import build_app
 from alt.embedded.gpu_run import GpuPlan, run_gpu
 from alt.embedded.orderings import Ordering, orderings
-from alt.embedded.report import TABLES, markdown, write
+from alt.embedded.report import TABLES, markdown, put_into, write
 
 STEPS = 1500
 
@@ -174,3 +174,20 @@ def test_command_tells_what_is_wrong(arguments: list[str], words: str, tmp_path:
     assert done.exit_code == 2
     assert words in done.output
     assert "Traceback" not in done.output
+
+
+def test_results_go_between_the_marks(tmp_path: Path) -> None:
+    results = world()
+    write(tmp_path, results, orderings(results, classes=60, steps=STEPS), {"what": "A world"})
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- results: begin -->\nformer tables\n<!-- results: end -->\nafter\n", encoding="utf-8")
+    for _ in range(2):  # a second time it is replaced, not added to
+        put_into(document, tmp_path / "results.json")
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "former tables" not in text
+    assert text.count("### Orderings") == 1
+    document.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected the lines"):
+        put_into(document, tmp_path / "results.json")
