@@ -24,6 +24,7 @@ def run(session: Session, budget: Budget) -> Record:
         command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, *place, "--out", folder]
         status, tail = finish(command, budget.left() - 5)
         files = collect(Path(folder))
+        tail = [line.replace(folder, "OUT") for line in tail]
     record: Record = {"command": " ".join(["alt", *command[3:-1], "OUT"]), "status": status, "files": files}
     missing = [line for line in tail if "No such command" in line or "No module named" in line]
     if status == 124:
