@@ -109,6 +109,7 @@ def gradients(folder: str, overrides: Sequence[str] = (), batches: int = 1) -> d
 
 def _entry(queue: Any, function: Callable[..., Any], environment: dict[str, str], args: Any, kwargs: Any) -> None:
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of a user's, for the loading processes
     try:
         answer = function(*args, **kwargs)
     except BaseException as error:
