@@ -22,6 +22,8 @@ from alt_kernels.triton.gumbel_assignment import gumbel_assignment
 from alt_kernels.triton.gumbel_assignment_backward import gumbel_assignment_backward
 from alt_kernels.triton.philox import gumbel_of_words, gumbel_tile, tile_columns
 
+from .conftest import DEVICE
+
 # Tiles the interpreter runs fast, by branch: the row in one piece, or in several; one program or several on a row.
 WHOLE = {"BM": 128, "BK": 128, "BD": 64, "DV": 64, "programs": 1}
 PIECES = {"BM": 128, "BK": 64, "BD": 32, "DV": 32, "programs": 1}
@@ -90,11 +92,11 @@ class Case(NamedTuple):
 def problem(
     rows: int, count: int, depth: int, dtypes: tuple[torch.dtype, torch.dtype], noise: str, tau: float = 0.4
 ) -> Case:
-    x, entities = torch.randn(rows, depth).to(dtypes[0]), torch.randn(count, depth).to(dtypes[1])
-    drawn = reference.gumbel_noise(torch.tensor(1), rows, count) if noise == "tensor" else None
-    seed = torch.tensor(SEED) if noise == "seed" else None
-    grad = torch.randn(rows, depth).to(torch.promote_types(*dtypes))
-    return Case(x, entities, torch.tensor(tau), drawn, seed, grad)
+    x, entities = torch.randn(rows, depth).to(DEVICE, dtypes[0]), torch.randn(count, depth).to(DEVICE, dtypes[1])
+    drawn = reference.gumbel_noise(torch.tensor(1), rows, count).to(DEVICE) if noise == "tensor" else None
+    seed = torch.tensor(SEED, device=DEVICE) if noise == "seed" else None
+    grad = torch.randn(rows, depth).to(DEVICE, torch.promote_types(*dtypes))
+    return Case(x, entities, torch.tensor(tau, device=DEVICE), drawn, seed, grad)
 
 
 def check(c: Case, hard: bool) -> None:
@@ -263,12 +265,12 @@ def test_ties_go_to_the_lowest_index(branch: str, tiles: Callable[..., None]) ->
     """Exact arithmetic, copies of entities in one tile and in others, zero entities, powers of two far apart."""
     tiles(BRANCHES[branch])
     for dtype in DTYPES:
-        x = testing.exact_metric(1, 60, 3, dtype=dtype)[0]
-        entities = torch.cat([testing.exact_metric(1, 40, 4, zeros=0.1, dtype=dtype)[0]] * 6)
-        _, index, _ = gumbel_assignment(x, entities, torch.tensor(1.0), None, None, True)
+        x = testing.exact_metric(1, 60, 3, dtype=dtype)[0].to(DEVICE)
+        entities = torch.cat([testing.exact_metric(1, 40, 4, zeros=0.1, dtype=dtype)[0]] * 6).to(DEVICE)
+        _, index, _ = gumbel_assignment(x, entities, torch.tensor(1.0, device=DEVICE), None, None, True)
         score = F.normalize(x.double(), dim=-1) @ F.normalize(entities.double(), dim=-1).T
         best = score.round(decimals=10)
-        lowest = torch.where(best == best.amax(-1, keepdim=True), torch.arange(240), 240).amin(-1)
+        lowest = torch.where(best == best.amax(-1, keepdim=True), torch.arange(240, device=DEVICE), 240).amin(-1)
         testing.assert_same_bits(index, lowest)
 
 
@@ -283,13 +285,13 @@ def test_zero_rows_and_magnitudes(tiles: Callable[..., None]) -> None:
     assert forward[1][3] == c.noise[3].argmax()
     torch.testing.assert_close(forward[2][3], c.noise[3].logsumexp(0))
     grads = gumbel_assignment_backward(c.grad, *c.inputs(), *forward[1:], True, True)
-    assert torch.equal(grads[0][3], torch.zeros(16, dtype=torch.bfloat16))
+    assert torch.equal(grads[0][3], torch.zeros(16, dtype=torch.bfloat16, device=DEVICE))
     assert all(g.isfinite().all() for g in grads)
     value_path = F.one_hot(forward[1], 50).float().T @ c.grad.float()
     torch.testing.assert_close(grads[1][7], value_path[7].bfloat16())
 
-    scale_x = torch.exp2(torch.randint(-110, 110, (20, 1)).float()).bfloat16()
-    scale_s = torch.exp2(torch.randint(-110, 110, (50, 1)).float()).bfloat16()
+    scale_x = torch.exp2(torch.randint(-110, 110, (20, 1)).float()).to(DEVICE, torch.bfloat16)
+    scale_s = torch.exp2(torch.randint(-110, 110, (50, 1)).float()).to(DEVICE, torch.bfloat16)
     scaled = gumbel_assignment(c.x * scale_x, c.entities * scale_s, *c.inputs()[2:], True)
     testing.assert_same_bits(scaled[1], forward[1])
     testing.assert_same_bits(scaled[2], forward[2])
@@ -338,8 +340,8 @@ def test_no_rows_and_float64() -> None:
         assert (output.shape, index.shape, normalizer.shape) == ((0, 5), (0,), (0,))
         grads = gumbel_assignment_backward(c.grad, *c.inputs(), index, normalizer, hard, True)
         assert grads[0].shape == (0, 5)
-        assert torch.equal(grads[1], torch.zeros(7, 5, dtype=torch.float16))
-        assert torch.equal(grads[2], torch.tensor(0.0))
+        assert torch.equal(grads[1], torch.zeros(7, 5, dtype=torch.float16, device=DEVICE))
+        assert torch.equal(grads[2], torch.tensor(0.0, device=DEVICE))
     with pytest.raises(TypeError, match="got float64"):
         gumbel_assignment(torch.ones(2, 3), torch.ones(2, 3).double(), c.tau, None, None, True)
 

@@ -9,6 +9,10 @@ import triton.language as tl
 
 from alt_kernels import testing
 
+from .conftest import DEVICE
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the kernels are compiled, not interpreted")
+
 b16, f32 = torch.bfloat16, torch.float32
 
 

@@ -47,7 +47,7 @@ def test_launchers_keep_to_the_device_and_never_wait_for_it() -> None:
 
 
 def test_the_patched_trunk_keeps_to_the_device_and_never_waits_for_it() -> None:
-    """The same of what `alt` does around the kernels, forward: autograd itself wants a GPU for a tensor that says so."""
+    """The same of what `alt` does around the kernels, forward: autograd itself would want a GPU."""
     transformer = pytest.importorskip("open_clip.transformer")
     alt = pytest.importorskip("alt")
     with FakeTensorMode(), torch.device("cuda"):
