@@ -180,7 +180,8 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
     results = world()
     write(tmp_path, results, orderings(results, classes=60, steps=STEPS), {"what": "A world"})
     document = tmp_path / "page.md"
-    document.write_text("before\n<!-- results: begin -->\nformer tables\n<!-- results: end -->\nafter\n", encoding="utf-8")
+    marked = "before\n<!-- results: begin -->\nformer tables\n<!-- results: end -->\nafter\n"
+    document.write_text(marked, encoding="utf-8")
     for _ in range(2):  # a second time it is replaced, not added to
         put_into(document, tmp_path / "results.json")
     text = document.read_text(encoding="utf-8")
