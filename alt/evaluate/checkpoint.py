@@ -13,7 +13,6 @@ from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
 from alt.models.video_model import VideoModel
 
-from .run import evaluate
 from .tradeoff import Point, Tradeoff, rows_of
 from .views import Views
 
@@ -121,6 +120,8 @@ def sweep(
     say: Callable[[str], None] = lambda line: None,
 ) -> Tradeoff:
     """The trade-off of one checkpoint at test time. ``trained_r`` is the r it was saved with."""
+    from .run import evaluate  # torchmetrics is slow to import, and opening a model needs none of it
+
     saved = model.config.r
     trained = saved if isinstance(saved, int) else None
     name = type(model).__name__.removesuffix("Model") + f" {model.config.backbone}"

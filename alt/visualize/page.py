@@ -93,10 +93,10 @@ def write_pictures(folder: str | os.PathLike[str], explanation: Explanation, row
         heats = [draw_heat(picture, heat, *row.scale) for picture, heat in zip(large, row.heat, strict=True)]
         done[f"{row.kind}_{row.name}"] = strip(heats, captions, _plain(row), scale=row.scale)
     paths = []
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, image in done.items():
         path = Path(folder) / f"{name}.png"
-        with replacing(path, "the picture") as temporary:
-            image.save(temporary, format="PNG")
+        image.save(path)
         paths.append(path)
     return paths
 
