@@ -11,11 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from alt.data.entity_world import World
 from alt.demo.errors import DemoError
-from alt.embedded.cache import TokenCache
-from alt.embedded.grid import Budget
-from alt.embedded.tradeoff import embedded_tradeoff
+from alt.embedded import demo_run
 from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, complaints
 from alt.evaluate.tradeoff_report import record, schedule_name, write
 
@@ -23,13 +20,13 @@ __all__ = ["run_tradeoff", "tradeoff_table"]
 
 
 def run_tradeoff(
-    out: Path, console: Console, *, seeds: int = 5, steps: int = 400, preset: str = "cpu", measure: bool = True
+    out: Path, console: Console, *, seeds: int = 5, steps: int = 400, measure: bool = True
 ) -> dict[str, Any]:
     """Train, test, print the table, and write ``tradeoff.*`` into ``out``.
 
     Args:
         out: folder. seeds: trainings at every r. steps: of each training.
-        preset: world of the embedded benchmark. measure: throughput and peak memory as well.
+        measure: throughput and peak memory as well.
 
     Returns:
         what tradeoff.json holds.
@@ -39,10 +36,7 @@ def run_tradeoff(
     """
     started = time.perf_counter()
     with console.status("rendering EntityWorld") as status:
-        cache = TokenCache(World(preset))
-        found = embedded_tradeoff(
-            cache, seeds=range(seeds), budget=Budget(steps=steps), measure=measure, say=status.update
-        )
+        found = demo_run(seeds=seeds, steps=steps, measure=measure, say=status.update)
     setting = found.setting
     console.print(
         f"\n[bold]The small ALT[/bold] on procedurally generated video ({setting['data']}): {setting['training']}, "
