@@ -3,12 +3,12 @@
 They are written against the LibTorch stable ABI and Python's limited API, so one build serves
 torch >= 2.11 and Python >= 3.11. ``_C`` is optional: where it cannot be built, the package installs as
 pure Python with one warning, and ``alt_kernels.backends()`` says so at run time. ``_C_cuda`` is built
-as well where there are nvcc and a torch with CUDA; where they are not, nothing is said about it.
+as well where there are nvcc, a torch with CUDA and a GPU; where they are not, nothing is said about it.
 
 Environment variables:
     AK_BUILD_EXT=0         do not try to build the libraries
     AK_REQUIRE_EXT=1       fail when _C cannot be built; it asks nothing of _C_cuda
-    AK_BUILD_CUDA=0, 1     do not try to build _C_cuda; fail when it cannot be built
+    AK_BUILD_CUDA=0, 1     do not try to build _C_cuda; build it without a GPU too, and fail when it cannot be built
     TORCH_CUDA_ARCH_LIST   the GPUs of _C_cuda; default: those of this machine, else 8.0, 9.0 and 10.0
     CUDA_HOME, CXX, MAX_JOBS   as everywhere
 """
@@ -128,8 +128,10 @@ class OptionalBuild(build_ext):
         from torch.utils import cpp_extension
 
         home = cuda_home()
-        if CUDA == "0" or not CUDA_SOURCES or (CUDA != "1" and (home is None or torch.version.cuda is None)):
+        if CUDA == "0" or not CUDA_SOURCES:
             return
+        if CUDA != "1" and (home is None or torch.version.cuda is None or not torch.cuda.is_available()):
+            return  # minutes of nvcc are for who has a GPU, or asks
         if torch.version.cuda is None:
             raise RuntimeError("this build of torch has no CUDA")
         if home is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from alt.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
 from alt.demo.report import PAPER_GFLOPS, notes, result_table  # noqa: E402
 from alt.demo.run import parse_r  # noqa: E402
 from alt.demo.tower import load_tower  # noqa: E402
+from alt.demo.tradeoff import run_tradeoff, tradeoff_table  # noqa: E402
+from alt.evaluate.tradeoff import TradeoffRow  # noqa: E402
 from alt.visualize import region_map  # noqa: E402
 
 MODEL = "alt-test-tower"
@@ -307,3 +310,42 @@ def test_interrupt_ends_the_demo_without_a_traceback(tmp_path: Path, photographs
     assert process.returncode == 130
     assert "Traceback" not in out + err
     assert err == "Interrupted.\n"
+
+
+# ------------------------------------------------------------------------------------------------- the small ALT
+
+
+def test_demo_goes_on_to_the_tradeoff_unless_told_not_to(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("alt.demo.tradeoff.run_tradeoff", lambda out, console, **more: asked.append((out, more)))
+    arguments = ("--model", MODEL, "--images", photographs, "--out", tmp_path, "--repeats", 1, "--r", "0")
+    assert demo(*arguments, "--tradeoff-seeds", 2, "--tradeoff-steps", 7).exit_code == 0
+    assert asked == [(tmp_path, {"seeds": 2, "steps": 7})]
+    assert demo(*arguments, "--no-tradeoff").exit_code == 0
+    assert len(asked) == 1
+
+
+def test_tradeoff_table_fits_80_columns_and_shows_every_row() -> None:
+    rows = [
+        TradeoffRow("ALT", 0, 0.0, 0, 0.0338, 79.1, 0.4, 5, 1234.0, 4 * 2**20),
+        TradeoffRow("ALT", 6, -1.0, 0, 0.0176, 66.0, None, 1),
+    ]
+    text = io.StringIO()
+    Console(file=text, width=80).print(tradeoff_table(rows))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert ["constant", "no", "merging", "0", "33.80", "79.1", "±", "0.4", "1234", "4.0"] in lines
+    assert ["decreasing", "off-the-shelf", "6", "17.60", "66.0"] in lines
+
+
+@pytest.mark.slow
+def test_demo_trains_the_small_alt(tmp_path: Path) -> None:
+    text = io.StringIO()
+    kept = run_tradeoff(tmp_path, Console(file=text, width=200), seeds=1, steps=30, measure=False)
+    gmacs = {row["r"]: row["gmacs"] for row in kept["rows"]}
+    assert gmacs[0] > gmacs[2] > gmacs[4] > gmacs[6]
+    assert min(row["accuracy_mean"] for row in kept["rows"]) > 5 * kept["setting"]["chance"]
+    assert json.loads((tmp_path / "tradeoff.json").read_text()) == kept
+    assert "35 % fewer multiply-accumulates" in text.getvalue()
+    assert "<img" in (tmp_path / "example.html").read_text()

@@ -49,7 +49,8 @@ ROOMS: dict[str, set[str]] = {
     "alt.embedded": BELOW_JOBS | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
     "alt.demo": BELOW_JOBS | {"alt.visualize", "alt.evaluate", "alt.embedded"},
     "alt.cli": BELOW_JOBS | JOBS,
-    "alt": BELOW_MODELS | {"alt.corpus", "alt.cost", "alt.models", "alt.train"},  # re-exports; nothing inside alt imports it
+    "alt": BELOW_MODELS
+    | {"alt.corpus", "alt.cost", "alt.models", "alt.train"},  # re-exports; nothing inside alt imports it
 }
 # Rooms whose files stand alone: the contract of one op never imports another's.
 SEPARATE = {"alt_kernels.ops"}

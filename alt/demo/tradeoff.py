@@ -11,10 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from alt.data.entity_world import World
 from alt.demo.errors import DemoError
 from alt.embedded import demo_run
+from alt.embedded.cache import TokenCache
+from alt.embedded.grid import METHODS, Budget, build, train_head
 from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, complaints
 from alt.evaluate.tradeoff_report import record, schedule_name, write
+from alt.visualize import write_example_page
 
 __all__ = ["run_tradeoff", "tradeoff_table"]
 
@@ -22,7 +26,7 @@ __all__ = ["run_tradeoff", "tradeoff_table"]
 def run_tradeoff(
     out: Path, console: Console, *, seeds: int = 5, steps: int = 400, measure: bool = True
 ) -> dict[str, Any]:
-    """Train, test, print the table, and write ``tradeoff.*`` into ``out``.
+    """Train, test, print the table, and write ``tradeoff.*`` and ``example.html`` into ``out``.
 
     Args:
         out: folder. seeds: trainings at every r. steps: of each training.
@@ -36,7 +40,8 @@ def run_tradeoff(
     """
     started = time.perf_counter()
     with console.status("rendering EntityWorld") as status:
-        found = demo_run(seeds=seeds, steps=steps, measure=measure, say=status.update)
+        cache = TokenCache(World("cpu"))
+        found = demo_run(seeds=seeds, steps=steps, measure=measure, cache=cache, say=status.update)
     setting = found.setting
     console.print(
         f"\n[bold]The small ALT[/bold] on procedurally generated video ({setting['data']}): {setting['training']}, "
@@ -47,12 +52,22 @@ def run_tradeoff(
     for line in complaints(found.rows):
         console.print(f"Unexpected: {line}.", style="yellow")
     try:
-        files = write(found, [], out)
+        files = [*write(found, [], out), _example(cache, steps, out)]
     except OSError as error:
         raise DemoError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
     names = ", ".join(path.name for path in files)
     console.print(f"{names} are in {out} ({time.perf_counter() - started:.0f} s).", markup=False)
     return record(found, [])
+
+
+def _example(cache: TokenCache, steps: int, out: Path) -> Path:
+    """A page of one test clip: its regions, the entities they were assigned to, heat maps."""
+    method = METHODS["ALT r=2"]
+    model = build(method, cache, seed=0)
+    train_head(model, cache.tokens("seen-train", method.r), steps=steps, lr=Budget().lr, seed=0)
+    seen = cache.split("seen-test").split
+    clip = cache.world.render(seen.subset([0])).frames[0]
+    return write_example_page(model.eval(), clip, out, shown=seen.class_names[int(seen.labels[0])])
 
 
 def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from alt.evaluate.tradeoff import Tradeoff
 
+    from .cache import TokenCache
+
 __all__ = ["demo_run"]
 
 
@@ -21,6 +23,7 @@ def demo_run(
     seeds: int = 5,
     steps: int = 400,
     measure: bool = True,
+    cache: TokenCache | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tradeoff:
     """The trade-off in minutes on two cores: small ALTs trained on cached tokens at r = 0, 2, 4 and 6, and the one of
@@ -28,7 +31,8 @@ def demo_run(
 
     Args:
         seeds: of every training. steps: of every training; ``alt tradeoff`` takes 1500.
-        measure: frames per second and peak memory as well. say: told what is under way.
+        measure: frames per second and peak memory as well.
+        cache: tokens of the "cpu" world, to be used again; None makes them. say: told what is under way.
     """
     from alt.data.entity_world import World
 
@@ -36,6 +40,6 @@ def demo_run(
     from .grid import Budget
     from .tradeoff import embedded_tradeoff
 
-    cache = TokenCache(World("cpu"))
+    cache = cache or TokenCache(World("cpu"))
     budget = Budget(steps=steps)
     return embedded_tradeoff(cache, seeds=range(seeds), inflections=(0.0,), budget=budget, measure=measure, say=say)
