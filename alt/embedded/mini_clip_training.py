@@ -221,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--r", type=int, nargs="+", default=list(Pretraining.r))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where pictures are rendered and the towers trained")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     training = Pretraining(
@@ -232,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if step % 50 == 49 or step < 3:
             print(f"step {step + 1:5d}  loss {loss:.4f}", flush=True)
 
-    mini = pretrain(world, MiniClipConfig.preset(options.preset), training, report=report)
+    mini = pretrain(world, MiniClipConfig.preset(options.preset), training, device=options.device, report=report)
     given = [f"--{name} {value}" for name, value in (("preset", options.preset), ("steps", options.steps))]
     if options.loss != "regions":
         given.append(f"--loss {options.loss}")
