@@ -322,7 +322,7 @@ def test_demo_goes_on_to_the_tradeoff_unless_told_not_to(
     monkeypatch.setattr("alt.demo.tradeoff.run_tradeoff", lambda out, console, **more: asked.append((out, more)))
     arguments = ("--model", MODEL, "--images", photographs, "--out", tmp_path, "--repeats", 1, "--r", "0")
     assert demo(*arguments, "--tradeoff-seeds", 2, "--tradeoff-steps", 7).exit_code == 0
-    assert asked == [(tmp_path, {"seeds": 2, "steps": 7})]
+    assert asked == [(tmp_path, {"seeds": 2, "steps": 7, "threads": 1})]
     assert demo(*arguments, "--no-tradeoff").exit_code == 0
     assert len(asked) == 1
 

@@ -80,7 +80,7 @@ def demo(
         if tradeoff:
             from alt.demo.tradeoff import run_tradeoff
 
-            run_tradeoff(out, console, seeds=tradeoff_seeds, steps=tradeoff_steps)
+            run_tradeoff(out, console, seeds=tradeoff_seeds, steps=tradeoff_steps, threads=threads)
     except DemoError as error:
         errors.print(f"[red]Error:[/red] {escape(str(error))}")
         raise typer.Exit(2) from None

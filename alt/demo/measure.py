@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from alt.cost import count_macs
 from alt.patch import PatchHandle, patch_clip
 
-__all__ = ["FRAMES", "Row", "measure", "merged_regions"]
+__all__ = ["FRAMES", "Row", "cpu_threads", "measure", "merged_regions"]
 
 FRAMES = 8  # images per clip of every GFLOPs column, as in the paper
 BATCH = 8
@@ -156,3 +157,14 @@ def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False) -> Pat
 
 def _num_tokens(visual: nn.Module) -> int:
     return visual.get_parameter("positional_embedding").shape[0]
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """So many threads inside, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

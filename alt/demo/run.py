@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alt.demo.errors import DemoError, one_line
-from alt.demo.measure import measure, merged_regions, passes
+from alt.demo.measure import cpu_threads, measure, merged_regions, passes
 from alt.demo.photos import Photo, find_photos, load_photos
 from alt.demo.report import busy, machine, notes, result_table, row_record, versions
 from alt.demo.tower import Tower, load_tower
@@ -74,7 +72,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     dtype = _DTYPES[options.precision]
     x = pixels.to(dtype)
     tower.visual.to(dtype)
-    with _threads(options.threads), _progress(console) as progress:
+    with cpu_threads(options.threads), _progress(console) as progress:
         repeats, patience = (REPEATS, PATIENCE) if options.repeats is None else (options.repeats, math.inf)
         task = progress.add_task("running the tower", total=passes(len(photos), r_values, repeats))
         rows = measure(tower.visual, x, r_values, repeats, lambda: progress.advance(task), patience=patience)
@@ -149,16 +147,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DemoError(f"--out: the folder '{folder}' cannot be made ({error.strerror}).") from None
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _progress(console: Console) -> Progress:

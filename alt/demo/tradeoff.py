@@ -13,6 +13,7 @@ from rich.table import Table
 
 from alt.data.entity_world import World
 from alt.demo.errors import DemoError
+from alt.demo.measure import cpu_threads
 from alt.embedded import demo_run
 from alt.embedded.cache import TokenCache
 from alt.embedded.grid import METHODS, Budget, build, train_head
@@ -24,13 +25,13 @@ __all__ = ["run_tradeoff", "tradeoff_table"]
 
 
 def run_tradeoff(
-    out: Path, console: Console, *, seeds: int = 5, steps: int = 400, measure: bool = True
+    out: Path, console: Console, *, seeds: int = 5, steps: int = 400, measure: bool = True, threads: int = 1
 ) -> dict[str, Any]:
     """Train, test, print the table, and write ``tradeoff.*`` and ``example.html`` into ``out``.
 
     Args:
         out: folder. seeds: trainings at every r. steps: of each training.
-        measure: throughput and peak memory as well.
+        measure: throughput and peak memory as well. threads: the tensors are small, more than one rarely helps.
 
     Returns:
         what tradeoff.json holds.
@@ -39,7 +40,7 @@ def run_tradeoff(
         DemoError: the files cannot be written.
     """
     started = time.perf_counter()
-    with console.status("rendering EntityWorld") as status:
+    with cpu_threads(threads), console.status("rendering EntityWorld") as status:
         cache = TokenCache(World("cpu"))
         found = demo_run(seeds=seeds, steps=steps, measure=measure, cache=cache, say=status.update)
     setting = found.setting
@@ -52,7 +53,8 @@ def run_tradeoff(
     for line in complaints(found.rows):
         console.print(f"Unexpected: {line}.", style="yellow")
     try:
-        files = [*write(found, [], out), _example(cache, steps, out)]
+        with cpu_threads(threads):
+            files = [*write(found, [], out), _example(cache, steps, out)]
     except OSError as error:
         raise DemoError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
     names = ", ".join(path.name for path in files)
