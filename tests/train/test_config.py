@@ -160,6 +160,7 @@ def test_schedule_length() -> None:
 def test_what_a_resumed_run_may_change() -> None:
     config = load_config("entity-world-cpu")
     assert first_difference(config, load_config("entity-world-cpu", ["trainer.devices=2", "data.workers=3"])) is None
+    config.model.options["layers"] = 2
     changed = load_config("entity-world-cpu", ["model.options.layers=3"])
     assert first_difference(config, changed) == "model.options.layers was 2 and is now 3"
     assert plain(config)["model"]["options"]["layers"] == 2
