@@ -4,7 +4,8 @@
 the exit status is 1 where a kernel spills registers, or has a half-precision dot without the target's matrix
 instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason; where a kernel takes more shared
 memory than the target has, or came out empty; or where a launcher starts a kernel that no case compiles. ``--only``
-takes a part of a name. ``--sample 4 --turn n`` compiles every kernel once for every target and a fourth of the other
+takes a part of a name; with ``--loops`` it prints what the loops of these cases ask of an sm_90 instead
+(:mod:`.sass`). ``--sample 4 --turn n`` compiles every kernel once for every target and a fourth of the other
 cases, another fourth for each n modulo 4.
 
 The cases are the lists ``AOT`` of the modules beside this one. Arguments are as divisible as in a real launch:
@@ -27,17 +28,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import sass
 from .aot_case import AotCase
 
 TARGETS = (80, 90, 100)
 # What a half-precision dot becomes: warps' own instruction, the warp group's, tensor memory's.
 MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
 ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
-NO_KERNELS = {"__init__", "aot", "aot_case", "host", "tuner", "tuning"}
+NO_KERNELS = {"__init__", "aot", "aot_case", "host", "sass", "tuner", "tuning"}
 #: Bytes of shared memory that a program may have, by target.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: The smallest of our kernels has three times as many; a kernel that the compiler emptied has about ten.
 LEAST_INSTRUCTIONS = 40
+NO_CASE = "--only: no case has {!r} in its name"
 INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it and cannot be compiled; unset it"
 
 
@@ -141,9 +144,9 @@ def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         usage = tool("cuobjdump", "--dump-resource-usage", str(cubin))
-        sass = tool("nvdisasm", "-c", str(cubin))
+        listing = tool("nvdisasm", "-c", str(cubin))
     counts = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
+    opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
     accesses = [name for name in opcodes if re.match(r"(LDG|STG|LDGSTS|UTMALDG|UTMASTG)\b", name)]
     resources = Resources(
         module=stem,
@@ -159,7 +162,7 @@ def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]
         instructions=sum(name != "NOP" for name in opcodes),
         stores=sum(bool(re.match(r"(STG|UTMASTG)\b", name)) for name in accesses),
     )
-    return resources, sass
+    return resources, listing
 
 
 def _work(job: tuple[str, int, int]) -> Resources:
@@ -192,7 +195,13 @@ def compile_all(
 ) -> list[Resources]:
     """Every chosen case on every target, or a sample of them, several at a time."""
     targets = tuple(targets)
-    work = sampled([(stem, i, target) for stem, i, _ in chosen(only) for target in targets], every, turn)
+    work = [
+        (stem, i, target)
+        for stem, i, _ in chosen(only)
+        for target in targets
+        if target in (cases(stem)[i].targets or targets)
+    ]
+    work = sampled(work, every, turn)
     if jobs == 1:
         return [_work(job) for job in work]
     # spawn: a fork of a process that holds a compiler's threads may hang.
@@ -202,7 +211,7 @@ def compile_all(
 
 def _row(group: list[Resources]) -> Iterator[str]:
     case = group[0].case
-    yield case.name
+    yield case.name + (f" (sm_{', sm_'.join(map(str, case.targets))} alone)" if case.targets else "")
     yield " ".join(f"{k}={v}" for k, v in case.constants.items() if not isinstance(v, bool) and k != "C")
     yield f"{case.num_warps} × {case.num_stages}"
     for values in (
@@ -248,6 +257,17 @@ def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def print_loops(only: str) -> int:
+    """For each chosen case its loops' pipes on sm_90; 2 where no case has ``only`` in its name."""
+    for stem, index, name in (found := chosen(only)):
+        resources, listing = compile_case(stem, cases(stem)[index], 90)
+        print(f"{name}: {resources.registers} registers, {resources.stack} stack, {resources.shared:,} shared")
+        print(*sass.report(listing), sep="\n")
+    if not found:
+        print(NO_CASE.format(only), file=sys.stderr)
+    return 0 if found else 2
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m alt_kernels.triton.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table to this file")
@@ -255,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="a part of 'module: case'")
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="80, 90 or 100; more than once")
     parser.add_argument("--list", action="store_true", help="print the cases' names and compile nothing")
+    parser.add_argument("--loops", action="store_true", help="print the cycles of the loops of --only's cases on sm_90")
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="every kernel once, every N-th other case")
     parser.add_argument("--turn", type=int, default=0, help="which of the N samples")
     parser.add_argument("--jobs", type=int, help="compilations at a time; default: one a core")
@@ -267,13 +288,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         print(*(name for _, _, name in chosen(options.only)), sep="\n")
         return 0
+    if options.loops:
+        return print_loops(options.only)
     if options.sample < 1 or (options.sample > 1 and options.out):
         print("--sample: expected a number >= 1, and no --out, whose table is of all cases", file=sys.stderr)
         return 2
     targets = tuple(options.target or TARGETS)
     results = compile_all(options.only, targets, options.jobs, options.sample, options.turn)
     if not results:
-        print(f"--only: no case has {options.only!r} in its name", file=sys.stderr)
+        print(NO_CASE.format(options.only), file=sys.stderr)
         return 2
     text = table(results, targets)
     if options.out:

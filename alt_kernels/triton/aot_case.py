@@ -22,3 +22,13 @@ class AotCase(NamedTuple):
     # Pointers and integers are compiled as multiples of 16, as in a launch on tensors whose rows are aligned, unless
     # the kernel says do_not_specialize; name here the ones of which that is not so (a stride of 197, say).
     unaligned: tuple[str, ...] = ()
+    targets: tuple[int, ...] = ()  # 90 for sm_90; none: all of them
+
+
+def keep(cases: dict[str, AotCase], case: AotCase) -> None:
+    """Put a case into a dictionary by name; of one that is there already only the targets grow."""
+    if case.name in cases:
+        before = cases[case.name].targets
+        both = tuple(sorted({*before, *case.targets})) if before and case.targets else ()
+        case = cases[case.name]._replace(targets=both)
+    cases[case.name] = case

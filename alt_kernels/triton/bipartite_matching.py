@@ -317,7 +317,7 @@ def _cases() -> list[AotCase]:
 
     def add(dtype: str, tokens: int, channels: int, heads: int = 1) -> None:
         sizes = _sizes(tokens, channels, 4 if heads > 1 or dtype == "fp32" else 2)
-        for number, tuned in enumerate(shipped("bipartite_matching", **sizes)):
+        for number, (tuned, targets) in enumerate(shipped("bipartite_matching", **sizes)):
             signature = {"x_ptr": f"*{dtype}", **integers}
             constants = _blocks(tuned, channels)
             name = f"N<={tokens} C={channels} {dtype}" + (f" #{number}" if number else "")
@@ -329,7 +329,7 @@ def _cases() -> list[AotCase]:
                 kernel, name = _match_tiles, f"tiles {name}"
                 signature |= {"best_ptr": "*fp32", "partner_ptr": "*i32", "even": "i32"}
             launch = tuned["num_warps"], tuned["num_stages"]
-            cases.append(AotCase(name, kernel, signature, constants, *launch, dots=True))
+            cases.append(AotCase(name, kernel, signature, constants, *launch, dots=True, targets=targets))
 
     for tokens in TOKENS:
         for channels in (64, 128, 768):

@@ -94,7 +94,7 @@ def _merge_norm(
             else:
                 weight = tl.where(more, 1.0, 0.0)
             total += weight
-            acc += part * weight[:, None]
+            acc += part * tl.where(more, weight, -1.0)[:, None]  # 0 times -1: what is added to others keeps even a -0
             step += 1
         nonzero = total != 0.0
         # Times 1 is exact, so a row of one token among others needs no tile of its own to be kept for it.
@@ -362,9 +362,10 @@ def _forward_cases() -> list[AotCase]:
             "eps": "fp32",
         }
         flags = {"HAS_SIZE": True, "HAS_WEIGHT": True, "HAS_BIAS": True}
-        for tuned in shipped("merge_layer_norm", channels=width):
+        for tuned, targets in shipped("merge_layer_norm", channels=width):
             constants = {"C": channels, "R": tuned["R"], "BC": width, **flags}
-            cases.append(AotCase(f"forward {name}", _merge_norm, signature, constants, tuned["num_warps"], 1, False))
+            what, warps = f"forward {name}", tuned["num_warps"]
+            cases.append(AotCase(what, _merge_norm, signature, constants, warps, 1, dots=False, targets=targets))
     return cases
 
 
@@ -381,12 +382,13 @@ def _backward_cases() -> list[AotCase]:
             **dict.fromkeys(("partial_weight_ptr", "partial_bias_ptr"), "*fp32"),
             **dict.fromkeys(("batch", "tokens", "rows", "programs"), "i32"),
         }
-        for tuned in shipped("merge_layer_norm_backward", channels=width):
+        for tuned, targets in shipped("merge_layer_norm_backward", channels=width):
             constants = {"C": channels, "BC": width, "HAS_SIZE": True, **flags}
             cases.append(
                 AotCase(
                     *(f"backward {name}", _merge_norm_backward, signature, constants, tuned["num_warps"], 1, False),
                     reason=WIDE if channels > 6144 else "",
+                    targets=targets,
                 )
             )
     pointers = ("partial_weight_ptr", "partial_bias_ptr", "grad_weight_ptr", "grad_bias_ptr")

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
+from .aot_case import AotCase, keep
 from .host import refuse_double, unit_stride
 from .tuning import config, shipped
 
@@ -286,7 +286,7 @@ def aot_name(what: str, depth: int, dtype: str, sized: bool, warps: int, stages:
 def _aot() -> list[AotCase]:
     cases: dict[str, AotCase] = {}
     for depth, dtype, keys, sized in LAUNCHES:
-        for tuned in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
+        for tuned, targets in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
             resident = tuned["resident"] and keys <= tuned["cols"] + tuned["more_cols"]
             integers = ("queries", "keys", "heads", *(("splits",) if resident else ()))
             signature = {f"{name}_ptr": f"*{dtype}" for name in ("q", "k", "v", "out")}
@@ -302,7 +302,8 @@ def _aot() -> list[AotCase]:
             name = aot_name(what, depth, dtype, sized, warps, stages)
             kernel = _forward_resident if resident else _forward_online
             reason = TIGHT if resident and more and not sized else ""
-            cases[name] = AotCase(name, kernel, signature, constants, warps, stages, dtype != "fp32", reason)
+            half = dtype != "fp32"
+            keep(cases, AotCase(name, kernel, signature, constants, warps, stages, half, reason, targets=targets))
     return list(cases.values())
 
 

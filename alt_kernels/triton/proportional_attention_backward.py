@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
+from .aot_case import AotCase, keep
 from .host import refuse_double, unit_stride
 from .proportional_attention import (
     LAUNCHES,
@@ -241,7 +241,7 @@ def _aot() -> list[AotCase]:
     cases: dict[str, AotCase] = {}
     integers = ("queries", "keys", "heads")
     for depth, dtype, keys, sized in LAUNCHES:
-        for tuned in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
+        for tuned, targets in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
             whole_head = bool(tuned["whole_head"]) and keys <= tuned["key_cols"]
             for side in ("key",) if whole_head else ("query", "key"):
                 over_keys = side == "key"
@@ -261,8 +261,9 @@ def _aot() -> list[AotCase]:
                 what = "whole head" if whole_head else "keys" if over_keys else "queries"
                 warps, stages = tuned[f"{side}_num_warps"], tuned[f"{side}_num_stages"]
                 name = aot_name(f"backward {what} {rows}x{cols}", depth, dtype, sized, warps, stages)
-                case = AotCase(name, kernel, signature, constants, warps, stages, dots=dtype != "fp32")
-                cases[name] = case._replace(reason=WIDE_FLOAT32) if width(depth) > 128 and dtype == "fp32" else case
+                reason = WIDE_FLOAT32 if width(depth) > 128 and dtype == "fp32" else ""
+                half = dtype != "fp32"
+                keep(cases, AotCase(name, kernel, signature, constants, warps, stages, half, reason, targets=targets))
     return list(cases.values())
 
 

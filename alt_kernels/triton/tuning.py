@@ -1,14 +1,16 @@
 """Launch configurations as data: ``configs/<stem>.json``, looked up by the nearest size.
 
-A file holds, for every GPU it was tuned on and for ``"default"``, a list of entries::
+A file holds lists of entries: for ``"default"``, for an architecture, and for every GPU it was tuned on::
 
-    {"default": [{"when": {"channels": 1024}, "use": {"R": 4, "num_warps": 4}}, ...], "NVIDIA H200": [...]}
+    {"default": [{"when": {"channels": 1024}, "use": {"R": 4, "num_warps": 4}}, ...],
+     "sm_90": [...], "NVIDIA H200, sm_90": [...]}
 
 ``when`` are sizes that do not change from block to block (channels, head dimension, entities), or buckets of one that
 does: a token count itself in a key would tune or compile anew in every block. The nearest entry is the one whose
-sizes differ least in their logarithms, among those of the GPU and those of the default whose sizes the GPU does not
-list; so a GPU lists only what was tuned on it. Nothing is measured at run time. The default is conservative: it fits
-sm_80 and later data-centre GPUs, and ``python -m alt_kernels.triton.aot`` compiles it for them.
+sizes differ least in their logarithms, among those of the GPU, those of its architecture that the GPU does not list,
+and those of the default that neither lists; so each lists only where it differs. Nothing is measured at run time. The
+default is conservative: it fits sm_80 and later data-centre GPUs. What an architecture lists was chosen on paper, from
+the compiled code. ``python -m alt_kernels.triton.aot`` compiles every entry for the targets that may use it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,6 +46,8 @@ def load(stem: str) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"{path.name}: expected at least one entry under 'default', got none")
     first = devices["default"][0]
     for device, entries in devices.items():
+        if device != "default" and not re.fullmatch(r"(.+, )?sm_\d+", device):
+            raise ValueError(f"{path.name}: expected 'default', 'sm_90' or 'GPU NAME, sm_90', got {device!r}")
         if not entries:
             raise ValueError(f"{path.name}: expected at least one entry under {device!r}, got none")
         for entry in entries:
@@ -61,8 +66,15 @@ def load(stem: str) -> dict[str, list[dict[str, Any]]]:
 
 @cache
 def device_name() -> str:
-    """The GPU's name as the driver gives it, ``"default"`` without a GPU."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "default"
+    """The GPU's name as the driver gives it and its architecture, ``"NVIDIA H200, sm_90"``; "default" without a GPU."""
+    if not torch.cuda.is_available():
+        return "default"
+    return f"{torch.cuda.get_device_name()}, {architecture(torch.cuda.get_device_capability())}"
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """``(9, 0)`` -> ``"sm_90"``."""
+    return f"sm_{capability[0]}{capability[1]}"
 
 
 def nearest(entries: list[dict[str, Any]], sizes: dict[str, int]) -> dict[str, Any]:
@@ -103,18 +115,28 @@ def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> dict[
 
 
 def listed(devices: dict[str, list[dict[str, Any]]], device: str) -> list[dict[str, Any]]:
-    """The entries a GPU chooses from: its own, then the default's of other sizes."""
-    own = devices.get(device, []) if device != "default" else []
-    sizes = [entry["when"] for entry in own]
-    return own + [entry for entry in devices["default"] if entry["when"] not in sizes]
+    """The entries a GPU chooses from: its own, its architecture's of other sizes, the default's of yet others."""
+    found: list[dict[str, Any]] = []
+    for key in dict.fromkeys((device, device.rpartition(", ")[2], "default")):
+        known = [entry["when"] for entry in found]
+        found += [entry for entry in devices.get(key, []) if entry["when"] not in known]
+    return found
 
 
-def shipped(stem: str, **sizes: int) -> list[dict[str, Any]]:
+class Shipped(NamedTuple):
+    """A configuration of a file, and the targets (80 for sm_80) whose GPUs may use it; none: all."""
+
+    use: dict[str, Any]
+    targets: tuple[int, ...] = ()
+
+
+def shipped(stem: str, **sizes: int) -> list[Shipped]:
     """What any GPU of the file would use at these sizes, each once, the default first; to compile ahead of time."""
     devices = load(stem)
-    found: list[dict[str, Any]] = []
+    found: list[Shipped] = []
     for device in ("default", *sorted(devices.keys() - {"default"})):
         use = dict(_config(stem, device, tuple(sizes.items())))
-        if use not in found:
-            found.append(use)
+        targets = (int(device.rpartition("sm_")[2]),) if device != "default" else ()
+        if not any(use == other.use and other.targets in ((), targets) for other in found):
+            found.append(Shipped(use, targets))
     return found

@@ -215,7 +215,7 @@ def _cases() -> list[AotCase]:
         ends = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "size_ptr": "*fp32"}
         to_rows = {**plan, **ends, "indices_ptr": "*i32", "out_size_ptr": "*fp32"}
         to_tokens = {**plan, **ends, "output_row_ptr": "*i32", "merged_size_ptr": "*fp32"}
-        for tuned in shipped("weighted_merge", channels=width):
+        for tuned, targets in shipped("weighted_merge", channels=width):
             for name, kernel, signature, mode, has_size in (
                 ("merge", _reduce_rows, to_rows, {"MEAN": True}, True),
                 ("unmerge backward", _reduce_rows, to_rows, {"MEAN": False}, False),
@@ -225,9 +225,8 @@ def _cases() -> list[AotCase]:
                 if name.startswith("unmerge") and (channels, dtype) != (768, "bf16"):
                     continue  # the kernel of merge with less to do
                 constants = {"C": channels, "HAS_SIZE": has_size, "R": tuned["R"], "BC": width, **mode}
-                cases.append(
-                    AotCase(f"{name} C={channels} {dtype}", kernel, signature, constants, tuned["num_warps"], 1, False)
-                )
+                what, warps = f"{name} C={channels} {dtype}", tuned["num_warps"]
+                cases.append(AotCase(what, kernel, signature, constants, warps, 1, dots=False, targets=targets))
     return cases
 
 

@@ -126,21 +126,21 @@ def test_no_candidate_is_tried_twice(folder: Path) -> None:
 def test_entries_are_stored_beside_the_default_and_looked_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tuning.load("op")["default"]
     listed = [{"when": {"channels": 64}, "use": {"R": 8, "num_warps": 2}}]
-    tuner.store("op", "NVIDIA H200", listed)
-    assert tuning.load("op") == {"default": before, "NVIDIA H200": listed}
+    tuner.store("op", "NVIDIA H200, sm_90", listed)
+    assert tuning.load("op") == {"default": before, "NVIDIA H200, sm_90": listed}
     assert used() == before[0]["use"]
-    monkeypatch.setattr(tuning, "device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(tuning, "device_name", lambda: "NVIDIA H200, sm_90")
     assert used() == listed[0]["use"]
     assert tuning.config("op", channels=512) == before[1]["use"], "what was not tuned is the default's"
-    tuner.store("op", "NVIDIA H200", [{"when": {"channels": 64}, "use": {"R": 1, "num_warps": 1}}])
+    tuner.store("op", "NVIDIA H200, sm_90", [{"when": {"channels": 64}, "use": {"R": 1, "num_warps": 1}}])
     assert used() == {"R": 1, "num_warps": 1}
-    assert len(tuning.load("op")["NVIDIA H200"]) == 1
+    assert len(tuning.load("op")["NVIDIA H200, sm_90"]) == 1
 
 
 def test_a_bad_entry_leaves_the_file_alone(folder: Path) -> None:
     text = (folder / "op.json").read_text()
     with pytest.raises(ValueError, match=r"listed: op\.json: expected the fields"):
-        tuner.store("op", "NVIDIA H200", [{"when": {"channels": 64}, "use": {"R": 8}}])
+        tuner.store("op", "NVIDIA H200, sm_90", [{"when": {"channels": 64}, "use": {"R": 8}}])
     assert (folder / "op.json").read_text() == text
     with pytest.raises(ValueError, match="device: expected the name of a GPU, got 'default'"):
         tuner.store("op", "default", [])

@@ -23,7 +23,7 @@ TWO_GPUS = {
         {"when": {"channels": 1024, "depth": 8}, "use": {"R": 2, "num_warps": 1}},
         {"when": {"channels": 1024, "depth": 64}, "use": {"R": 3, "num_warps": 1}},
     ],
-    "NVIDIA H200": [{"when": {"channels": 512, "depth": 8}, "use": {"R": 9, "num_warps": 8}}],
+    "NVIDIA H200, sm_90": [{"when": {"channels": 512, "depth": 8}, "use": {"R": 9, "num_warps": 8}}],
 }
 
 
@@ -70,6 +70,7 @@ def test_the_nearest_entry_in_logarithms(files: Path, channels: int, depth: int,
 def test_the_gpu_before_the_default(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(files, TWO_GPUS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     assert tuning.config("op", channels=500, depth=8)["R"] == 9
     assert tuning.config("op", channels=64, depth=8)["R"] == 1, "what was not tuned there is the default's"
@@ -85,10 +86,10 @@ def test_a_caller_cannot_change_what_the_next_one_gets(files: Path) -> None:
 
 
 def test_shipped_lists_each_configuration_once(files: Path) -> None:
-    same = {**TWO_GPUS, "another GPU": TWO_GPUS["default"]}
+    same = {**TWO_GPUS, "another GPU, sm_80": TWO_GPUS["default"]}
     write(files, same)
-    assert [use["R"] for use in tuning.shipped("op", channels=500, depth=8)] == [2, 9]
-    assert [use["R"] for use in tuning.shipped("op", channels=64, depth=8)] == [1]
+    assert [(s.use["R"], s.targets) for s in tuning.shipped("op", channels=500, depth=8)] == [(2, ()), (9, (90,))]
+    assert [(s.use["R"], s.targets) for s in tuning.shipped("op", channels=64, depth=8)] == [(1, ())]
 
 
 def test_a_call_that_names_other_sizes(files: Path) -> None:
@@ -104,7 +105,8 @@ def test_a_call_that_names_other_sizes(files: Path) -> None:
     [
         ({}, "at least one entry under 'default'"),
         ({"default": []}, "at least one entry under 'default'"),
-        ({**TWO_GPUS, "NVIDIA H200": []}, "at least one entry under 'NVIDIA H200'"),
+        ({**TWO_GPUS, "NVIDIA H200": []}, "expected 'default', 'sm_90' or"),
+        ({**TWO_GPUS, "NVIDIA H200, sm_90": []}, "at least one entry under 'NVIDIA H200, sm_90'"),
         (
             {**TWO_GPUS, "x": [{"when": {"channels": 1}, "use": {"R": 1, "num_warps": 1}}]},
             r"expected the fields \['channels', 'depth'\] in every 'when', got \['channels'\] under 'x'",
