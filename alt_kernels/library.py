@@ -278,9 +278,12 @@ def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool
 
 
 def _require_gpu(impl: Impl, *tensors: Tensor | None) -> None:
-    backend = backends()[impl]
-    if not backend.available:
-        raise RuntimeError(f"impl: {impl!r} is not available: {backend.reason.split(';')[0]}")
+    there = _cuda.available if impl == "cuda" else _HAS_TRITON
+    # A CUDA tensor shows that torch sees a device: to ask the driver again would cost more than the launch.
+    if not there or any(x is not None and x.device.type != "cuda" for x in tensors):
+        backend = backends()[impl]
+        if not backend.available:
+            raise RuntimeError(f"impl: {impl!r} is not available: {backend.reason.split(';')[0]}")
     for x in tensors:
         if x is not None and x.device.type != "cuda":
             raise ValueError(f"impl: {impl!r} runs on CUDA tensors, got a tensor on {x.device}")

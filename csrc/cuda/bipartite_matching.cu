@@ -22,6 +22,7 @@ Plan3 match(const Tensor& x_in, bool has_heads, int64_t r, int64_t num_protected
   check_rank(x_in, rank, name);
   const int64_t batch = x_in.size(0), heads = has_heads ? x_in.size(1) : 1;
   const int64_t tokens = x_in.size(rank - 2), channels = x_in.size(rank - 1);
+  count32(batch, "images");
   check(heads >= 1, name, ": expected at least one head, got 0");
   check(num_protected >= 0 && num_protected <= tokens, "num_protected: expected 0 to ", tokens, ", got ",
         num_protected);
@@ -59,7 +60,7 @@ Plan3 match(const Tensor& x_in, bool has_heads, int64_t r, int64_t num_protected
   m.heads = count32(heads, name);
   m.r = static_cast<int32_t>(r);
   m.num_protected = static_cast<int32_t>(num_protected);
-  const bool aligned = rows_aligned(x);
+  const bool aligned = channels > 0 && rows_aligned(x);
   if (kind == gpu::Kind::single) {
     gpu::launch_match<float>(m, batch, aligned, here.stream());
   } else if (kind == gpu::Kind::half) {

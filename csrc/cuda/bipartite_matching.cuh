@@ -3,10 +3,7 @@
 // Symbols: N tokens, P of them protected, |A| even and |B| odd ones among the rest (at most 256 each), C channels,
 // H heads; R scores of a thread along each side, 16 R rows a tile; i counts in A, j in B.
 //
-// 1. Rows of A and of B come into shared memory as float32, 64 channels at a time, scaled by a power of two to a
-//    largest magnitude in [1, 4), which rounds nothing, and 1 / norm beside them. Keys of several heads are added up
-//    on the way: cosines do not see the factor H. The largest magnitude is that of the bits as integers, where
-//    NaN > inf > finite, so a row that has no direction shows without a floating comparison.
+// 1. Rows of A and of B come into shared memory, 64 channels at a time (bipartite_matching_rows.cuh).
 // 2. Every thread multiplies R x R pairs of rows in registers, in fused float32 steps in ascending order of channels:
 //    no tensor cores, no TF32. The scores are never written.
 // 3. A's best b: highest score, then lowest j; over a thread's own, then over the 16 threads of its row.
@@ -14,26 +11,9 @@
 //    written directly: places are counts of pairs before, by b, then by a. Nothing is sorted, nothing is atomic.
 #pragma once
 
-#include "device.h"
+#include "bipartite_matching_rows.cuh"
 
 namespace alt::gpu {
-
-constexpr int kMatchThreads = 256;
-constexpr int kMatchTokens = 512;           // most that a block takes
-constexpr int kMatchSide = kMatchTokens / 2;  // most of A or of B
-constexpr int kChannels = 64;               // of a tile
-constexpr int kPitch = kChannels + 4;       // floats: 16 rows in a column lie in different banks
-constexpr int kSide = 16;                   // threads along each side of a tile
-constexpr int kRowLanes = kChannels / 8;    // threads that load a row
-
-struct Match {
-  const void* x;  // [B, H, N, C], the last dimension contiguous
-  int32_t* indices;
-  int32_t* offsets;
-  int32_t* output_row;
-  int64_t image_stride, head_stride, token_stride;  // elements
-  int32_t tokens, channels, heads, r, num_protected;
-};
 
 struct Identity {
   int32_t* indices;
@@ -42,20 +22,6 @@ struct Identity {
   int64_t total;  // of offsets: images times (tokens + 1)
   int32_t tokens;
 };
-
-// Tokens of A or of B: first, first + 2, ...
-struct TokenSet {
-  int first, count;
-};
-
-struct Sets {
-  TokenSet a, b;
-};
-
-ALT_DEVICE Sets sets_of(int tokens, int num_protected) {
-  const int even = (tokens + 1) / 2 - (num_protected + 1) / 2, odd = tokens / 2 - num_protected / 2;
-  return {{num_protected + num_protected % 2, even}, {num_protected + 1 - num_protected % 2, odd}};
-}
 
 template <int R>
 struct MatchShared {
@@ -72,159 +38,22 @@ struct MatchShared {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-// Channels [channel, channel + 8) of a token, zeros behind the last, added up over the heads.
-template <typename T, bool Aligned>
-ALT_DEVICE void read_row(const Match& m, const T* image, int token, int channel, float (&v)[8]) {
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    v[k] = 0.0f;
-  }
-  const int left = m.channels - channel;
-  if (left <= 0) {
-    return;
-  }
-  const T* p = image + token * m.token_stride + channel;
-  if constexpr (Aligned) {
-    read8(p, v);
-#pragma unroll 4
-    for (int h = 1; h < m.heads; ++h) {
-      float more[8];
-      read8(p + h * m.head_stride, more);
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        v[k] += more[k];
-      }
-    }
-  } else {
-    for (int h = 0; h < m.heads; ++h) {
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        v[k] += k < left ? widen(p[h * m.head_stride + k]) : 0.0f;
-      }
-    }
-  }
-}
-
-ALT_DEVICE uint32_t peak_of(const float (&v)[8]) {
-  uint32_t peak = 0;
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const uint32_t bits = float_as_bits(v[k]) & 0x7fffffffu;
-    peak = bits > peak ? bits : peak;
-  }
-  return peak;
-}
-
-ALT_DEVICE uint32_t peak_of_row(uint32_t peak) {
-#pragma unroll
-  for (int mask = kRowLanes / 2; mask > 0; mask /= 2) {
-    const uint32_t other = shuffle_xor(peak, mask);
-    peak = other > peak ? other : peak;
-  }
-  return peak;
-}
-
-ALT_DEVICE bool has_direction(uint32_t peak) { return peak > 0 && peak < 0x7f800000u; }
-
-// 2^(127 - e) for the biased exponent e of the peak, kept a normal number.
-ALT_DEVICE float scale_of(uint32_t peak) {
-  int exponent = 254 - static_cast<int>(peak >> 23);
-  exponent = exponent < 1 ? 1 : exponent > 254 ? 254 : exponent;
-  return bits_as_float(static_cast<uint32_t>(exponent) << 23);
-}
-
-ALT_DEVICE float square_of(const float (&v)[8], float scale) {
-  float square = 0.0f;
-#pragma unroll
-  for (int k = 0; k < 8; ++k) {
-    const float x = v[k] * scale;
-    square = fused_multiply_add(x, x, square);
-  }
-  return square;
-}
-
-ALT_DEVICE void store_row(float* at, const float (&v)[8], float scale, bool keep) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    Pack pack;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      pack.word[k] = keep ? float_as_bits(v[4 * half + k] * scale) : 0u;
-    }
-    store16(at + 4 * half, pack);
-  }
-}
-
-// Rows [begin, begin + rows) of a set that fit one tile of channels: read once, scaled, with their inverse norms.
-template <typename T, bool Aligned>
-ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, float* tile,
-                                float* inverse) {
-  const int lane = thread_index() % kRowLanes;
-  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
-    const bool live = begin + row < set.count;
-    float v[8];
-    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0), live ? 8 * lane : m.channels, v);
-    const uint32_t peak = peak_of_row(peak_of(v));
-    const bool valid = has_direction(peak);
-    const float scale = scale_of(peak);
-    const float square = sum_lanes<kRowLanes>(square_of(v, scale));
-    store_row(tile + row * kPitch + 8 * lane, v, scale, valid);
-    if (lane == 0) {
-      inverse[row] = valid ? divide(1.0f, square_root(square)) : 0.0f;
-    }
-  }
-}
-
-// The same for wider rows: first scale and norm, in two passes over the row ...
-template <typename T, bool Aligned>
-ALT_DEVICE void measure_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, float* scales,
-                             float* inverse) {
-  const int lane = thread_index() % kRowLanes;
-  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
-    const bool live = begin + row < set.count;
-    const int token = set.first + 2 * (live ? begin + row : 0);
-    const int channels = live ? m.channels : 0;
-    float v[8];
-    uint32_t peak = 0;
-    for (int channel = 8 * lane; channel < channels; channel += kChannels) {
-      read_row<T, Aligned>(m, image, token, channel, v);
-      const uint32_t more = peak_of(v);
-      peak = more > peak ? more : peak;
-    }
-    peak = peak_of_row(peak);
-    const float scale = scale_of(peak);
-    float square = 0.0f;
-    for (int channel = 8 * lane; channel < channels; channel += kChannels) {
-      read_row<T, Aligned>(m, image, token, channel, v);
-      square += square_of(v, scale);
-    }
-    square = sum_lanes<kRowLanes>(square);
-    if (lane == 0) {
-      scales[row] = scale;
-      inverse[row] = has_direction(peak) ? divide(1.0f, square_root(square)) : 0.0f;
-    }
-  }
-}
-
-// ... then one tile of channels.
-template <typename T, bool Aligned>
-ALT_DEVICE void load_part_of_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, int channel,
-                                  float* tile, const float* scales, const float* inverse) {
-  const int lane = thread_index() % kRowLanes;
-  for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
-    const bool live = begin + row < set.count;
-    float v[8];
-    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0),
-                         live ? channel + 8 * lane : m.channels, v);
-    store_row(tile + row * kPitch + 8 * lane, v, scales[row], inverse[row] > 0.0f);
-  }
-}
-
 ALT_DEVICE void load4(const float* p, float (&v)[4]) {
   const Pack pack = load16(p);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     v[k] = bits_as_float(pack.word[k]);
+  }
+}
+
+template <int R>
+ALT_DEVICE void clear(float (&score)[R][R]) {
+#pragma unroll
+  for (int i = 0; i < R; ++i) {
+#pragma unroll
+    for (int j = 0; j < R; ++j) {
+      score[i][j] = 0.0f;
+    }
   }
 }
 
@@ -298,26 +127,21 @@ ALT_DEVICE void find_partners(const Match& m, const T* image, const Sets& sets, 
   for (int a_begin = 0; a_begin < sets.a.count; a_begin += rows) {
     for (int b_begin = 0; b_begin < sets.b.count; b_begin += rows) {
       float score[R][R];
-#pragma unroll
-      for (int i = 0; i < R; ++i) {
-#pragma unroll
-        for (int j = 0; j < R; ++j) {
-          score[i][j] = 0.0f;
-        }
-      }
       sync_block();  // nobody reads the tiles before any more
       if (whole) {
         if (b_begin == 0) {
-          load_whole_rows<T, Aligned>(m, image, sets.a, a_begin, rows, shared.a, shared.inverse[0]);
+          load_whole_rows<T, rows, Aligned>(m, image, sets.a, a_begin, shared.a, shared.inverse[0]);
         }
-        load_whole_rows<T, Aligned>(m, image, sets.b, b_begin, rows, shared.b, shared.inverse[1]);
+        load_whole_rows<T, rows, Aligned>(m, image, sets.b, b_begin, shared.b, shared.inverse[1]);
         sync_block();
+        clear<R>(score);  // not before: its registers are those of the loads
         multiply<R>(shared, m.channels, score);
       } else {
         if (b_begin == 0) {
           measure_rows<T, Aligned>(m, image, sets.a, a_begin, rows, shared.scale[0], shared.inverse[0]);
         }
         measure_rows<T, Aligned>(m, image, sets.b, b_begin, rows, shared.scale[1], shared.inverse[1]);
+        clear<R>(score);
         for (int channel = 0; channel < m.channels; channel += kChannels) {
           sync_block();
           load_part_of_rows<T, Aligned>(m, image, sets.a, a_begin, rows, channel, shared.a, shared.scale[0],
@@ -426,8 +250,8 @@ ALT_KERNEL(kMatchThreads, 2)
 write_identity(Identity d) {
   const int64_t at = block_index() * kMatchThreads + thread_index();
   if (at < d.total) {
-    const int64_t image = at / (d.tokens + 1);
-    const int32_t token = static_cast<int32_t>(at - image * (d.tokens + 1));
+    const int64_t places = int64_t{d.tokens} + 1, image = at / places;
+    const int32_t token = static_cast<int32_t>(at - image * places);
     d.offsets[at] = token;
     if (token < d.tokens) {
       d.indices[at - image] = token;

@@ -7,13 +7,15 @@
 //   thread_index(), block_index()
 //   sync_block()                 barrier of the block, reached by all its threads
 //   shuffle_xor(value, mask)     of a whole warp; float, int32_t or uint32_t
-//   ballot(condition)            of a whole warp
+//   ballot(condition)            of a whole warp; neither orders accesses to memory: only sync_block() does
 //   shared_memory()              the block's shared memory, 16-byte aligned; all of it is dynamic
 //   load16(p), store16(p, pack)  16 bytes, aligned
 //   launch<kernel>(grid, argument)
 //   half_t, bfloat_t, widen(x), narrow<T>(float)   storage types and their rounding, to nearest even
 //
-// Products and sums that matter are written as fused_multiply_add, so that compilers have nothing to choose.
+// A product that is rounded together with a sum is written as fused_multiply_add; every other one is rounded by itself,
+// here and on the host, because both are compiled without contraction (setup.py: -fmad=false). Divisions and roots
+// are rounded to nearest. So the emulation gives the bits of the GPU, those of a NaN apart.
 #pragma once
 
 #include <cstdint>
@@ -97,20 +99,30 @@ ALT_DEVICE float half_to_float(uint16_t bits) { return __half2float(__ushort_as_
 ALT_DEVICE uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 ALT_DEVICE uint16_t float_to_bfloat(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
-// More than 48 KB of shared memory has to be asked for, once for a kernel and device.
+// The runtime is linked statically, so its last error is its own, and nobody but we would clear it.
+inline void require(cudaError_t status) {
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    STD_CUDA_CHECK(status);
+  }
+}
+
+// More than 48 KB of shared memory has to be asked for, once for a kernel and device. It is no operation of a stream,
+// so a graph may be captured around it. All that is kept is a bit a device: asking twice would change nothing.
 template <auto Kernel>
 void allow_shared(int bytes) {
   static std::atomic<uint64_t> allowed{0};
   int device = 0;
-  STD_CUDA_CHECK(cudaGetDevice(&device));
-  const uint64_t bit = uint64_t{1} << (device & 63);
-  if (device > 63 || (allowed.load(std::memory_order_relaxed) & bit) == 0) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(Kernel),
-                                        cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    allowed.fetch_or(bit, std::memory_order_relaxed);
+  require(cudaGetDevice(&device));  // the one that torch's guard made current: contexts are shared by all runtimes
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((allowed.load(std::memory_order_acquire) & bit) == 0) {
+    require(cudaFuncSetAttribute(reinterpret_cast<const void*>(Kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    allowed.fetch_or(bit, std::memory_order_release);
   }
 }
 
+// At most 2^31 - 1 blocks: callers count them first.
 template <auto Kernel, typename Argument>
 void launch(const Grid& grid, const Argument& argument) {
   if (grid.blocks == 0) {
@@ -121,7 +133,7 @@ void launch(const Grid& grid, const Argument& argument) {
   }
   Kernel<<<static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.threads),
            static_cast<size_t>(grid.shared), static_cast<cudaStream_t>(grid.stream)>>>(argument);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  require(cudaGetLastError());
 }
 
 }  // namespace alt::gpu

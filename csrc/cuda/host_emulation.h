@@ -1,10 +1,17 @@
 // The layer of device.h on the host: every thread of a block is a fiber, and blocks run one after another.
 //
 // A fiber runs until a barrier (of the block, or of its warp: that is what a shuffle is) and goes on when all threads
-// of the block or the warp have come to the same one. A barrier that some never reach ends the program with a
-// sentence, as does a write behind the shared memory, which starts as NaN. `order` permutes the fibers between two
-// barriers: a result that depends on it has a race. ThreadSanitizer sees each fiber as a thread of its own, with
-// no order between them but the barriers', so it finds races within a block, within a warp and between blocks.
+// of the block or the warp have come to the same one. A barrier that some never reach, or to which they come from
+// different lines, ends the program with a sentence, as do a write behind the shared memory, which starts as NaN, 16
+// bytes off their address, and a block or a grid larger than a GPU takes. `order` permutes the fibers between two
+// barriers: a result that depends on it has a race. ThreadSanitizer sees each fiber as a thread of its own, with no
+// order between them but the block's barriers', so it finds races within a block, within a warp and between blocks. A
+// shuffle orders nothing there, since on the GPU it does not: shared memory that one lane writes and another one
+// reads after a shuffle alone is a race. `skipped` leaves one barrier out: how the tests know that it would be missed.
+//
+// What only a GPU shows: whether a launch has enough registers, whether the extra shared memory was granted, which
+// stream and which device it runs on, and what the compiler makes of the same text (`csrc/cuda/resources.py` reads
+// that). A fiber runs alone: what ThreadSanitizer has forgotten (it keeps four accesses to a word) is not found.
 //
 // For tests: nothing of this is in the library that ships.
 #pragma once
@@ -21,6 +28,8 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <source_location>
+#include <string_view>
 #include <vector>
 
 #if defined(__SANITIZE_THREAD__)
@@ -50,12 +59,13 @@ struct Fiber {
   std::atomic<State> state{State::ready};
   int index = 0;
   uint32_t warp_barriers = 0, block_barriers = 0;  // how many this thread has come to
+  std::atomic<const char*> file{nullptr};          // where the last one is
+  std::atomic<uint32_t> line{0};
   void* tsan = nullptr;
 };
 
 struct Warp {
   uint32_t value[2][kWarp];  // what lanes hand over, in turns, so that one barrier is enough
-  char passed[2];            // ThreadSanitizer's names for the barrier, in turns as well
 };
 
 constexpr size_t kStack = 128 * 1024;
@@ -64,6 +74,21 @@ constexpr size_t kGuard = 1024;
 // 0: ascending; 1: descending; above: a shuffle of its own for every step.
 inline std::atomic<unsigned> order{0};
 inline std::atomic<int64_t> launches{0};
+// The line of a sync_block() that does nothing, in the file whose name ends so.
+inline std::atomic<uint32_t> skipped_line{0};
+inline std::atomic<const char*> skipped_file{""};
+
+inline bool skipped(const std::source_location& where) {
+  if (where.line() != skipped_line) {
+    return false;
+  }
+  const std::string_view file = where.file_name(), end = skipped_file.load();
+  return file.size() >= end.size() && file.substr(file.size() - end.size()) == end;
+}
+
+// What lanes hand over in a shuffle is not memory: ThreadSanitizer is not to see it.
+ALT_UNSEEN inline void put(uint32_t& slot, uint32_t value) { slot = value; }
+ALT_UNSEEN inline uint32_t take(const uint32_t& slot) { return slot; }
 
 class Block {
  public:
@@ -82,8 +107,8 @@ class Block {
   }
 
   void run(std::vector<std::unique_ptr<char[]>>& stacks, void* finished);
-  void wait(State where);
-  uint32_t exchange(uint32_t value, int lane);
+  void wait(State barrier, const std::source_location& where);
+  uint32_t exchange(uint32_t value, int lane, const std::source_location& where);
 
   Fiber& fiber() const { return *current_.load(std::memory_order_relaxed); }
   unsigned char* shared() const { return shared_; }
@@ -137,34 +162,49 @@ inline void Block::prepare(Fiber& f) {
   ALT_TSAN(f.tsan = __tsan_create_fiber(0);)
 }
 
-inline void Block::wait(State where) {
+inline void Block::wait(State barrier, const std::source_location& where) {
   Fiber& f = fiber();
-  const bool warp = where == State::at_warp;
-  uint32_t& count = warp ? f.warp_barriers : f.block_barriers;
-  char* passed = &(warp ? warps_[static_cast<size_t>(f.index / kWarp)].passed : passed_)[count++ % 2];
-  (void)passed;
-  ALT_TSAN(__tsan_release(passed);)
-  f.state.store(where, std::memory_order_relaxed);
-  yield(f);
-  ALT_TSAN(__tsan_acquire(passed);)
+  f.file.store(where.file_name(), std::memory_order_relaxed);
+  f.line.store(where.line(), std::memory_order_relaxed);
+  f.state.store(barrier, std::memory_order_relaxed);
+  if (barrier == State::at_warp) {
+    ++f.warp_barriers;
+    yield(f);
+  } else {
+    char* passed = &passed_[f.block_barriers++ % 2];
+    (void)passed;
+    ALT_TSAN(__tsan_release(passed);)
+    yield(f);
+    ALT_TSAN(__tsan_acquire(passed);)
+  }
 }
 
 // Every lane hands over `value`, and takes that of `lane`.
-inline uint32_t Block::exchange(uint32_t value, int lane) {
+inline uint32_t Block::exchange(uint32_t value, int lane, const std::source_location& where) {
   Fiber& f = fiber();
   Warp& warp = warps_[static_cast<size_t>(f.index / kWarp)];
   uint32_t(&slot)[kWarp] = warp.value[f.warp_barriers % 2];
-  slot[f.index % kWarp] = value;
-  wait(State::at_warp);
-  return slot[lane];
+  put(slot[f.index % kWarp], value);
+  wait(State::at_warp, where);
+  return take(slot[lane]);
 }
 
 // Lets those go on whose barrier is complete. False: nobody can.
 inline bool Block::release() {
   bool any = false;
   const auto all = [&](size_t begin, size_t end, State state) {
-    return std::all_of(fibers_.begin() + static_cast<long>(begin), fibers_.begin() + static_cast<long>(end),
-                       [&](const Fiber& f) { return f.state.load(std::memory_order_relaxed) == state; });
+    const Fiber& first = fibers_[begin];
+    for (size_t i = begin; i < end; ++i) {
+      if (fibers_[i].state.load(std::memory_order_relaxed) != state) {
+        return false;
+      }
+    }
+    for (size_t i = begin; i < end; ++i) {
+      if (fibers_[i].line.load() != first.line.load() || std::strcmp(fibers_[i].file.load(), first.file.load()) != 0) {
+        stop("threads of one block or warp at different barriers");
+      }
+    }
+    return true;
   };
   const auto free = [&](size_t begin, size_t end) {
     for (size_t i = begin; i < end; ++i) {
@@ -238,26 +278,25 @@ namespace alt::gpu {
 
 ALT_DEVICE int thread_index() { return emulation::running().fiber().index; }
 ALT_DEVICE int64_t block_index() { return emulation::running().index; }
-// ALT_EMULATION_WITHOUT_BARRIERS: how the tests know that a missing barrier would be found.
-ALT_DEVICE void sync_block() {
-#if !defined(ALT_EMULATION_WITHOUT_BARRIERS)
-  emulation::running().wait(emulation::State::at_block);
-#endif
+ALT_DEVICE void sync_block(const std::source_location where = std::source_location::current()) {
+  if (!emulation::skipped(where)) {
+    emulation::running().wait(emulation::State::at_block, where);
+  }
 }
 
 template <typename T>
-ALT_DEVICE T shuffle_xor(T value, int mask) {
+ALT_DEVICE T shuffle_xor(T value, int mask, const std::source_location where = std::source_location::current()) {
   static_assert(sizeof(T) == 4);
   uint32_t word;
   std::memcpy(&word, &value, 4);
-  word = emulation::running().exchange(word, (thread_index() % kWarp) ^ mask);
+  word = emulation::running().exchange(word, (thread_index() % kWarp) ^ mask, where);
   std::memcpy(&value, &word, 4);
   return value;
 }
-ALT_DEVICE uint32_t ballot(bool condition) {
+ALT_DEVICE uint32_t ballot(bool condition, const std::source_location where = std::source_location::current()) {
   uint32_t word = condition ? 1u << (thread_index() % kWarp) : 0u;
   for (int mask = 1; mask < kWarp; mask *= 2) {
-    word |= shuffle_xor(word, mask);
+    word |= shuffle_xor(word, mask, where);
   }
   return word;
 }
@@ -307,6 +346,9 @@ ALT_DEVICE uint16_t float_to_bfloat(float value) {
 template <auto Kernel, typename Argument>
 void launch(const Grid& grid, const Argument& argument) {
   ++emulation::launches;
+  if (grid.blocks < 0 || grid.blocks > 0x7fffffff) {
+    emulation::stop("a grid has at most 2^31 - 1 blocks");
+  }
   std::vector<std::unique_ptr<char[]>> stacks;
   std::vector<std::unique_ptr<emulation::Block>> blocks;
   char finished = 0;

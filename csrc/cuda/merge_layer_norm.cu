@@ -9,7 +9,8 @@
 // them would stop the GPU's queue. C up to 8,192.
 
 #include "launch.h"
-#include "merge_layer_norm.cuh"
+#include "merge_layer_norm_backward.cuh"
+#include "merge_layer_norm_forward.cuh"
 
 namespace alt {
 namespace {
