@@ -18,14 +18,28 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import machine  # noqa: F401  found by `gpu` later on
     from gpu import __main__ as entry
-    from gpu import bench, cases, clock, prepare, report, sanitize, session, tests, towers, train, tune
+    from gpu import (
+        bench,
+        cases,
+        clock,
+        inputs,
+        prepare,
+        processes,
+        report,
+        sanitize,
+        session,
+        tests,
+        towers,
+        train,
+        tune,
+    )
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 DRY = session.Session(torch.device("cpu"), Path("unused"), 60.0, {}, dry=True)
 
 
-def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout: int = 1500) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "gpu", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -45,8 +59,10 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
         assert record["facts"]["commit"]
         assert record["seconds"] > 0
         assert record["failed"] == []
-        assert all(line in done.stdout for line in record["table"]), name
+        assert record["ended"] is True
+        assert all(line[:200] in done.stdout for line in record["table"]), name
         assert "dry run on a CPU" in done.stdout
+    assert len(done.stdout) < 12_000, "longer than what a person is shown of it"
     assert records["test"]["counts"]["tests/gpu/test_smoke.py"] == {"passed": 1, "skipped": 1}
     assert records["sanitize"]["checks"]["none"]["says"] == "every kernel ran"
     assert any("a dry run" in what for what in records["sanitize"]["left_out"])
@@ -59,6 +75,7 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
         assert ours["over_floor"] > 0
         assert ours["times_ours"] == 1
         assert kernels[name]["target_us"] > 0
+        assert kernels[name]["later"] == []
         assert len(kernels[name]["entrants"]) > 2, "no rival ran"
     assert "F.gumbel_softmax" in kernels["assignment, forward and backward"]["entrants"]
     if any("open_clip" in what for what in records["bench"]["left_out"]):
@@ -71,7 +88,7 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tests"], "SECTIONS: expected some of test sanitize tune bench train, got tests"),
+        (["tests"], "SECTIONS: expected some of test sanitize tune bench train kernels towers, got tests"),
         (["test", "--budget", "0"], "BUDGET: expected seconds > 0, got 0"),
         (["test"], "DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one"),
     ],
@@ -115,10 +132,7 @@ def test_a_bench_without_time_still_writes() -> None:
     budget = session.Budget(0)
     names = [name for name, seconds, _ in cases.all_cases(there) if not budget.has(seconds, name)]
     assert len(names) == len(budget.left_out) == 14
-    assert bench.kernel_table([]) == bench.table(
-        ["kernel, entrant", "us", "target", "floor", "x floor", "x ours", "call us", "host us"], []
-    )
-    assert towers.lines([]) == []
+    assert bench.kernel_lines([]) == towers.lines([]) == []
 
 
 # ------------------------------------------------------------------------------------------------- what is measured
@@ -140,7 +154,7 @@ def test_a_wrong_entrant_is_not_timed() -> None:
 def test_floors_are_those_of_the_table() -> None:
     """At 4.3 TB/s and 790 TFLOP/s the cases have the floors that were computed by hand, in microseconds."""
     real = DRY._replace(dry=False)
-    shape, corpus = cases.layer(real), cases.corpus(real, False)
+    shape, corpus = inputs.layer(real), inputs.corpus(real, False)
     for cost, floor in (
         (shape.merge_cost(), 35.3),
         (shape.merge_layer_norm_cost(), 70.6),
@@ -148,12 +162,12 @@ def test_floors_are_those_of_the_table() -> None:
         (corpus.cost(backward=False), 30.6),
     ):
         assert 1e6 * max(cost.flops / 790e12, cost.bytes / 4.3e12) == pytest.approx(floor, rel=0.02)
-    large = cases.corpus(real, True).cost(backward=False)
+    large = inputs.corpus(real, True).cost(backward=False)
     assert 1e3 * large.flops / 790e12 == pytest.approx(3.35, rel=0.01)
 
 
 def test_rivals_get_our_plan() -> None:
-    m = cases.merging(DRY)
+    m = inputs.merging(DRY)
     import gates
 
     for plan, pairs in zip(m.plans, m.pairs, strict=True):
@@ -189,8 +203,8 @@ def test_every_problem_of_the_tuner_can_be_built(monkeypatch: pytest.MonkeyPatch
     """On a GPU all of them, here from a dry run's shapes: each names an entry that is there, and fields that it has."""
     from alt_kernels.triton import tuning
 
-    small, few = cases.layer(DRY)._replace(dtype=torch.bfloat16), cases.corpus(DRY, False)
-    for module in (tune, cases):
+    small, few = inputs.layer(DRY)._replace(dtype=torch.bfloat16), inputs.corpus(DRY, False)
+    for module in (tune, inputs):
         monkeypatch.setattr(module, "layer", lambda _: small)
         monkeypatch.setattr(module, "corpus", lambda *_: few._replace(dtype=torch.bfloat16))
     # The launches that make a backward's inputs would take the interpreter minutes: the CPU's kernels make them.
@@ -290,13 +304,30 @@ def test_the_plugin_leaves_out_what_comes_too_late(tmp_path: Path) -> None:
     assert set(outcomes) <= {"passed", "left out"}
 
 
-def test_what_trains_is_interrupted_and_its_files_are_kept(tmp_path: Path) -> None:
-    begin = time.monotonic()
-    status, tail = train.finish([sys.executable, "-c", "print('started'); import time; time.sleep(60)"], 3)
+def test_a_command_out_of_time_is_interrupted_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    """Neither the processes that it started, which would keep the GPU: each writes on as long as it lives."""
+    beat = tmp_path / "beat"
+    child = f"import time\nwhile True: open({str(beat)!r}, 'a').write('x'); time.sleep(0.05)"
+    parent = f"import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    begin, seen = time.monotonic(), []
+    processes.EVERY, every = 0.5, processes.EVERY
+    try:
+        status, text = processes.finish([sys.executable, "-c", parent], 4, look=seen.append, interrupt=True)
+    finally:
+        processes.EVERY = every
     assert status == 124
     assert time.monotonic() - begin < 30
-    assert tail[0] == "started"
-    assert train.finish([sys.executable, "-c", "raise SystemExit(7)"], 30)[0] == 7
+    assert text.startswith("started")
+    assert any("started" in what for what in seen)
+    assert beat.exists(), "the child never ran"
+    time.sleep(0.3)
+    size = beat.stat().st_size
+    time.sleep(0.5)
+    assert beat.stat().st_size == size, "the child is still running"
+    assert processes.finish([sys.executable, "-c", "raise SystemExit(7)"], 30)[0] == 7
+
+
+def test_texts_that_a_training_left(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "curve.json").write_text("[1, 2]")
     (tmp_path / "table.md").write_text("| a |")

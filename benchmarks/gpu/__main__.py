@@ -1,8 +1,8 @@
 """`python -m gpu test sanitize tune bench train`, as `make gpu` calls it.
 
-Every section writes ``OUT/<section>.json`` and prints a short table; it ends within its seconds, and says what it
-left out. ``--device cpu`` runs the same code on a CPU with tiny shapes. ``--apply tune.json`` takes up the launch
-configurations that a section `tune` found on another machine.
+Every section writes ``OUT/<section>.json`` as it goes on and prints a short table; it ends within its seconds, and
+says what it left out. Several sections run in a process each. ``--device cpu`` runs the same code on a CPU with tiny
+shapes. ``--apply tune.json`` takes up the launch configurations that a section `tune` found on another machine.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ import argparse
 import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 SECTIONS = ("test", "sanitize", "tune", "bench", "train")
+HALVES = ("kernels", "towers")  # of bench, each with a budget of its own
 MODULES = {"test": "tests"}
+BUILT = "ALT_GPU_BUILT"  # what the build reported, for the processes of the sections
+GRACE = 45.0  # seconds beyond its budget after which a section is ended
 #: Seconds of a section: below ten minutes with what comes before and after it.
 BUDGET = 510.0
+SECTIONS_HELP = f"of {' '.join(SECTIONS)} (default: these), {' '.join(HALVES)}"
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="make gpu", description="Everything that needs a GPU, in one command.")
-    found.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {' '.join(SECTIONS)}; default: all")
+    found.add_argument("sections", nargs="*", metavar="SECTION", help=SECTIONS_HELP)
     found.add_argument("--out", type=Path, help="folder of the results; default: benchmarks/results/<device>")
     found.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a dry run with tiny shapes")
     found.add_argument("--budget", type=float, default=BUDGET, help="seconds of each section (default %(default)s)")
@@ -36,9 +42,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    unknown = [name for name in options.sections if name not in SECTIONS]
+    unknown = [name for name in options.sections if name not in SECTIONS + HALVES]
     if unknown:
-        print(f"SECTIONS: expected some of {' '.join(SECTIONS)}, got {' '.join(unknown)}", file=sys.stderr)
+        known = " ".join(SECTIONS + HALVES)
+        print(f"SECTIONS: expected some of {known}, got {' '.join(unknown)}", file=sys.stderr)
         return 2
     if options.budget <= 0:
         print(f"BUDGET: expected seconds > 0, got {options.budget:g}", file=sys.stderr)
@@ -50,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from . import prepare
 
+    begin = time.monotonic()
     if options.wheels:
         print(f"wheels unpacked from {options.wheels} to {prepare.install_wheels(options.wheels)}")
     import torch
@@ -57,15 +65,42 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one", file=sys.stderr)
         return 2
-    built = None
+    built = json.loads(os.environ.get(BUILT, "null"))
     if options.device == "cuda" and not options.no_build:
-        built = prepare.build(timeout=0.4 * options.budget)
+        built = prepare.build(timeout=max(0.4 * options.budget, 90.0))
         print(f"csrc built in {built['seconds']:.0f} s: {', '.join(built['libraries']) or 'nothing'}")
-        print(*built["messages"], sep="\n")
-    return run(options, built)
+        print(*built["messages"], sep="\n", flush=True)
+    sections = options.sections or list(SECTIONS)
+    first = max(options.budget - (time.monotonic() - begin), options.budget / 3)  # what comes before a section is in it
+    if len(sections) == 1:
+        return run(options, built, first)
+    return each(options, sections, built, first)
 
 
-def run(options: argparse.Namespace, built: dict[str, object] | None) -> int:
+def each(options: argparse.Namespace, sections: list[str], built: object, first: float) -> int:
+    """Every section in a process of its own: one that dies, or leaves the GPU unusable, ends alone."""
+    environment = os.environ | {BUILT: json.dumps(built)}
+    failed = []
+    for number, section in enumerate(sections):
+        budget = options.budget if number else first
+        command = [sys.executable, "-m", "gpu", section, "--device", options.device, "--budget", str(budget)]
+        command += ["--no-build", *(["--out", str(options.out)] if options.out else [])]
+        process = subprocess.Popen(command, env=environment)
+        try:
+            status = process.wait(budget + GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            status = 124
+        if status:
+            failed.append(f"{section} ended with {status}")
+    for what in failed:
+        print(f"FAILED {what}", flush=True)
+    return 1 if failed else 0
+
+
+def run(options: argparse.Namespace, built: object, seconds: float | None = None) -> int:
+    """The sections in this process, ``seconds`` for the first."""
     import machine
     import torch
 
@@ -82,27 +117,46 @@ def run(options: argparse.Namespace, built: dict[str, object] | None) -> int:
     name = "dry-run" if dry else machine.slug(facts)
     out = options.out or sessions.ROOT / ("build" if dry else "benchmarks/results") / name
     session = sessions.Session(device, out, options.budget, facts, dry)
-    failed, tables = [], []
-    for section in options.sections or SECTIONS:
-        budget, begin = sessions.Budget(options.budget), time.monotonic()
-        try:
-            record = importlib.import_module(f".{MODULES.get(section, section)}", __package__).run(session, budget)
-        except Exception as error:  # one section's failure is its result; the others still run
-            record = {"failed": [f"{type(error).__name__}: {error}"], "traceback": traceback.format_exc()}
-            record["table"] = traceback.format_exc().splitlines()[-6:]
-        seconds = time.monotonic() - begin
-        path = sessions.write(session, section, record, seconds, budget.left_out)
-        failed += [f"{section}: {what}" for what in record.get("failed", [])]
-        title = f"{section}{' (dry run on a CPU: no number here means anything)' if dry else ''}, {seconds:.0f} s"
-        tables.append([f"== {title} -> {path.name}", *record["table"], *(f"left out: {w}" for w in budget.left_out)])
-        print(f"{title}: {len(record.get('failed', []))} failed", flush=True)
     where = facts.get("gpu", facts["cpu"])
-    print(f"\n{where}, commit {facts['commit']}, source {facts['source']}, torch {facts['torch']}")
-    for lines in tables:
-        print("", *lines, sep="\n")
-    for what in failed:
+    sessions.say(f"{where}, commit {facts['commit']}, source {facts['source']}, torch {facts['torch']}")
+    failed = []
+    for number, section in enumerate(options.sections or SECTIONS):
+        limit = options.budget if number or seconds is None else seconds
+        record = one(session, section, sessions.Budget(limit))
+        failed += [f"{section}: {what}" for what in record["failed"]]
+    for what in failed[:20]:
         print(f"FAILED {what}")
     return 1 if failed else 0
+
+
+def one(session: Any, section: str, budget: Any) -> dict[str, Any]:
+    """Run a section, write its file as it goes on, print its table."""
+    from . import session as sessions
+
+    begin, latest = time.monotonic(), {}
+
+    def keep(record: dict[str, Any]) -> None:
+        latest.update(record)
+        sessions.write(session, section, record, time.monotonic() - begin, budget.left_out, ended=False)
+
+    dry = " (dry run on a CPU: no number here means anything)" if session.dry else ""
+    sessions.say(f"\n== {section}{dry}, {budget.left():.0f} s at most")
+    part = (section,) if section in HALVES else ()
+    module = "bench" if part else MODULES.get(section, section)
+    try:
+        found = importlib.import_module(f".{module}", __package__)
+        record = found.run(session._replace(keep=keep), budget, *([part] if part else []))
+    except Exception as error:  # one section's failure is its result, beside what it had by then; the others still run
+        record = latest | {"failed": [*latest.get("failed", []), f"{type(error).__name__}: {error}"]}
+        record |= {"traceback": traceback.format_exc()}
+        record["table"] = [*latest.get("table", []), *traceback.format_exc().splitlines()[-6:]]
+    seconds = time.monotonic() - begin
+    path = sessions.write(session, section, record, seconds, budget.left_out)
+    missing = [f"left out: {what}" for what in budget.left_out]
+    for line in [*record["table"], *missing[:8], *([f"... and {len(missing) - 8} more"] if len(missing) > 8 else [])]:
+        print(line[:200])
+    sessions.say(f"{section}{dry}, {seconds:.0f} s: {len(record['failed'])} failed -> {path.name}")
+    return record
 
 
 def apply(path: Path) -> int:

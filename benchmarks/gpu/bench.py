@@ -1,114 +1,168 @@
-"""Section `bench`: every kernel beside its floor, its target and its rivals; then whole towers (`towers.py`)."""
+"""Section `bench`: every kernel beside its floor, its target and its rivals; then whole towers (`towers.py`).
+
+Sections `kernels` and `towers` are its halves, each with a budget of its own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from . import cases, clock, entrants, towers
 from .cases import Case
-from .session import Budget, Record, Session, number, table
+from .session import Budget, Record, Session, number, say
+
+PARTS = ("kernels", "towers")
+QUICK = 4.0  # seconds of a case without what has to be compiled by `torch.compile`, about
 
 
-def run(session: Session, budget: Budget) -> Record:
+def run(session: Session, budget: Budget, parts: Sequence[str] = PARTS) -> Record:
     """Kernels first, since a target hangs on each; towers get at least half of the time."""
-    record: Record = {"ceilings": clock.ceilings(session.device, session.dry), "kernels": [], "towers": []}
-    kernels = Budget(budget.left() * 0.5)
-    for name, seconds, build in cases.all_cases(session):
-        if kernels.has(0 if session.dry else seconds, name):
-            record["kernels"].append(one(session, name, build, record["ceilings"]))
+    record: Record = {"kernels": [], "towers": []}
+
+    def keep() -> None:
+        session.keep(finished(record))
+
+    if "kernels" in parts:
+        record["ceilings"] = clock.ceilings(session.device, session.dry)
+        clock.released()
+        keep()
+        part = Budget(budget.left() * (0.5 if "towers" in parts else 1.0))
+        kernels(session, part, record, keep)
+        budget.left_out += part.left_out
+    if "towers" in parts:
+        towers.run(session, budget, record["towers"], keep)
+    return finished(record)
+
+
+def finished(record: Record) -> Record:
+    rows, others = record["kernels"], record["towers"]
+    table = [*kernel_lines(rows), *([""] if rows and others else []), *towers.lines(others)]
+    bad = [row["name"] for row in rows if "error" in row or "ours" not in row.get("entrants", {})]
+    return record | {"table": table, "failed": bad + [row["name"] for row in others if "error" in row]}
+
+
+def kernels(session: Session, budget: Budget, record: Record, keep: Callable[[], None]) -> None:
+    """Every case first without what is slow to compile, so that each target has its row; then with all rivals."""
+    listed = list(cases.all_cases(session))
+    places: dict[str, int] = {}
+    for name, _, build in listed:
+        if session.dry or budget.has(QUICK, name):
+            row = one(session, name, build, record["ceilings"], quick=not session.dry)
+            places[name] = len(record["kernels"])
+            record["kernels"].append(row)
+            _report(row)
+            keep()
             clock.released()
-    budget.left_out += kernels.left_out
-    record["towers"] = towers.run(session, budget)
-    record["table"] = [*kernel_table(record["kernels"]), "", *towers.lines(record["towers"])]
-    bad = [row["name"] for row in record["kernels"] if "error" in row or "ours" not in row.get("entrants", {})]
-    record["failed"] = bad + [row["name"] for row in record["towers"] if "error" in row]
-    return record
+    for name, seconds, build in listed:
+        if name not in places or not (late := record["kernels"][places[name]].get("later")):
+            continue
+        if budget.has(seconds, f"{name}: {', '.join(late)}"):
+            row = one(session, name, build, record["ceilings"])
+            if "error" not in row:
+                record["kernels"][places[name]] = row
+            _report(row)
+            keep()
+            clock.released()
 
 
-def one(session: Session, name: str, build: Any, ceilings: dict[str, float]) -> Record:
-    """Check every entrant, then time those that are right; what fails is a line, not the end."""
+def _report(row: Record) -> None:
+    ours = row.get("entrants", {}).get("ours", {})
+    say(f"  {row['name']}: {row['error'] if 'error' in row else number(ours.get('us')) + ' us'}")
+
+
+def one(session: Session, name: str, build: Any, ceilings: dict[str, float], *, quick: bool = False) -> Record:
+    """Check every entrant, then time those that are right; what fails is a line, not the end.
+
+    Args:
+        quick: leave out what `torch.compile` has to compile, and name it under "later".
+    """
     try:
         case: Case = build()
     except Exception as error:
         return {"name": name, "error": entrants.reason(error)}
-    row: Record = {"name": case.name, "shape": case.shape, "absent": dict(case.absent), "entrants": {}}
-    row |= {"flops": case.flops, "bytes": case.bytes, "target_us": micro(case.target)}
+    late = frozenset(filter(entrants.compiles, case.entrants)) if quick else frozenset()
+    case = case.without(late)
     floor = max(case.bytes / ceilings["bytes_per_s"], case.flops / ceilings["flop_per_s"])
-    row["floor_us"] = micro(floor)
+    row: Record = {"name": case.name, "shape": case.shape, "absent": dict(case.absent), "entrants": {}}
+    row |= {"flops": case.flops, "bytes": case.bytes, "sets": case.sets, "later": sorted(late)}
+    row |= {"target_us": micro(case.target.here(floor)), "floor_us": micro(floor)}
     right: dict[str, Record] = {}
     for entrant, function in case.entrants.items():
-        found: Record = {}
         try:
-            peak = _peak(session.device, lambda f=function: f(0), case.single)
-            if peak is not None:
-                found["peak_bytes"] = peak
-            if entrant not in case.unbiased:
-                found["error"] = float(case.gates[entrant](function(0)))
-                if not found["error"] <= case.bound:
-                    row["absent"][entrant] = f"wrong by {found['error']:.2g}, allowed {case.bound:.2g}: not timed"
-                    continue
-            else:
-                found["easier_problem"] = True
-            right[entrant] = found
+            found, why = check(session, case, entrant, function)
         except Exception as error:
-            row["absent"][entrant] = entrants.reason(error)
+            found, why = {}, entrants.reason(error)
             clock.released()
-    calls = {
-        n: [(lambda i=i, n=n: case.entrants[n](i)) for i in range(1 if case.single else cases.sets(session))]
-        for n in right
-    }
+        if why:
+            row["absent"][entrant] = why
+        else:
+            right[entrant] = found
+    calls = {n: [(lambda i=i, n=n: case.entrants[n](i)) for i in range(case.sets)] for n in right}
     rounds, seconds = (2, 0.0) if session.dry else (clock.ROUNDS, 6.0)
     try:
-        timed = clock.interleave(calls, session.device, rounds=rounds, seconds=seconds)
+        timed = clock.interleave(calls, session.device, rounds=rounds, seconds=seconds, launched=entrants.FOREIGN)
+        for entrant, times in timed.items():
+            row["entrants"][entrant] = right[entrant] | measured(session, times, calls[entrant][0])
+            row["entrants"][entrant]["over_floor"] = times.median / floor
+            if "ours" in timed:
+                row["entrants"][entrant]["times_ours"] = clock.ratio(times, timed["ours"])
     except Exception as error:
         return row | {"error": entrants.reason(error)}
-    for entrant, times in timed.items():
-        found = right[entrant]
-        low, high = clock.spread(times)
-        call = calls[entrant][0]
-        count = 2 if session.dry else 20
-        found |= {"us": micro(times.median), "quartiles_us": [micro(low), micro(high)], "how": times.how}
-        found |= {"call_us": micro(_median([clock.once(call, session.device) for _ in range(count)]))}
-        found |= {"host_us": micro(clock.host_seconds(call, session.device, count))}
-        found["over_floor"] = times.median / floor
-        if "ours" in timed:
-            found["times_ours"] = clock.ratio(times, timed["ours"])
-        row["entrants"][entrant] = found
     return row
 
 
-def _peak(device: torch.device, call: Any, wanted: bool) -> int | None:
-    """Bytes beyond what was held before, of the large problems only."""
-    if not wanted or device.type != "cuda":
-        return None
-    import peak_memory
+def check(session: Session, case: Case, entrant: str, function: Callable[[int], Any]) -> tuple[Record, str]:
+    """Its error and its peak memory, and why it is not to be timed."""
+    found: Record = {}
+    if case.peak and session.device.type == "cuda":
+        import peak_memory
 
-    return int(peak_memory.peak_beyond_now(call, device)[0])
+        function(0)  # libraries take their workspaces
+        found["peak_bytes"] = int(peak_memory.peak_beyond_now(lambda: function(0), session.device)[0])
+    if entrant in case.unbiased:
+        function(0)
+        return found | {"easier_problem": True}, ""
+    found["error"] = float(case.gates[entrant](function(0)))
+    wrong = not found["error"] <= case.bound
+    return found, f"wrong by {found['error']:.2g}, allowed {case.bound:.2g}: not timed" if wrong else ""
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def measured(session: Session, times: clock.Timed, call: Callable[[], object]) -> Record:
+    low, high = clock.spread(times)
+    count = 2 if session.dry else 20
+    found: Record = {"us": micro(times.median), "quartiles_us": [micro(low), micro(high)], "how": times.how}
+    found |= {"why": times.why} if times.why else {}
+    found["call_us"] = micro(sorted(clock.once(call, session.device) for _ in range(count))[count // 2])
+    found["host_us"] = micro(clock.host_seconds(call, session.device, count))
+    return found
 
 
 def micro(seconds: float | None) -> float | None:
     return None if seconds is None else 1e6 * seconds
 
 
-def kernel_table(rows: list[Record]) -> list[str]:
-    heads = ["kernel, entrant", "us", "target", "floor", "x floor", "x ours", "call us", "host us"]
-    lines: list[list[str]] = []
+def kernel_lines(rows: list[Record]) -> list[str]:
+    """Two lines a kernel, since a whole run has to fit a screen: all numbers are in the file."""
+    lines = []
     for row in rows:
-        if "error" in row:
-            lines.append([f"{row['name']}: {row['error']}"[:70], *[""] * 7])
+        ours = row.get("entrants", {}).get("ours")
+        if "error" in row or ours is None:
+            lines.append(
+                f"{row['name']}: {row.get('error') or 'ours: ' + row['absent'].get('ours', 'not timed')}"[:160]
+            )
             continue
-        for i, (name, found) in enumerate(row["entrants"].items()):
-            title = f"{row['name']}: {name}" if i == 0 else f"    {name}"
-            title += "" if found["how"] != "events" else " (not captured)"
-            aim = [number(row["target_us"]), number(row["floor_us"])] if i == 0 else ["", ""]
-            others = (found[key] for key in ("over_floor", "times_ours", "call_us", "host_us") if key in found)
-            cells = [title, number(found["us"]), *aim, *map(number, others)]
-            lines.append(cells + ["-"] * (8 - len(cells)))
-        lines += [[f"    {name}: {why}"[:70], *[""] * 7] for name, why in row["absent"].items()]
-    return table(heads, lines)
+        aim = "" if row["target_us"] is None else f", target {number(row['target_us'])}"
+        lines.append(
+            f"{row['name']}: {number(ours['us'])} us{_how(ours)}{aim}, floor {number(row['floor_us'])}"
+            f" ({number(ours['over_floor'])} x), call {number(ours['call_us'])}, host {number(ours['host_us'])}"
+        )
+        others = [f"{n} {number(f['times_ours'])} x{_how(f)}" for n, f in row["entrants"].items() if n != "ours"]
+        if others:
+            lines.append(f"    {'; '.join(others)}")
+        lines += [f"    {name}: {why}"[:110] for name, why in row["absent"].items()]
+    return lines
+
+
+def _how(found: Record) -> str:
+    return " (not captured)" if found["how"] == "events" else ""

@@ -1,13 +1,16 @@
 """Times of calls on a GPU without the host's share, and with it.
 
-On a GPU a call is timed inside a CUDA graph: a graph of calls that go through several sets of inputs in turn, so that
-a set is out of the L2 cache when its turn comes again, is replayed between two events. What cannot be captured is
-timed between events as it is launched. Entrants take turns in an order drawn anew for every round, and ratios are
-taken within a round. Without a GPU the same code times calls with the host's clock.
+On a GPU a call is timed inside a CUDA graph (`graphs.py`): a graph of calls that go through several sets of inputs in
+turn, so that a set is out of the L2 cache when its turn comes again, is replayed between two events. What cannot be
+captured is timed between events as it is launched. In both ways the GPU is first given something to wait for, so that
+all of it is in the queue when it begins: the host's time to launch is not in the measured time. Entrants take turns
+in an order drawn anew for every round, and ratios are taken within a round. Without a GPU the same code times calls
+with the host's clock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import time
@@ -16,9 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import graphs
+
 Call = Callable[[], object]
-GRAPH_SECONDS = 2e-3  # of one replay: long against an event's resolution
+GRAPH_SECONDS = 3e-3  # of the GPU's time in one replay: a thousand times what events and a graph's start take
+MOST_CALLS = 2048  # in one graph
+LAUNCHED_CALLS = 64  # at a time where there is no graph: the queue of a GPU holds about a thousand launches
 ROUNDS = 21
+CYCLES = 2e9  # a second at most: of a GPU's clock
+LONGEST_WAIT = 0.05
 
 
 class Timed(NamedTuple):
@@ -26,10 +35,21 @@ class Timed(NamedTuple):
 
     seconds: list[float]
     how: str
+    why: str = ""  # not captured, where it was tried
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+class Ready(NamedTuple):
+    """A function that makes ``count`` calls, how it is timed, and for how long the GPU waits before it."""
+
+    run: Call
+    count: int
+    how: str
+    wait: float = 0.0
+    why: str = ""
 
 
 def synchronize(device: torch.device) -> None:
@@ -58,45 +78,61 @@ def host_seconds(run: Call, device: torch.device, count: int = 30) -> float:
     return statistics.median(found)
 
 
-def _captured(calls: Sequence[Call], device: torch.device) -> tuple[Call, int, str]:
-    """A function that makes ``count`` calls, ``count``, and how."""
-    for _ in range(2 if device.type == "cuda" else 1):  # compile, and let allocators and handles settle
-        for call in calls:
-            call()
-    seconds = max(min(once(call, device) for call in calls), 1e-7)
-    repeat = max(1, int(GRAPH_SECONDS / (seconds * len(calls))))
-    repeat = min(repeat, 64)
+def passes(calls: Sequence[Call], repeat: int) -> Call:
+    """``repeat`` times all calls in turn. The results of a pass all stay until the next one begins.
+
+    Otherwise each would be written where the one before it lay, and stay in the cache.
+    """
 
     def loop() -> None:
         for _ in range(repeat):
-            for call in calls:
-                call()
+            kept = [call() for call in calls]
+            del kept
 
-    count = repeat * len(calls)
+    return loop
+
+
+def ready(calls: Sequence[Call], device: torch.device, capture: bool = True) -> Ready:
+    """What one round of these calls runs; compiled and warmed up."""
+    one = passes(calls, 1)
+    one()  # compile, and let allocators and handles settle
     if device.type != "cuda":
-        return loop, count, "host"
-    try:
-        graph = torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):  # once on the stream of the capture: libraries set themselves up per stream
-            for call in calls:
-                call()
-        torch.cuda.current_stream(device).wait_stream(side)
-        with torch.cuda.graph(graph, stream=side):
-            loop()
-        graph.replay()
-        torch.cuda.synchronize(device)
-    except Exception:  # the capture's failure is an answer, and the next call would trip over its rest
-        torch.cuda.synchronize(device)
-        return loop, count, "events"
-    return graph.replay, count, "graph"
+        seconds = max(once(one, device), 1e-7)
+        repeat = min(max(1, int(GRAPH_SECONDS / seconds)), 64)
+        return Ready(passes(calls, repeat), repeat * len(calls), "host")
+    one()
+    synchronize(device)
+    why = ""
+    if capture:
+        try:
+            run = graphs.capture(one, device)
+            count = len(calls)
+            run()
+            seconds = statistics.median(_seconds(run, device, _host(run, device)) for _ in range(3))
+            repeat = min(round(GRAPH_SECONDS / seconds), MOST_CALLS // count)
+            if repeat > 1:
+                del run
+                run, count = graphs.capture(passes(calls, repeat), device), repeat * count
+                run()
+            return Ready(run, count, "graph", _host(run, device))
+        except Exception as error:  # that it cannot be captured is an answer
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+    seconds = statistics.median(_seconds(one, device, _host(one, device)) for _ in range(3))
+    repeat = max(1, min(round(GRAPH_SECONDS / seconds), LAUNCHED_CALLS // len(calls)))
+    run = passes(calls, repeat)
+    return Ready(run, repeat * len(calls), "events", _host(run, device), why)
 
 
-def _seconds(run: Call, device: torch.device) -> float:
+def _host(run: Call, device: torch.device) -> float:
+    """How long the GPU must be kept waiting for ``run`` to be in its queue before it begins."""
+    return min(1.5 * host_seconds(run, device, 2) + 1e-4, LONGEST_WAIT)
+
+
+def _seconds(run: Call, device: torch.device, wait: float = 0.0) -> float:
     if device.type != "cuda":
         return once(run, device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(int(wait * CYCLES))
     begin.record()
     run()
     end.record()
@@ -105,24 +141,32 @@ def _seconds(run: Call, device: torch.device) -> float:
 
 
 def interleave(
-    entrants: Mapping[str, Sequence[Call]], device: torch.device, *, rounds: int = ROUNDS, seconds: float = 20.0
+    entrants: Mapping[str, Sequence[Call]],
+    device: torch.device,
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = 20.0,
+    launched: frozenset[str] = frozenset(),
 ) -> dict[str, Timed]:
     """Time every entrant, each given as calls on one set of inputs after the other.
 
     Args:
-        rounds: at most so many; at least five, however long they take.
+        rounds: at most so many; at least five, however long they take. One more goes before them, untimed: clocks rise.
         seconds: about what the rounds may take together.
+        launched: entrants that are not to be captured, others' code of which nothing is known.
     """
-    ready = {name: _captured(calls, device) for name, calls in entrants.items()}
-    found: dict[str, list[float]] = {name: [] for name in ready}
+    prepared = {name: ready(calls, device, name not in launched) for name, calls in entrants.items()}
+    found: dict[str, list[float]] = {name: [] for name in prepared}
     order, begin = random.Random(0), time.monotonic()  # the same orders in every run
-    for number in range(rounds):
+    for number in range(-1, rounds):
         if number >= 5 and time.monotonic() - begin > seconds:
             break
-        for name in order.sample(sorted(ready), len(ready)):
-            run, count, _ = ready[name]
-            found[name].append(_seconds(run, device) / count)
-    return {name: Timed(found[name], ready[name][2]) for name in ready}
+        for name in order.sample(sorted(prepared), len(prepared)):
+            entrant = prepared[name]
+            taken = _seconds(entrant.run, device, entrant.wait) / entrant.count
+            if number >= 0:
+                found[name].append(taken)
+    return {name: Timed(found[name], entrant.how, entrant.why) for name, entrant in prepared.items()}
 
 
 def ratio(slow: Timed, fast: Timed) -> float:
@@ -137,7 +181,7 @@ def spread(timed: Timed) -> tuple[float, float]:
 
 
 def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
-    """What this machine does at best: bytes a second of a large copy, bfloat16 FLOP a second of a large product."""
+    """What this machine does at best: bytes a second of a large copy, read and written; bfloat16 FLOP a second."""
     size, side = (2**20, 64) if dry else (2**31, 8192)
     source = torch.empty(size // 4, device=device).normal_()
     target = torch.empty_like(source)
@@ -147,7 +191,14 @@ def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
     return {"bytes_per_s": 2 * size / timed["copy"].median, "flop_per_s": 2 * side**3 / timed["matmul"].median}
 
 
+def cache_bytes(device: torch.device) -> int:
+    """Of the last cache before the memory; 0 where there is no GPU."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
+
+
 def released(result: Any = None) -> None:
     """Give cached memory back between cases, so that one does not run out of what another held."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after an illegal access every call fails: the next case says so
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()

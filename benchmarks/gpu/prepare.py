@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .processes import OUT_OF_TIME, finish
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,13 +49,9 @@ def build(timeout: float) -> dict[str, Any]:
         environment["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, torch.cuda.get_device_capability()))
     started = time.monotonic()
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-        status, text = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired:
-        status, text = 124, f"not built within {timeout:.0f} s"
+    status, text = finish(command, timeout, environment=environment)
+    if status == OUT_OF_TIME:
+        text += f"\nerror: not built within {timeout:.0f} s"
     libraries = sorted(path.name for path in (ROOT / "alt_kernels").glob("_C*.so"))
     report = {"status": status, "seconds": time.monotonic() - started, "libraries": libraries, "cuda_home": home}
     notable = [line for line in text.splitlines() if "rror" in line or "could not be built" in line]

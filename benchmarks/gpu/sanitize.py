@@ -1,19 +1,23 @@
-"""Section `sanitize`: compute-sanitizer's memcheck and racecheck over every kernel on its smallest shapes."""
+"""Section `sanitize`: compute-sanitizer's tools over every kernel on its smallest shapes."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import subprocess
 import sys
+import time
 from pathlib import Path
 
-from .session import ROOT, Budget, Record, Session, table
+from .processes import OUT_OF_TIME, finish
+from .session import Budget, Record, Session, say, table
 
-TOOLS = ("memcheck", "racecheck")
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+# Errors of the API that a library asks for and handles (a symbol that an older driver has not) are no errors here.
+OPTIONS = ("--report-api-errors", "no", "--error-exitcode", "3", "--print-limit", "20")
 DRIVER = Path(__file__).with_name("driver.py")
 REFUSED = re.compile(r"Device not supported|error 999|not supported on this", re.I)
+FINDING = re.compile(r"^=+ +(Invalid|Error:|Race|Uninitialized|Barrier error|Divergent)", re.I)
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
@@ -23,15 +27,26 @@ def run(session: Session, budget: Budget) -> Record:
     checks = {"none": check(session, budget, None, "none")}
     if tool is None:
         budget.left_out.append(
-            f"{' and '.join(TOOLS)}: " + ("a dry run" if session.dry else "compute-sanitizer is not on this machine")
+            f"{', '.join(TOOLS)}: " + ("a dry run" if session.dry else "compute-sanitizer is not on this machine")
         )
     elif checks["none"]["status"] == 0:
-        for name in TOOLS:
-            if budget.has(30, name):
-                checks[name] = check(session, budget, tool, name)
+        for place, name in enumerate(TOOLS):
+            session.keep(summary(checks))
+            if budget.has(max(20, checks["none"]["seconds"]), name):
+                # One that hangs leaves the others their time; what one does not use is theirs.
+                share = budget.left() / (len(TOOLS) - place) * 1.5
+                checks[name] = check(session, budget, tool, name, min(share, budget.left()))
+    return summary(checks)
+
+
+def summary(checks: dict[str, Record]) -> Record:
     failed = [name for name, found in checks.items() if found["status"] not in (0, None) or found["errors"]]
-    rows = [[name, str(c["status"]), str(c["errors"]), c["says"][:60]] for name, c in checks.items()]
-    return {"checks": checks, "failed": failed, "table": table(["tool", "status", "errors", "says"], rows)}
+    rows = [
+        [name, str(c["status"]), str(c["errors"]), f"{c['seconds']:.0f}", c["says"][:60]] for name, c in checks.items()
+    ]
+    lines = table(["tool", "status", "errors", "s", "says"], rows)
+    lines += [f"{name}: {line}"[:160] for name in failed for line in checks[name].get("lines", [])[:6]]
+    return {"checks": checks, "failed": failed, "table": lines}
 
 
 def _beside_nvcc() -> str | None:
@@ -40,22 +55,28 @@ def _beside_nvcc() -> str | None:
     return next((str(f / "compute-sanitizer") for f in folders if (f / "compute-sanitizer").exists()), None)
 
 
-def check(session: Session, budget: Budget, tool: str | None, name: str) -> Record:
+def check(session: Session, budget: Budget, tool: str | None, name: str, seconds: float | None = None) -> Record:
     """One pass of the driver; ``status`` None where the tool could not work on this machine or ran out of time."""
+    say(f"  {name}")
+    begin = time.monotonic()
     command = [sys.executable, str(DRIVER), session.device.type]
     if tool is not None:
-        options = ["--target-processes", "application-only", "--error-exitcode", "3", "--print-limit", "20"]
-        command = [tool, "--tool", name, *options, *command]
+        command = [tool, "--tool", name, *OPTIONS, *command]
     # Without PyTorch's cache every tensor is an allocation of its own, whose end the tool knows.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=budget.left()
-        )
-    except subprocess.TimeoutExpired:
+    limit = budget.left() if seconds is None else seconds
+    status, text = finish(command, limit, environment=environment)
+    took = {"seconds": time.monotonic() - begin}
+    if status == OUT_OF_TIME:
         budget.left_out.append(f"{name}: not finished when the time was up")
-        return {"status": None, "errors": 0, "says": "out of time"}
-    return judge(done.returncode, done.stderr + done.stdout, tool is not None)
+        return judge_late(text) | took
+    return judge(status, text, tool is not None) | took
+
+
+def judge_late(text: str) -> Record:
+    """A run that was stopped has no summary: what it had found by then is printed."""
+    found = [line.strip() for line in text.splitlines() if FINDING.search(line)]
+    return {"status": None, "errors": len(found), "says": "out of time", "lines": found[:20]}
 
 
 def judge(status: int, text: str, with_tool: bool) -> Record:

@@ -16,6 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 Record = dict[str, Any]
 
 
+def _nothing(record: Record) -> None:
+    return None
+
+
 class Session(NamedTuple):
     """``dry``: the same code on a CPU with tiny shapes, to prove it where there is no GPU; its times mean nothing."""
 
@@ -24,6 +28,12 @@ class Session(NamedTuple):
     budget: float  # seconds of each section
     facts: Record
     dry: bool = False
+    keep: Callable[[Record], None] = _nothing  # writes what a section has so far: it may be killed
+
+
+def say(line: str) -> None:
+    """Progress, seen at once: a command that is stopped shows how far it came."""
+    print(line, flush=True)
 
 
 class Budget:
@@ -66,21 +76,28 @@ def facts(device: torch.device) -> Record:
     return found
 
 
-def write(session: Session, section: str, record: Record, seconds: float, left_out: list[str]) -> Path:
-    """``OUT/<section>.json``, rounded to what a timing is good for."""
-    session.out.mkdir(parents=True, exist_ok=True)
+def write(
+    session: Session, section: str, record: Record, seconds: float, left_out: list[str], *, ended: bool = True
+) -> Path:
+    """``OUT/<section>.json``, rounded to what a timing is good for; the file is whole whenever the process dies."""
+    from alt.files import replacing
+
     whole = {
         "section": section,
         "dry_run": session.dry,
+        "ended": ended,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": seconds,
         "budget": session.budget,
         "facts": session.facts,
         "left_out": left_out,
+        "failed": [],
+        "table": [],
         **record,
     }
     path = session.out / f"{section}.json"
-    path.write_text(json.dumps(rounded(whole), indent=1) + "\n")
+    with replacing(path, "the result") as temporary:
+        temporary.write_text(json.dumps(rounded(whole), indent=1) + "\n")
     return path
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-from .session import ROOT, Budget, Record, Session, table
+from .processes import OUT_OF_TIME, finish
+from .session import Budget, Record, Session, say, table
 
 FOLDERS = ("tests/gpu", "tests/triton")
 #: Rest for pytest to start, to end, and for the last test of every process.
@@ -23,8 +23,13 @@ def run(session: Session, budget: Budget) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "tests.jsonl"
         status, tail = _pytest(session, budget, log)
-        lines = log.read_text().splitlines() if log.exists() else []
-    return summary([json.loads(line) for line in lines], status, tail, budget)
+        return summary(_reports(log), status, tail, budget)
+
+
+def _reports(log: Path) -> list[Record]:
+    """What pytest has written; its last line may be half a line."""
+    whole = log.read_text().rpartition("\n")[0] if log.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]]:
@@ -40,15 +45,16 @@ def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]
     if not session.dry:
         environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu.pytest_report", "-p", "no:cacheprovider", *arguments]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=budget.left()
-        )
-    except subprocess.TimeoutExpired as error:
+
+    def look(text: str) -> None:
+        reports = _reports(log)
+        session.keep(summary(reports, 0, [], Budget(0)))  # a budget of its own: what is left out is counted at the end
+        say(f"  {dict(Counter(r['outcome'] for r in reports))}")
+
+    status, text = finish(command, budget.left(), environment=environment, look=look)
+    if status == OUT_OF_TIME:
         budget.left_out.append("tests: one was still running when the time was up")
-        text = error.stdout or b""
-        return 124, (text.decode(errors="replace") if isinstance(text, bytes) else text).splitlines()[-20:]
-    return done.returncode, (done.stdout + done.stderr).splitlines()[-20:]
+    return status, text.splitlines()[-20:]
 
 
 def summary(reports: list[Record], status: int, tail: list[str], budget: Budget) -> Record:

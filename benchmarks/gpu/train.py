@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from .session import ROOT, Budget, Record, Session
+from .processes import OUT_OF_TIME, finish
+from .session import Budget, Record, Session
 
 KEPT = (".json", ".csv", ".md")  # small texts; pictures and checkpoints stay where they are
 LARGEST = 2**20
@@ -22,12 +21,20 @@ def run(session: Session, budget: Budget) -> Record:
         preset = os.environ.get("PRESET", "smoke" if session.dry else "gpu")
         place = ["--device", session.device.type]
         command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, *place, "--out", folder]
-        status, tail = finish(command, budget.left() - 5)
-        files = collect(Path(folder))
-        tail = [line.replace(folder, "OUT") for line in tail]
+
+        def look(text: str) -> None:
+            lines = last(text)
+            session.keep({"status": None, "files": collect(Path(folder)), "tail": lines, "table": lines[-10:]})
+
+        def last(text: str) -> list[str]:
+            return [line.replace(folder, "OUT") for line in text.splitlines()[-60:]]
+
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        status, text = finish(command, budget.left() - 12, environment=environment, look=look, interrupt=True)
+        files, tail = collect(Path(folder)), last(text)
     record: Record = {"command": " ".join(["alt", *command[3:-1], "OUT"]), "status": status, "files": files}
     missing = [line for line in tail if "No such command" in line or "No module named" in line]
-    if status == 124:
+    if status == OUT_OF_TIME:
         budget.left_out.append("train: stopped when the time was up; what it had written by then is kept")
     elif status and missing:
         budget.left_out.append(f"train: {missing[-1].strip(' │')}")
@@ -35,25 +42,6 @@ def run(session: Session, budget: Budget) -> Record:
         record["failed"] = [f"ended with {status}"]
     record["tail"] = tail
     return record | {"table": tail[-25:]}
-
-
-def finish(command: list[str], seconds: float) -> tuple[int, list[str]]:
-    """Exit status (124: out of time) and the last lines; what runs out of time is interrupted before it is killed."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            status = process.wait(max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            status = 124
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        log.seek(0)
-        return status, log.read().splitlines()[-60:]
 
 
 def collect(folder: Path) -> dict[str, object]:

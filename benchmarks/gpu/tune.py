@@ -15,7 +15,7 @@ from alt_kernels.triton import tuner, tuning
 from alt_kernels.triton.tuner import Problem, axes_of
 
 from . import clock, entrants
-from .cases import TAU, corpus, layer, merging, packed, random
+from .inputs import TAU, corpus, layer, merging, packed, random, sets_of, token_sizes
 from .session import Budget, Record, Session, number, table
 
 
@@ -139,7 +139,8 @@ def weighted_merge(session: Session) -> Problem:
 
 def matching(session: Session) -> Problem:
     shape = layer(session)
-    metric = random(session, 1, shape.batch, shape.tokens, shape.head_dim)
+    sizes = (shape.batch, shape.tokens, shape.head_dim)
+    metric = random(session, 1, sets_of(session, *sizes), *sizes)
     launch = _launcher("bipartite_matching", "bipartite_matching")
     when = {"tokens": 256, "channels": 64, "itemsize": metric[0].element_size()}
     return _problem("bipartite_matching", when, _calls(launch, [(m, shape.r, 1) for m in metric]))
@@ -148,7 +149,7 @@ def matching(session: Session) -> Problem:
 def matching_from_keys(session: Session) -> Problem:
     """Sums over heads are float32, whatever the keys are."""
     shape = layer(session)
-    keys = [k for _, k, _ in packed(session, 2, shape)]
+    keys = [k for _, k, _ in packed(session, 2, _sets(session, shape), shape)]
     launch = _launcher("bipartite_matching", "bipartite_matching_from_keys")
     when = {"tokens": 256, "channels": 64, "itemsize": 4}
     return _problem("bipartite_matching", when, _calls(launch, [(k, shape.r, 1) for k in keys]))
@@ -157,24 +158,27 @@ def matching_from_keys(session: Session) -> Problem:
 def attention(session: Session, tokens: int) -> Problem:
     shape = layer(session)
     shape = shape._replace(tokens=min(tokens, shape.tokens) if session.dry else tokens)
-    heads = packed(session, 8, shape)
-    size = _size(session, shape)
+    count = _sets(session, shape)
+    heads, size = packed(session, 8, count, shape), token_sizes(session, count, shape)
     launch = _launcher("proportional_attention", "proportional_attention")
     when = _attention_when(shape, heads[0][0].element_size())
     scale = shape.head_dim**-0.5
-    return _problem("proportional_attention", when, _calls(launch, [(*qkv, size, scale) for qkv in heads]))
+    return _problem(
+        "proportional_attention", when, _calls(launch, [(*qkv, s, scale) for qkv, s in zip(heads, size, strict=True)])
+    )
 
 
 def attention_backward(session: Session, tokens: int) -> Problem:
     shape = layer(session)._replace(tokens=tokens)
-    heads = packed(session, 8, shape)
-    size, scale = _size(session, shape), shape.head_dim**-0.5
+    count = _sets(session, shape)
+    heads, size = packed(session, 8, count, shape), token_sizes(session, count, shape)
+    scale = shape.head_dim**-0.5
     forward = _launcher("proportional_attention", "proportional_attention")
     launch = _launcher("proportional_attention_backward", "proportional_attention_backward")
     arguments = []
-    for qkv in heads:
-        out, normalizer = forward(*qkv, size, scale)
-        arguments.append((torch.randn_like(out), *qkv, size, out, normalizer, scale))
+    for qkv, s in zip(heads, size, strict=True):
+        out, normalizer = forward(*qkv, s, scale)
+        arguments.append((torch.randn_like(out), *qkv, s, out, normalizer, scale))
     when = _attention_when(shape, heads[0][0].element_size())
     return _problem("proportional_attention_backward", when, _calls(launch, arguments), "key_", "query_")
 
@@ -184,16 +188,15 @@ def _attention_when(shape: Any, itemsize: int) -> dict[str, int]:
     return _listed("proportional_attention", {"depth": 64, "bytes": itemsize, "keys": bucket(shape.tokens)})
 
 
-def _size(session: Session, shape: Any) -> torch.Tensor:
-    generator = torch.Generator(session.device).manual_seed(6)
-    sizes = (shape.batch, shape.tokens)
-    return torch.randint(1, 6, sizes, generator=generator, device=session.device).float()
+def _sets(session: Session, shape: Any) -> int:
+    return sets_of(session, shape.batch, shape.tokens, shape.channels)
 
 
 def assignment(session: Session) -> Problem:
     shape = corpus(session, False)
-    x = random(session, 10, shape.rows, shape.channels, dtype=shape.dtype)
-    e = random(session, 12, shape.entities, shape.channels, dtype=shape.dtype)
+    count = sets_of(session, shape.rows, shape.channels)
+    x = random(session, 10, count, shape.rows, shape.channels, dtype=shape.dtype)
+    e = random(session, 12, count, shape.entities, shape.channels, dtype=shape.dtype)
     seed, tau = (torch.tensor(value, device=session.device) for value in (5, TAU))
     launch = _launcher("gumbel_assignment", "gumbel_assignment")
     arguments = [(a, b, tau, None, seed, True) for a, b in zip(x, e, strict=True)]
@@ -202,8 +205,9 @@ def assignment(session: Session) -> Problem:
 
 def assignment_backward(session: Session) -> Problem:
     shape = corpus(session, False)
-    x, grad = (random(session, n, shape.rows, shape.channels, dtype=shape.dtype) for n in (10, 11))
-    e = random(session, 12, shape.entities, shape.channels, dtype=shape.dtype)
+    count = sets_of(session, shape.rows, shape.channels)
+    x, grad = (random(session, n, count, shape.rows, shape.channels, dtype=shape.dtype) for n in (10, 11))
+    e = random(session, 12, count, shape.entities, shape.channels, dtype=shape.dtype)
     seed, tau = (torch.tensor(value, device=session.device) for value in (5, TAU))
     arguments = []
     for a, b, g in zip(x, e, grad, strict=True):
