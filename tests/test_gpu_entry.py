@@ -25,7 +25,6 @@ try:
         inputs,
         prepare,
         processes,
-        report,
         sanitize,
         session,
         tests,
@@ -115,6 +114,76 @@ def test_a_section_that_breaks_is_a_result(
     assert entry.run(options, None) == 1
     assert json.loads((tmp_path / "bench.json").read_text())["failed"] == ["RuntimeError: the GPU fell off the bus"]
     assert "tuned" in capsys.readouterr().out
+
+
+def test_what_a_section_had_stays_when_it_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An illegal access on the GPU ends a section in the middle: the rows before it are kept, beside the reason."""
+
+    def broken(session: session.Session, *_: object) -> session.Record:
+        session.keep({"kernels": [{"name": "matching"}], "towers": [], "table": ["matching: 7 us"], "failed": []})
+        there = json.loads((tmp_path / "bench.json").read_text())
+        assert there["ended"] is False
+        assert there["kernels"] == [{"name": "matching"}]
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(bench, "run", broken)
+    options = entry.parser().parse_args(["bench", "--device", "cpu", "--out", str(tmp_path)])
+    assert entry.run(options, None) == 1
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["kernels"] == [{"name": "matching"}]
+    assert record["ended"] is True
+    assert record["failed"] == ["RuntimeError: CUDA error: an illegal memory access was encountered"]
+    assert record["table"][0] == "matching: 7 us"
+
+
+def test_several_sections_run_in_a_process_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first dies and the second hangs: the third still runs, and each has its own budget."""
+    commands: list[list[str]] = []
+
+    class Process(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            commands.append(command[3:])
+            assert json.loads(env[entry.BUILT]) == {"seconds": 9}
+            code = ("import os; os.kill(os.getpid(), 11)", "import time; time.sleep(60)", "")[len(commands) - 1]
+            super().__init__([sys.executable, "-c", code])
+
+    monkeypatch.setattr(entry, "GRACE", 1.0)
+    monkeypatch.setattr(entry.subprocess, "Popen", Process)
+    options = entry.parser().parse_args(["--device", "cpu", "--out", str(tmp_path), "--budget", "2"])
+    assert entry.each(options, ["test", "tune", "kernels"], {"seconds": 9}, 1.5) == 1
+    assert [command[0] for command in commands] == ["test", "tune", "kernels"]
+    assert [command[command.index("--budget") + 1] for command in commands] == ["1.5", "2.0", "2.0"]
+    assert all("--no-build" in command and str(tmp_path) in command for command in commands)
+    shown = capsys.readouterr().out
+    assert "FAILED test ended with -11" in shown
+    assert "FAILED tune ended with 124" in shown
+    assert "kernels" not in shown
+
+
+def test_the_kernels_without_compiled_rivals_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every case has a row before anything is compiled; with time for two of them, the others say what is missing."""
+    there = DRY._replace(dry=False)
+    seen: list[tuple[str, bool]] = []
+
+    def one(_: object, name: str, build: object, ceilings: object, *, quick: bool = False) -> session.Record:
+        seen.append((name, quick))
+        found = {"us": 1.0, "over_floor": 1.0, "call_us": 1.0, "host_us": 1.0, "how": "graph"}
+        row: session.Record = {"name": name, "entrants": {"ours": found}, "absent": {}, "floor_us": 1.0}
+        return row | {"target_us": None, "later": ["plain torch, compiled"] if quick else []}
+
+    monkeypatch.setattr(bench, "one", one)
+    budget = session.Budget(40, clock=lambda: 0.0)
+    record: session.Record = {"kernels": [], "towers": [], "ceilings": {}}
+    kept: list[int] = []
+    bench.kernels(there, budget, record, lambda: kept.append(len(record["kernels"])))
+    names = [name for name, _, _ in cases.all_cases(there)]
+    assert seen[: len(names)] == [(name, True) for name in names]
+    assert kept[: len(names)] == list(range(1, len(names) + 1)), "written after every case"
+    later = [name for name, quick in seen if not quick]
+    assert later == [name for name, seconds, _ in cases.all_cases(there) if seconds <= 40]
+    assert budget.left_out == ["attention, forward and backward: plain torch, compiled: no time left"]
 
 
 def test_the_budget_says_what_it_left_out() -> None:
@@ -226,31 +295,6 @@ def _fake_launcher(stem: str, name: str):
 
         return bucket
     return getattr(torch.ops.alt_kernels, name, None)
-
-
-def test_kept_results_become_tables(tmp_path: Path) -> None:
-    """What is kept is shown with its commit; a dry run, and a file of the CPU benchmarks, are not of this kind."""
-    facts = {"gpu": "NVIDIA H200", "driver": "580", "cuda": "13.0", "torch": "2.11", "triton": "3.6"}
-    facts |= {"commit": "abc", "source": "0123"}
-    ours = {"us": 7.25, "over_floor": 4.83, "times_ours": 1.0, "call_us": 31.0}
-    kernel = {"name": "matching", "shape": "B=256", "target_us": 10.0, "floor_us": 1.5, "entrants": {"ours": ours}}
-    tower = {"name": "ViT-B/16", "macs": {"0": 4.0, "8": 3.0}, "absent": {"xformers": "no module"}}
-    tower["entrants"] = {"ours r=8": {"ms": 10.5, "r": 8, "speedup": 1.31, "saving_realised": 0.94}}
-    record = {"section": "bench", "dry_run": False, "facts": facts, "finished": "2026-11-21T10:00:00Z"}
-    record |= {"left_out": ["ViT-L/14: no time left"], "kernels": [kernel | {"absent": {}}], "towers": [tower]}
-    (tmp_path / "nvidia-h200").mkdir()
-    (tmp_path / "nvidia-h200" / "bench.json").write_text(json.dumps(record))
-    (tmp_path / "nvidia-h200" / "dry.json").write_text(json.dumps(record | {"dry_run": True, "section": "test"}))
-    (tmp_path / "nvidia-h200" / "other.json").write_text(json.dumps({"benchmarks": []}))
-    assert set(report.kept(tmp_path)["nvidia-h200"]) == {"bench"}
-    text = report.section(tmp_path)
-    assert "**NVIDIA H200**, driver 580" in text
-    assert "commit abc (source 0123), 2026-11-21" in text
-    assert "| matching<br>B=256 | ours | 7.25 | 10 | 1.5 | 4.83 | 1 | 31 |" in text
-    assert "| ViT-B/16 | ours r=8 | 10.5 | 1.31 | 1.333 | 94 % |" in text
-    assert "| | xformers | not run: no module |" in text
-    assert "Left out: ViT-L/14: no time left." in text
-    assert report.section(tmp_path / "nothing") == ""
 
 
 # ------------------------------------------------------------------------------------------------ parts of sections

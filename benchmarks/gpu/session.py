@@ -60,7 +60,13 @@ def source_hash() -> str:
     """Of the code that was measured, for a copy of the tree that has no git: names and contents in order."""
     digest = hashlib.sha256()
     folders = ("alt_kernels", "alt", "csrc", "benchmarks")
-    paths = [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in (".py", ".h", ".cpp", ".cu")]
+    kinds = (".py", ".h", ".cpp", ".cu", ".cuh")
+    paths = [
+        p
+        for f in folders
+        for p in sorted((ROOT / f).rglob("*"))
+        if p.suffix in kinds or (p.suffix == ".json" and p.parent.name == "configs")
+    ]
     for path in paths:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
