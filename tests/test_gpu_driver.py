@@ -19,7 +19,7 @@ from alt_kernels.triton import aot
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    from gpu import driver
+    from gpu import driver, sanitize, session, tests
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -74,6 +74,39 @@ def test_a_kernel_that_is_not_launched_is_named(recorded: driver.Launches) -> No
         assert f"{kernel} with {constant}=False" in driver.not_launched(some)
 
 
+def test_the_driver_of_one_dtype(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its kernels are compiled beside those of the others."""
+    done: list[torch.dtype] = []
+    monkeypatch.setattr(driver, "steps", lambda device, dtype, impl: done.append(dtype))
+    driver.main("cpu", "float16")
+    assert done == [torch.float16]
+    assert "every kernel ran" in capsys.readouterr().out
+    assert [getattr(torch, name) for name in sanitize.WARM] == list(driver.DTYPES)
+
+
+def test_every_tool_gets_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs is stopped with what it had found, and the next one runs; what it printed counts."""
+    ran: list[list[str]] = []
+
+    def finish(command: list[str], seconds: float, **_: Any) -> tuple[int, str]:
+        ran.append(command)
+        if "memcheck" in command:
+            return 124, "========= Invalid __global__ read of size 4 bytes\n"
+        return 0, "every kernel ran\n========= ERROR SUMMARY: 0 errors\n"
+
+    monkeypatch.setattr(sanitize, "finish", finish)
+    monkeypatch.setattr(sanitize.shutil, "which", lambda name: f"/tools/{name}")
+    budget = session.Budget(500)
+    there = session.Session(torch.device("cuda"), Path("unused"), 500, {})
+    record = sanitize.run(there, budget)
+    assert list(record["checks"]) == ["none", *sanitize.TOOLS]
+    assert record["failed"] == ["memcheck"]
+    assert budget.left_out == ["memcheck: not finished when the time was up"]
+    with_tool = [command for command in ran if command[0].endswith("compute-sanitizer")]
+    assert all(command[3:5] == ["--report-api-errors", "no"] for command in with_tool)
+    assert [command[2] for command in with_tool] == list(sanitize.TOOLS)
+
+
 def test_a_wrong_result_ends_the_driver() -> None:
     want = torch.ones(3, dtype=torch.float64)
     driver.close(torch.ones(3), want, "op")
@@ -81,3 +114,15 @@ def test_a_wrong_result_ends_the_driver() -> None:
         driver.close(torch.zeros(3), want, "op")
     with pytest.raises(SystemExit, match="op: off by nan"):
         driver.close(torch.full((3,), torch.nan), want, "op")
+
+
+def test_every_test_that_needs_a_gpu_is_run() -> None:
+    """Each file with one is among what the section `test` runs, which is there."""
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if "mark.gpu" in path.read_text() and path.name != "test_gpu_driver.py":
+            assert any(what.startswith(name) or name.startswith(what) for what in tests.FOLDERS), name
+    for what in tests.FOLDERS:
+        place, _, name = what.partition("::")
+        assert (ROOT / place).exists()
+        assert not name or f"def {name}(" in (ROOT / place).read_text()

@@ -1,9 +1,9 @@
 """Every kernel once on its smallest shapes, forward and backward: what compute-sanitizer watches.
 
-Run as a script with a device ("cuda", or "cpu" for a dry run). Odd sizes, so that every mask has something to hide.
-Results and gradients are compared with the reference on the CPU, so that a kernel that did nothing does not pass for
-one without errors, and hardly anybody else's kernel is watched. On a GPU every Triton kernel that is compiled ahead of
-time must have been launched, and those that have two ways through in both.
+Run as a script with a device ("cuda", or "cpu" for a dry run) and dtypes, by default all. Odd sizes, so that every
+mask has something to hide. Results and gradients are compared with the reference on the CPU, so that a kernel that did
+nothing does not pass for one without errors, and hardly anybody else's kernel is watched. On a GPU every Triton kernel
+that is compiled ahead of time must have been launched, and those that have two ways through in both.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ def not_launched(seen: Launches) -> list[str]:
     return missing
 
 
-def main(device: str) -> None:
+def main(device: str, *dtypes: str) -> None:
     names = [name for name in ("triton", "cuda") if device == "cuda" and ak.backends()[name].available] or ["auto"]
     with watched() as seen:
-        for dtype in DTYPES:
+        for dtype in [getattr(torch, name) for name in dtypes] or DTYPES:
             for impl in names:
                 steps(device, dtype, impl)
             print(f"{dtype}: {', '.join(names)}", flush=True)
         if device == "cuda":
             torch.cuda.synchronize()
-    if "triton" in names and (missing := not_launched(seen)):
+    if "triton" in names and not dtypes and (missing := not_launched(seen)):
         raise SystemExit(f"not launched: {', '.join(missing)}")
     print("every kernel ran")
 
@@ -172,4 +172,4 @@ def is_plan(found: ak.Matching | None, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    main(*(sys.argv[1:] or ["cuda"]))

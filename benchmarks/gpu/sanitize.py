@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .processes import OUT_OF_TIME, finish
@@ -15,6 +16,7 @@ from .session import Budget, Record, Session, say, table
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 # Errors of the API that a library asks for and handles (a symbol that an older driver has not) are no errors here.
 OPTIONS = ("--report-api-errors", "no", "--error-exitcode", "3", "--print-limit", "20")
+WARM = ("float32", "float16", "bfloat16")
 DRIVER = Path(__file__).with_name("driver.py")
 REFUSED = re.compile(r"Device not supported|error 999|not supported on this", re.I)
 FINDING = re.compile(r"^=+ +(Invalid|Error:|Race|Uninitialized|Barrier error|Divergent)", re.I)
@@ -24,6 +26,8 @@ SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 def run(session: Session, budget: Budget) -> Record:
     """Without the tool, or where the machine refuses it, a sentence says so; the driver runs alone all the same."""
     tool = None if session.dry else shutil.which("compute-sanitizer") or _beside_nvcc()
+    if not session.dry:
+        warm(session, budget)
     checks = {"none": check(session, budget, None, "none")}
     if tool is None:
         budget.left_out.append(
@@ -37,6 +41,17 @@ def run(session: Session, budget: Budget) -> Record:
                 share = budget.left() / (len(TOOLS) - place) * 1.5
                 checks[name] = check(session, budget, tool, name, min(share, budget.left()))
     return summary(checks)
+
+
+def warm(session: Session, budget: Budget) -> None:
+    """Fill Triton's cache, a process for each dtype: compiled one after the other the kernels take minutes.
+
+    What goes wrong here goes wrong again, and is reported, in the run that follows.
+    """
+    say("  compiling")
+    commands = [[sys.executable, str(DRIVER), session.device.type, dtype] for dtype in WARM]
+    with ThreadPoolExecutor(len(commands)) as pool:
+        list(pool.map(lambda command: finish(command, 0.6 * budget.left()), commands))
 
 
 def summary(checks: dict[str, Record]) -> Record:

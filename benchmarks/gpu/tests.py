@@ -13,13 +13,18 @@ from pathlib import Path
 from .processes import OUT_OF_TIME, finish
 from .session import Budget, Record, Session, say, table
 
-FOLDERS = ("tests/gpu", "tests/triton")
+#: The surest first. Of tests/cuda what runs on the GPU: its emulated twin needs none.
+FOLDERS = (
+    *("tests/gpu", "tests/test_implementations_agree.py", "tests/cuda", "tests/triton"),
+    "tests/data/test_entity_world_pictures.py::test_another_device_gives_the_same_pictures_to_a_grey_level",
+)
+SELECTED = ("-m", "not slow or gpu", "-k", "not emulated")
 #: Rest for pytest to start, to end, and for the last test of every process.
 MARGIN = 30.0
 
 
 def run(session: Session, budget: Budget) -> Record:
-    """``tests/gpu`` and the kernels' own tests, which compile for the GPU where ALT_KERNELS_TEST_DEVICE says so."""
+    """What a GPU adds, and the kernels' own tests, which compile for it where ALT_KERNELS_TEST_DEVICE says so."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "tests.jsonl"
         status, tail = _pytest(session, budget, log)
@@ -33,7 +38,7 @@ def _reports(log: Path) -> list[Record]:
 
 
 def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]]:
-    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*FOLDERS, "-m", "not slow or gpu"]
+    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*FOLDERS, *SELECTED]
     if not session.dry and importlib.util.find_spec("xdist"):  # most of the time is Triton's compiler, on the CPU
         arguments += ["-n", str(min(8, os.cpu_count() or 1))]
     environment = os.environ | {
