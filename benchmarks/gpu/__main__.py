@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"csrc built in {built['seconds']:.0f} s: {', '.join(built['libraries']) or 'nothing'}")
         print(*built["messages"], sep="\n", flush=True)
     sections = options.sections or list(SECTIONS)
-    first = max(options.budget - (time.monotonic() - begin), options.budget / 3)  # what comes before a section is in it
+    # What comes before the first section is in its time, of which most has to be left.
+    first = max(options.budget - (time.monotonic() - begin), 0.7 * options.budget)
     if len(sections) == 1:
         return run(options, built, first)
     return each(options, sections, built, first)

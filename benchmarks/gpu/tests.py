@@ -40,11 +40,11 @@ def _reports(log: Path) -> list[Record]:
 def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]]:
     arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*FOLDERS, *SELECTED]
     if not session.dry and importlib.util.find_spec("xdist"):  # most of the time is Triton's compiler, on the CPU
-        arguments += ["-n", str(min(8, os.cpu_count() or 1))]
+        arguments += ["-n", str(min(12, os.cpu_count() or 1))]
     environment = os.environ | {
         "ALT_KERNELS_TEST_DEVICE": session.device.type,
         "ALT_GPU_TEST_LOG": str(log),
-        "ALT_GPU_TEST_SECONDS": str(max(0.0, budget.left() - MARGIN)),
+        "ALT_GPU_TEST_SECONDS": str(budget.left() - min(MARGIN, 0.2 * budget.left())),
         "OMP_NUM_THREADS": "1",
     }
     if not session.dry:

@@ -17,6 +17,13 @@ DEVICE = os.environ.get("ALT_KERNELS_TEST_DEVICE", "cpu")
 IMPLEMENTATIONS = ("triton", "cuda") if DEVICE == "cuda" else ("auto",)
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions, a tower's patch embedding, round float32 to TF32 unless told not to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.fixture
 def device() -> torch.device:
     return torch.device(DEVICE)
