@@ -1,4 +1,4 @@
-"""Kept results of `make gpu` become the README's tables: of a synthetic run as a lent machine would leave it."""
+"""Kept results of `make gpu` become the README's tables: of a synthetic run as a machine with a GPU leaves it."""
 
 from __future__ import annotations
 
