@@ -1,0 +1,62 @@
+"""The compiled kernels without a GPU: their PTX for sm_80, emulated, against float64; every access and race checked.
+
+What the emulator of ``tests/ptx`` raises on fails a test here: an access beside the arguments or at an address that its
+width does not allow, a race in shared memory, an element stored twice, a barrier that some threads miss. The cases are
+those of ``compiled.py``, in processes of their own, since this one has Triton's interpreter in the compiler's place.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ("merge", "norm", "matching", "attention", "assignment")
+
+
+def emulate(folder: Path, *arguments: str, timeout: int = 1500, **extra: str) -> str:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.ptx.plugin", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | extra, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def emulated(report: str) -> set[str]:
+    """Names of the kernels that ran."""
+    return {line.split()[1].rstrip(":") for line in report.splitlines() if line.startswith("emulated ")}
+
+
+def test_every_kernel_on_compiled_code(tmp_path: Path) -> None:
+    from alt_kernels.triton import aot
+
+    report = emulate(tmp_path, "tests/triton/compiled.py")
+    kernels = {case.kernel.__name__ for stem in aot.modules() for case in aot.cases(stem)}
+    assert kernels - emulated(report) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_case_on_compiled_code(family: str, tmp_path: Path) -> None:
+    emulate(tmp_path, "tests/triton/compiled.py", "-k", f"test_{family}", ALT_KERNELS_PTX_EVERY="1")
+
+
+@pytest.mark.slow
+def test_tolerances_leave_room_for_approximate_instructions(tmp_path: Path) -> None:
+    """The same bounds with every approximation as wrong as documented, and sums of matrix products truncated."""
+    emulate(tmp_path, "tests/triton/compiled.py", ALT_KERNELS_PTX_PESSIMISM="1")
+
+
+@pytest.mark.slow
+def test_every_kernel_compiled_ahead_of_time_is_understood() -> None:
+    """No shipped configuration uses an instruction that the emulator lacks."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.ptx.launch"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
