@@ -108,12 +108,12 @@ def test_a_call_that_names_other_sizes(files: Path) -> None:
         ({**TWO_GPUS, "NVIDIA H200": []}, "expected 'default', 'sm_90' or"),
         ({**TWO_GPUS, "NVIDIA H200, sm_90": []}, "at least one entry under 'NVIDIA H200, sm_90'"),
         (
-            {**TWO_GPUS, "x": [{"when": {"channels": 1}, "use": {"R": 1, "num_warps": 1}}]},
-            r"expected the fields \['channels', 'depth'\] in every 'when', got \['channels'\] under 'x'",
+            {**TWO_GPUS, "x, sm_90": [{"when": {"channels": 1}, "use": {"R": 1, "num_warps": 1}}]},
+            r"expected the fields \['channels', 'depth'\] in every 'when', got \['channels'\] under 'x, sm_90'",
         ),
         (
-            {**TWO_GPUS, "x": [{"when": {"channels": 1, "depth": 1}, "use": {"R": 1}}]},
-            r"expected the fields \['R', 'num_warps'\] in every 'use', got \['R'\] under 'x'",
+            {**TWO_GPUS, "x, sm_90": [{"when": {"channels": 1, "depth": 1}, "use": {"R": 1}}]},
+            r"expected the fields \['R', 'num_warps'\] in every 'use', got \['R'\] under 'x, sm_90'",
         ),
         (
             {"default": [{"when": {"channels": 1}, "use": {"R": 0.5}}]},
