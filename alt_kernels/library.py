@@ -248,14 +248,14 @@ def _triton() -> Backend:
     return Backend(True, "runs on CUDA tensors, except in float64, which the plain-torch reference takes")
 
 
-def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool:
+def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled: bool = True) -> bool:
     """Resolve ``impl`` for an op on ``x``: True for the reference, False for the registered op.
 
     A named implementation that cannot run raises; nothing falls back silently.
 
     Args:
         impl: the caller's choice.
-        x: the tensor whose device decides.
+        x: the tensor whose device decides. others: the other floating arguments, which may be float64 without it.
         needs_compiled: whether "cpp" of this op needs the compiled library (attention can do with PyTorch's kernels).
     """
     if impl not in get_args(Impl):
@@ -273,7 +273,7 @@ def use_reference(impl: Impl, x: Tensor, *, needs_compiled: bool = True) -> bool
         return False
     if impl == "cuda":  # an operation that has such kernels asks use_cuda first
         raise RuntimeError("impl: 'cuda' is not available for this operation, which has no CUDA C++ kernel")
-    _require_gpu(impl, x)
+    _require_gpu(impl, x, *others)
     return False
 
 

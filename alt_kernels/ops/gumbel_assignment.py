@@ -79,7 +79,9 @@ def cosine_gumbel_assign(
     tau = _tau(tau, x, entities)
     drawn, seed = _noise(noise, seed, x, count)
     rows = x.reshape(-1, depth)
-    run = reference.gumbel_assignment if library.use_reference(impl, x) else _OPS.gumbel_assignment
+    run = (
+        reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, drawn) else _OPS.gumbel_assignment
+    )
     output, index, normalizer = run(rows, entities, tau, drawn, seed, hard)
     lead = x.shape[:-1]
     return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))

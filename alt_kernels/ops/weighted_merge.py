@@ -158,7 +158,8 @@ def merge_layer_norm(
     if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
         run = _OPS.merge_layer_norm_cuda
     else:
-        run = reference.merge_layer_norm if library.use_reference(impl, x) else _OPS.merge_layer_norm
+        from_reference = library.use_reference(impl, x, residual, weight, bias)
+        run = reference.merge_layer_norm if from_reference else _OPS.merge_layer_norm
     merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
     return MergedNorm(merged, normed, merged_size)
 

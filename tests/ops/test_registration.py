@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import alt_kernels
-from alt_kernels import library
+from alt_kernels import Matching, cosine_gumbel_assign, library, merge_layer_norm
 from alt_kernels.library import OPS
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -349,3 +349,23 @@ def test_registering_twice_raises() -> None:
     op = OPS["unmerge"]
     with pytest.raises(RuntimeError, match="unmerge"):
         library.register(op.schema, reference=op.reference, fake=op.fake, flops=op.flops)
+
+
+def test_a_named_gpu_implementation_refuses_double_in_any_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dispatch would send such a call to the reference, and a named implementation runs or raises."""
+    monkeypatch.setattr(library, "_triton", lambda: library.Backend(True, "as if there were a GPU"))
+    sentence = "impl: 'triton' works in float32, float16 and bfloat16, got float64"
+    with FakeTensorMode(), torch.device("cuda"):
+        x, row, plan = torch.empty(1, 4, 3), torch.empty(3), Matching(*(torch.empty(1, n).int() for n in (4, 5, 4)))
+        calls = (
+            lambda: cosine_gumbel_assign(x, x[0].double(), noise=None, impl="triton"),
+            lambda: cosine_gumbel_assign(x, x[0], noise=torch.empty(1, 4, 4).double(), impl="triton"),
+            lambda: cosine_gumbel_assign(x, x[0], noise=None, tau=torch.empty(()).double(), impl="triton"),
+            lambda: merge_layer_norm(x, x.double(), plan, None, row, row, impl="triton"),
+            lambda: merge_layer_norm(x, x, plan, None, row.double(), row, impl="triton"),
+            lambda: merge_layer_norm(x, x, plan, None, row, row.double(), impl="triton"),
+        )
+        for call in calls:
+            with pytest.raises(TypeError, match=sentence):
+                call()
+        assert cosine_gumbel_assign(x, x[0], noise=None, impl="triton").output.shape == x.shape
