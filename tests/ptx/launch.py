@@ -141,3 +141,26 @@ def install() -> None:
         return kernel
 
     JITFunction.run = run  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Translate every case that is compiled ahead of time for sm_80: an instruction that is not emulated raises."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from alt_kernels.triton import aot
+
+    install()
+    for stem, number, name in aot.chosen():
+        case = aot.cases(stem)[number]
+        if 80 in (case.targets or (80,)):
+            options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+            kernel = triton.compile(aot.source(case), target=GPUTarget("cuda", 80, 32), options=options)
+            code = translate(kernel.asm["ptx"])
+            for block in range(len(code.ends)):
+                code.whole[block], code.partial[block]
+            print(f"{name}: {len(code.kernel.body)} instructions", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ dynamic shared memory, straight names. Inline assembly is ordinary PTX between t
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
@@ -86,57 +87,82 @@ def parse(text: str) -> Kernel:
     threads = re.search(r"\.reqntid\s+([\d, ]+)", head[3])
     if threads is None:
         raise SyntaxError("no .reqntid: how many threads a program has is not known")
-    size = 1
-    for extent in threads[1].split(","):
-        size *= int(extent)
+    size = math.prod(int(extent) for extent in threads[1].split(","))
     shared = tuple(re.findall(rf"\.extern\s+\.shared\s+[^;]*?({NAME})\[\s*\];", text))
 
-    registers: dict[str, int] = {}
-    body: list[Instruction] = []
-    labels: dict[str, int] = {}
-    source, pending, began = "", "", 0
+    reader = _Reader()
     first = text.count("\n", 0, head.end()) + 1
     for number, raw in enumerate(text[head.end() :].split("\n"), start=first):
-        if raw.startswith("}"):
+        if raw.startswith("}") and not reader.scopes:
             break
+        reader.line(number, raw)
+    if reader.pending:
+        raise SyntaxError(f"line {reader.began}: a statement without end: {reader.pending!r}")
+    return Kernel(head[1], tuple(parameters), size, reader.registers, tuple(reader.body), reader.labels, shared)
+
+
+class _Reader:
+    """The body line by line; registers that a block of inline assembly declares get names of their own."""
+
+    def __init__(self) -> None:
+        self.registers: dict[str, int] = {}
+        self.body: list[Instruction] = []
+        self.labels: dict[str, int] = {}
+        self.source, self.pending, self.began = "", "", 0
+        self.scopes: list[dict[str, str]] = []  # innermost last: the name in the text -> in the kernel
+        self.blocks = 0
+
+    def line(self, number: int, raw: str) -> None:
         if ".loc" in raw and (place := re.search(r"\.loc\b.*//\s*(\S+?):(\d+)", raw)):
-            source = f"{place[1]}:{place[2]}"
-            continue
+            self.source = f"{place[1]}:{place[2]}"
+            return
         line = re.sub(r"//.*", "", raw).strip()
         if not line or line.startswith((".loc", *SKIPPED)):
-            continue
+            return
         while label := re.match(rf"({NAME}):\s*", line):
-            labels[label[1]] = len(body)
+            self.labels[label[1]] = len(self.body)
             line = line[label.end() :]
-        if not pending:
-            line = line.lstrip("{ \t") if re.match(r"\{(?!\s*%)", line) else line  # the scope of inline assembly
-            began = number
-        pending = f"{pending} {line}".strip()
-        while ";" in pending:
-            statement, pending = (part.strip() for part in pending.split(";", 1))
-            _statement(statement, began, source, registers, body)
-        if pending in ("{", "}"):
-            pending = ""
-    if pending:
-        raise SyntaxError(f"line {began}: a statement without end: {pending!r}")
-    return Kernel(head[1], tuple(parameters), size, registers, tuple(body), labels, shared)
+        if not self.pending:
+            self.began = number
+        self.pending = f"{self.pending} {line}".strip()
+        self._braces()
+        while ";" in self.pending:
+            statement, self.pending = (part.strip() for part in self.pending.split(";", 1))
+            self._statement(statement)
+            self._braces()
 
+    def _braces(self) -> None:
+        """Where a statement begins, braces are a scope's: those of operands come after an opcode."""
+        while self.pending[:1] in ("{", "}"):
+            if self.pending[0] == "{":
+                self.scopes.append({})
+                self.blocks += 1
+            else:
+                self.scopes.pop()
+            self.pending = self.pending[1:].strip()
 
-def _statement(text: str, line: int, source: str, registers: dict[str, int], body: list[Instruction]) -> None:
-    text = text.lstrip("{} \t")
-    if not text or text.startswith(SKIPPED):
-        return
-    if text.startswith(".reg"):
-        kind, *names = text.removeprefix(".reg").replace(",", " ").split()
-        for name in names:
-            counted = re.fullmatch(rf"({NAME})<(\d+)>", name)
-            for declared in [f"{counted[1]}{i}" for i in range(int(counted[2]))] if counted else [name]:
-                registers[declared] = BITS[kind.removeprefix(".")]
-        return
-    if text.startswith("."):
-        raise SyntaxError(f"line {line}: not understood: {text!r}")
-    guard, negated = None, False
-    if guarded := GUARDED.fullmatch(text):
-        negated, guard, text = guarded[1] == "!", guarded[2], guarded[3]
-    opcode, _, rest = text.partition("\t") if "\t" in text else text.partition(" ")
-    body.append(Instruction(opcode.strip(), split_operands(rest.strip()), guard, negated, line, source))
+    def _statement(self, text: str) -> None:
+        if not text or text.startswith(SKIPPED):
+            return
+        if text.startswith(".reg"):
+            kind, *names = text.removeprefix(".reg").replace(",", " ").split()
+            for name in names:
+                counted = re.fullmatch(rf"({NAME})<(\d+)>", name)
+                for declared in [f"{counted[1]}{i}" for i in range(int(counted[2]))] if counted else [name]:
+                    own = f"{declared}${self.blocks}" if self.scopes else declared
+                    if self.scopes:
+                        self.scopes[-1][declared] = own
+                    self.registers[own] = BITS[kind.removeprefix(".")]
+            return
+        if text.startswith("."):
+            raise SyntaxError(f"line {self.began}: not understood: {text!r}")
+        guard, negated = None, False
+        if guarded := GUARDED.fullmatch(text):
+            negated, guard, text = guarded[1] == "!", guarded[2], guarded[3]
+        opcode, _, rest = text.partition("\t") if "\t" in text else text.partition(" ")
+        for scope in reversed(self.scopes):
+            if scope:
+                rest = re.sub(NAME, lambda found, scope=scope: scope.get(found[0], found[0]), rest)
+                guard = None if guard is None else scope.get(guard, guard)
+        operands = split_operands(rest.strip())
+        self.body.append(Instruction(opcode.strip(), operands, guard, negated, self.began, self.source))

@@ -149,6 +149,13 @@ def test_comparisons_with_nan() -> None:
         assert unary(body, values).tolist() == truth, how
 
 
+def test_blocks_of_inline_assembly_have_registers_of_their_own() -> None:
+    """The same name twice, in two widths; a predicate among them."""
+    first = "{ .reg .b64 t; .reg .pred q; mul.wide.u32 t, %r0, 3; setp.lt.u32 q, %r0, 9; mov.b64 {%r5, %r6}, t;\n"
+    second = "@q add.u32 %r5, %r5, 100; }\n{\n.reg .b32 t;\nmov.b32 t, 1; add.u32 %r5, %r5, t;\n}\n"
+    assert run(first + second + STORE, words([0])).tolist() == [3 * t + (101 if t < 9 else 1) for t in range(64)]
+
+
 def test_predicates_branches_and_loops_by_thread() -> None:
     """Threads that go different ways meet again: each adds up its own number of terms."""
     body = (
