@@ -207,7 +207,7 @@ def test_attention_of_odd_rows(dtype: torch.dtype) -> None:
 # Assignment: tiles of its own, so that few instructions compile
 
 SMALL = {"BM": 16, "BK": 32, "BD": 32, "DV": 32, "programs": 1}
-PIECES = {"BM": 16, "BK": 32, "BD": 16, "DV": 16, "programs": 4}
+PIECES = {"BM": 16, "BK": 32, "BD": 16, "DV": 16, "programs": 20}
 ASSIGNMENTS = [
     (SMALL, (19, 45, 24), (b16, b16), "seed", True),
     (PIECES, (19, 45, 40), (f16, f16), "tensor", False),
@@ -225,6 +225,16 @@ def test_assignment(
 ) -> None:
     tiles(chosen)
     check_assignment.check(check_assignment.problem(*sizes, dtypes, noise), hard)
+
+
+def test_assignment_noise() -> None:
+    """Philox and the logarithms element by element, rows beyond 2^32 and negative seeds among them."""
+    check_assignment.test_the_noise_is_that_of_the_law(CPU)
+
+
+@every
+def test_assignment_logarithms() -> None:
+    check_assignment.test_the_logarithms_hold_over_every_word(CPU)
 
 
 @every
