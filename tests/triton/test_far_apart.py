@@ -16,7 +16,7 @@ B16 = torch.bfloat16
 
 
 def apart(x: Tensor, axis: int) -> Tensor:
-    """The values of ``x``, whose places along ``axis`` are STEP elements apart; only pages that are written are used."""
+    """The values of ``x``, whose places along ``axis`` are STEP elements apart; pages nobody writes cost nothing."""
     others = [n for i, n in enumerate(x.shape) if i != axis]
     room = torch.empty(STEP * (x.shape[axis] - 1) + x.numel(), dtype=x.dtype, device=x.device)
     inner = torch.empty(others).stride()
