@@ -44,7 +44,7 @@ ALT_DEVICE Sets sets_of(int tokens, int num_protected) {
 // `left` channels of each of P tokens, at most eight, and zeros behind them, added up over the heads. `p` may be read
 // even where nothing is left: no branch parts the loads, and several are on their way at once, since what a small
 // batch waits for is memory's latency.
-template <typename T, int P, bool Aligned>
+template <typename T, int P, int Heads, bool Aligned>
 ALT_DEVICE void read_rows(const Match& m, const T* const (&p)[P], const int (&left)[P], float (&v)[P][8]) {
 #pragma unroll
   for (int i = 0; i < P; ++i) {
@@ -53,8 +53,7 @@ ALT_DEVICE void read_rows(const Match& m, const T* const (&p)[P], const int (&le
       v[i][k] = 0.0f;
     }
   }
-  [[maybe_unused]] constexpr int ahead = !Aligned ? 1 : sizeof(T) == 4 && P > 2 ? 2 : 4;  // heads
-#pragma unroll ahead
+#pragma unroll Heads
   for (int h = 0; h < m.heads; ++h) {
 #pragma unroll
     for (int i = 0; i < P; ++i) {
@@ -90,7 +89,7 @@ ALT_DEVICE void read_row(const Match& m, const T* image, int token, int channel,
   const int left[1] = {m.channels - channel};
   const T* p[1] = {image + token * m.token_stride + (left[0] > 0 ? channel : 0)};
   float row[1][8];
-  read_rows<T, 1, Aligned>(m, p, left, row);
+  read_rows<T, 1, Aligned ? 4 : 1, Aligned>(m, p, left, row);
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     v[k] = row[0][k];
@@ -167,7 +166,9 @@ ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, in
     left[i] = live ? m.channels - 8 * lane : 0;
     p[i] = image + (set.first + 2 * (live ? begin + row : 0)) * m.token_stride + (left[i] > 0 ? 8 * lane : 0);
   }
-  read_rows<T, parts, Aligned>(m, p, left, v);
+  // Of how many heads at once: as many as there are registers for on every GPU.
+  constexpr int heads = !Aligned || Rows > 7 * kSide ? 1 : sizeof(T) == 4 && parts > 2 ? 2 : 4;
+  read_rows<T, parts, heads, Aligned>(m, p, left, v);
 #pragma unroll
   for (int i = 0; i < parts; ++i) {
     const int row = first + at_once * i;
