@@ -11,9 +11,11 @@ A from the saved log-normalizer, T splits of the rows.
 Sweeps over M K: ``_delta`` (2 products), ``_grad_x`` (3) and, on request, ``_grad_entities`` (3) and ``_entity_values``
 (hard 1 without noise, soft 2): 5 products for x alone, 9 hard or 10 soft with the entities, each 2 M K d FLOP, beside
 two, three or (soft) four drawings of the noise. Where DV < d the logits are computed again for every DV channels.
-The hard value path is a product with the one-hot W, exact, so that an entity chosen by every row costs no more than
-another. ``_grad_x`` keeps a tile of rows and streams the corpus, the two others the other way round; splits write
-partial sums that ``_finish`` adds in a fixed order and projects, because a projection in the first kernels spilled.
+``_delta`` also sums A w and A dA w, so that q_i = sum_k A dA w - delta_i sum_k A w is known before ``_grad_x``, which
+starts from -u q. The hard value path is a product with the one-hot W, exact, so that an entity chosen by every row
+costs no more than another. The sweeps for x keep a tile of rows and stream the corpus, the two for the entities
+(gumbel_assignment_entities.py) the other way round; their splits write partial sums that ``_finish`` adds in a fixed
+order and projects. Sums over splits of rows are torch's.
 
 dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is scaled by a power
 of two taken from the largest value a row (an entity's sum: any row) can have, so it neither overflows nor vanishes.
@@ -27,43 +29,78 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment import (
+from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities
+from .gumbel_assignment_shared import (
+    LOG2E,
     NAMES,
     SEED,
-    add_noise,
-    aot_case,
+    TENSOR,
+    aot_cases,
     chosen,
+    drawn,
     load_rows,
+    load_tile,
     noise_arguments,
+    noise_shift,
     power_below,
     precision,
     prepare,
+    row_plan,
     signature,
     split_plan,
+    tiling,
 )
 from .host import refuse_double
-from .philox import tile_columns
-
-STEM = "gumbel_assignment_backward"
+from .philox import exp2_of, place_of, tile_columns
 
 
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+@triton.jit
+def _load_pair(x_ptr, grad_ptr, first, rows, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
+    """BM rows of x and of dO as one operand ``[2 BM, BD]``: eight of x, the same eight of dO, the next eight of x.
+
+    A thread holds the places i and i + 8 of 16 rows of a product: so it has a row's cosine and its dA, at the price of
+    one operand of 128 rows instead of two of 64, which a warp group reads from shared memory twice as fast.
+    """
+    place = tl.arange(0, 2 * BM)
+    row = tl.minimum(first + (place // 16) * 8 + place % 8, rows - 1)
+    channel = tl.arange(0, BD)
+    at = row.to(tl.int64)[:, None] * D + channel[None, :]
+    at = tl.where((place // 8 % 2 == 0)[:, None], x_ptr + at, grad_ptr + at)
+    if D % BD == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(channel < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _split_pair(pair):
+    """(of x, of dO), ``[BM, BK]`` each, of the products ``[2 BM, BK]`` of a pair; nothing leaves its thread."""
+    BM: tl.constexpr = pair.shape[0] // 2
+    BK: tl.constexpr = pair.shape[1]
+    pair = tl.permute(tl.reshape(pair, (BM // 8, 2, 8, BK)), (0, 2, 3, 1))
+    of_x, of_grad = tl.split(pair)
+    return tl.reshape(of_x, (BM, BK)), tl.reshape(of_grad, (BM, BK))
+
+
+@triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
 def _delta(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
-    e_ptr,  # [K, d] prepared
+    e_ptr,  # [P, d] prepared
     rx_ptr,  # [M]
-    re_ptr,  # [K]
-    se_ptr,  # [K]
+    re_ptr,  # [P]
+    se_ptr,  # [P]
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
     normalizer_ptr,  # [M]
     delta_ptr,  # [S, M] float32: sum over the split of A dA
+    mean_ptr,  # [S, M] float32: of A w
+    along_ptr,  # [S, M] float32: of A dA w
     largest_ptr,  # [S, M] float32, written where BOUND: max of A |dA| / |s|
     weight_ptr,  # [S, M] float32, written where BOUND: max of A / |s|
-    rows,
+    rows,  # of this launch: the pointers to rows are to its first
     count,
+    above,  # rows before this launch's
     per_split,
     noise_m,
     noise_k,
@@ -75,63 +112,86 @@ def _delta(
     BK: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """One program: delta of BM rows over the entities of one split."""
+    """One program: the sums behind delta and q of BM rows, over the entities of one split."""
     split = tl.program_id(1)
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
     row = tl.minimum(place, rows - 1)
+    normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
     rx = tl.load(rx_ptr + row)
-    normalizer = tl.load(normalizer_ptr + row)
-    sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
+    scale = rx * (LOG2E / tl.load(tau_ptr).to(tl.float32))
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     delta = tl.zeros([BM], tl.float32)
+    mean = tl.zeros([BM], tl.float32)
+    along = tl.zeros([BM], tl.float32)
     largest = tl.zeros([BM], tl.float32)
     heaviest = tl.zeros([BM], tl.float32)
-    begin = split * per_split
+    WHOLE: tl.constexpr = BD >= D
+    if WHOLE:
+        both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
+        products = tl.zeros([2 * BM, BK], tl.float32)
+    always = count + rows  # more than any column, which the compiler must not know
+    begin = tl.multiple_of(split * per_split, 16)
     for first in range(begin, tl.minimum(begin + per_split, count), BK):
-        column = first + tile_columns(BK)
-        entity = tl.minimum(column, count - 1)
-        z = tl.zeros([BM, BK], tl.float32)
-        da = tl.zeros([BM, BK], tl.float32)
-        for start in range(0, D, BD):
-            e = tl.trans(load_rows(e_ptr, entity, start, D, BD))
-            z = tl.dot(load_rows(x_ptr, row, start, D, BD), e, z, input_precision=PRECISION)
-            da = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, da, input_precision=PRECISION)
-        re = tl.load(re_ptr + entity)
-        z = z * (rx * sharpness)[:, None] * re[None, :]
-        z = add_noise(z, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK)
-        a = tl.where((column < count)[None, :], tl.exp(z - normalizer[:, None]), 0.0)
-        product = a * da * tl.load(se_ptr + entity)[None, :]
+        if WHOLE:  # as in `_assign`: the noise is drawn while the matrix unit works
+            e = tl.trans(load_tile(e_ptr, first, 0, D, BK, BD))
+            products = tl.dot(both, e, products, input_precision=PRECISION)
+        else:
+            z = tl.zeros([BM, BK], tl.float32)
+            da = tl.zeros([BM, BK], tl.float32)
+            for start in range(0, D, BD):
+                e = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
+                z = tl.dot(load_rows(x_ptr, row, start, D, BD), e, z, input_precision=PRECISION)
+                da = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, da, input_precision=PRECISION)
+        re = tl.load(re_ptr + first + tl.arange(0, BK))
+        se = tl.load(se_ptr + first + tl.arange(0, BK))
+        noise = drawn(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        if WHOLE:
+            z = noise
+            da = noise
+            if first < always:
+                z, da = _split_pair(products)
+                products = tl.zeros([2 * BM, BK], tl.float32)
+        z = z * re[None, :]
+        a = exp2_of(z * scale[:, None] - noise - normalizer[:, None])
+        if first + BK > count:
+            a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
+        product = a * da * se[None, :]
         delta += tl.sum(product, 1)
+        mean += tl.sum(a * z, 1)
+        along += tl.sum(product * z, 1)
         if BOUND:
             largest = tl.maximum(largest, tl.max(tl.abs(product) * re[None, :], 1))
             heaviest = tl.maximum(heaviest, tl.max(a * re[None, :], 1))
     out = split.to(tl.int64) * rows + place
     tl.store(delta_ptr + out, delta, mask=live)
+    tl.store(mean_ptr + out, mean * rx, mask=live)
+    tl.store(along_ptr + out, along * rx, mask=live)
     if BOUND:
         tl.store(largest_ptr + out, largest, mask=live)
         tl.store(weight_ptr + out, heaviest, mask=live)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+@triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
 def _grad_x(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
-    e_ptr,  # [K, d] prepared
+    e_ptr,  # [P, d] prepared
     rx_ptr,  # [M]
-    re_ptr,  # [K]
+    re_ptr,  # [P]
     sx_ptr,  # [M]
-    se_ptr,  # [K]
+    se_ptr,  # [P]
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
     normalizer_ptr,  # [M]
     delta_ptr,  # [M]
+    q_ptr,  # [M]
     bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
-    part_ptr,  # [S, M, d] float32: sum over the split of dl v / (tau |x|)
-    along_ptr,  # [S, M] float32: q
-    rows,
+    part_ptr,  # [S, M, d] float32: sums over a split, the first less u q, of dl v / (tau |x|); dx where S is 1
+    rows,  # of this launch: the pointers to rows are to its first
     count,
+    above,  # rows before this launch's
     per_split,
     noise_m,
     noise_k,
@@ -150,7 +210,7 @@ def _grad_x(
     live = place < rows
     row = tl.minimum(place, rows - 1)
     rx = tl.load(rx_ptr + row)
-    normalizer = tl.load(normalizer_ptr + row)
+    normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
     delta = tl.load(delta_ptr + row)
     sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
@@ -160,237 +220,53 @@ def _grad_x(
         unit = power_below(tl.maximum(tl.load(bound_ptr + row), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
-        x = load_rows(x_ptr, row, 0, D, BD)
-        grad = load_rows(grad_ptr, row, 0, D, BD)
-    acc = tl.zeros([BM, DV], tl.float32)
-    along = tl.zeros([BM], tl.float32)
-    begin = split * per_split
+        both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
+    # What lies along the row itself first: at the end the compiler finds no registers for it.
+    share = tl.load(q_ptr + row) * rx / unit
+    own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
+    acc = own * tl.where(split == 0, -share, 0.0)[:, None]
+    begin = tl.multiple_of(split * per_split, 16)
     for first in range(begin, tl.minimum(begin + per_split, count), BK):
-        column = first + tile_columns(BK)
-        entity = tl.minimum(column, count - 1)
         if WHOLE:
-            e = load_rows(e_ptr, entity, 0, D, BD)
-            cosine = tl.dot(x, tl.trans(e), input_precision=PRECISION)
-            da = tl.dot(grad, tl.trans(e), input_precision=PRECISION)
+            e = load_tile(e_ptr, first, 0, D, BK, BD)
+            cosine, da = _split_pair(tl.dot(both, tl.trans(e), input_precision=PRECISION))
         else:
             cosine = tl.zeros([BM, BK], tl.float32)
             da = tl.zeros([BM, BK], tl.float32)
             for start in range(0, D, BD):
-                es = tl.trans(load_rows(e_ptr, entity, start, D, BD))
+                es = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
                 cosine = tl.dot(load_rows(x_ptr, row, start, D, BD), es, cosine, input_precision=PRECISION)
                 da = tl.dot(load_rows(grad_ptr, row, start, D, BD), es, da, input_precision=PRECISION)
-        re = tl.load(re_ptr + entity)
-        cosine = cosine * rx[:, None] * re[None, :]
-        z = cosine * sharpness
-        z = add_noise(z, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK)
-        a = tl.where((column < count)[None, :], tl.exp(z - normalizer[:, None]), 0.0)
-        dl = a * (da * tl.load(se_ptr + entity)[None, :] - delta[:, None])
-        along += tl.sum(dl * cosine, 1)
-        dl = dl * re[None, :]
+        re = tl.load(re_ptr + first + tl.arange(0, BK))
+        se = tl.load(se_ptr + first + tl.arange(0, BK))
+        noise = drawn(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        a = exp2_of(cosine * (rx * sharpness * LOG2E)[:, None] * re[None, :] - noise - normalizer[:, None])
+        if first + BK > count:
+            a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
+        dl = a * (da * se[None, :] - delta[:, None]) * re[None, :]
         if BOUND:
             dl = dl * (1.0 / unit)[:, None]
         if WHOLE and DV == BD:
             values = e
         else:
-            values = load_rows(e_ptr, entity, value_start, D, DV)
+            values = load_tile(e_ptr, first, value_start, D, BK, DV)
         acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
 
     factor = rx * sharpness / tl.load(sx_ptr + row)
     out = split.to(tl.int64) * rows + place
     channel = value_start + tl.arange(0, DV)
+    acc = acc * (unit * factor)[:, None]
     target = part_ptr + out[:, None] * D + channel[None, :]
-    tl.store(target, acc * (unit * factor)[:, None], mask=live[:, None] & (channel < D)[None, :])
-    tl.store(along_ptr + out, along, mask=live & (tl.program_id(2) == 0))
-
-
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
-def _grad_entities(
-    grad_ptr,  # [M, d] contiguous
-    x_ptr,  # [M, d] prepared
-    e_ptr,  # [K, d] prepared
-    rx_ptr,  # [M]
-    re_ptr,  # [K]
-    se_ptr,  # [K]
-    tau_ptr,  # 0-d
-    noise_ptr,  # [M, K], read where NOISE is 1
-    seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M]
-    delta_ptr,  # [M]
-    bound_ptr,  # 0-d float32, read where BOUND: |dl| / (|s| |x|) is at most this
-    part_ptr,  # [T, K, d] float32: sum over the split of dl u / (tau |s|)
-    along_ptr,  # [T, K] float32: h
-    rows,
-    count,
-    per_split,  # rows of a split, a multiple of BM
-    noise_m,
-    noise_k,
-    D: tl.constexpr,
-    NOISE: tl.constexpr,
-    BOUND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-    DV: tl.constexpr,
-):
-    """One program: DV channels of the similarity's part of ds of BK entities, over the rows of one split.
-
-    Tiles are ``[BK, BM]``: what is summed over rows stays in the registers of one warp group.
-    """
-    split = tl.program_id(1)
-    first = tl.program_id(0) * BK
-    column = first + tile_columns(BK)
-    entity = tl.minimum(column, count - 1)
-    re = tl.load(re_ptr + entity)
-    se = tl.load(se_ptr + entity)
-    sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
-    seed = tl.load(seed_ptr) if NOISE == 2 else 0
-    value_start = tl.program_id(2) * DV
-    unit = 1.0
-    if BOUND:
-        unit = power_below(tl.maximum(tl.load(bound_ptr), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
-    WHOLE: tl.constexpr = BD >= D
-    if WHOLE:
-        e = load_rows(e_ptr, entity, 0, D, BD)
-    acc = tl.zeros([BK, DV], tl.float32)
-    along = tl.zeros([BK], tl.float32)
-    begin = split * per_split
-    for start_row in range(begin, tl.minimum(begin + per_split, rows), BM):
-        place = start_row + tl.arange(0, BM)
-        live = place < rows
-        row = tl.minimum(place, rows - 1)
-        if WHOLE:
-            x = load_rows(x_ptr, row, 0, D, BD)
-            grad = load_rows(grad_ptr, row, 0, D, BD)
-            cosine = tl.dot(e, tl.trans(x), input_precision=PRECISION)
-            da = tl.dot(e, tl.trans(grad), input_precision=PRECISION)
-        else:
-            cosine = tl.zeros([BK, BM], tl.float32)
-            da = tl.zeros([BK, BM], tl.float32)
-            for start in range(0, D, BD):
-                es = load_rows(e_ptr, entity, start, D, BD)
-                xs = load_rows(x_ptr, row, start, D, BD)
-                cosine = tl.dot(es, tl.trans(xs), cosine, input_precision=PRECISION)
-                grads = load_rows(grad_ptr, row, start, D, BD)
-                da = tl.dot(es, tl.trans(grads), da, input_precision=PRECISION)
-        rx = tl.load(rx_ptr + row)
-        cosine = cosine * re[:, None] * rx[None, :]
-        z = cosine * sharpness
-        if NOISE != 0:
-            noise = tl.zeros([BM, BK], tl.float32)
-            z += tl.trans(add_noise(noise, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK))
-        a = tl.where(live[None, :], tl.exp(z - tl.load(normalizer_ptr + row)[None, :]), 0.0)
-        dl = a * (da * se[:, None] - tl.load(delta_ptr + row)[None, :])
-        along += tl.sum(dl * cosine, 1)
-        dl = dl * rx[None, :]
-        if BOUND:
-            dl = dl * (re * (1.0 / unit))[:, None]
-        if WHOLE and DV == BD:
-            values = x
-        else:
-            values = load_rows(x_ptr, row, value_start, D, DV)
-        acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
-
-    factor = sharpness / se
-    if BOUND:
-        factor = factor * unit
-    else:
-        factor = factor * re
-    out = split.to(tl.int64) * count + column
-    channel = value_start + tl.arange(0, DV)
-    valid = column < count
-    target = part_ptr + out[:, None] * D + channel[None, :]
-    tl.store(target, acc * factor[:, None], mask=valid[:, None] & (channel < D)[None, :])
-    tl.store(along_ptr + out, along, mask=valid & (tl.program_id(2) == 0))
-
-
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
-def _entity_values(
-    grad_ptr,  # [M, d] contiguous
-    x_ptr,  # [M, d] prepared, read where soft, as are the next six
-    e_ptr,  # [K, d] prepared
-    rx_ptr,  # [M]
-    re_ptr,  # [K]
-    tau_ptr,  # 0-d
-    noise_ptr,  # [M, K], where NOISE is 1
-    seed_ptr,  # 0-d, where NOISE is 2
-    index_ptr,  # [M] int64, read where HARD
-    normalizer_ptr,  # [M], read where soft
-    part_ptr,  # [T, K, d] float32: sum over the split of W dO
-    along_ptr,  # [T, K] float32: 0, the value path has nothing to project
-    rows,
-    count,
-    per_split,  # rows of a split, a multiple of BM
-    noise_m,
-    noise_k,
-    D: tl.constexpr,
-    NOISE: tl.constexpr,
-    HARD: tl.constexpr,
-    SPARSE: tl.constexpr,  # hard and so many entities that most tiles hold no choice: those are passed over
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-    DV: tl.constexpr,
-):
-    """One program: DV channels of the value path's part of ds of BK entities, over the rows of one split."""
-    split = tl.program_id(1)
-    first = tl.program_id(0) * BK
-    column = first + tile_columns(BK)
-    entity = tl.minimum(column, count - 1)
-    value_start = tl.program_id(2) * DV
-    if not HARD:
-        re = tl.load(re_ptr + entity)
-        sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
-        seed = tl.load(seed_ptr) if NOISE == 2 else 0
-    acc = tl.zeros([BK, DV], tl.float32)
-    begin = split * per_split
-    for start_row in range(begin, tl.minimum(begin + per_split, rows), BM):
-        place = start_row + tl.arange(0, BM)
-        live = place < rows
-        row = tl.minimum(place, rows - 1)
-        if HARD:
-            choice = tl.where(live, tl.load(index_ptr + row).to(tl.int32), -1)
-            w = tl.where(choice[None, :] == column[:, None], 1.0, 0.0)  # exact in every dtype
-            if SPARSE:
-                if tl.max(tl.where((choice >= first) & (choice < first + BK), 1, 0), 0) > 0:
-                    values = load_rows(grad_ptr, row, value_start, D, DV)
-                    acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
-            else:
-                values = load_rows(grad_ptr, row, value_start, D, DV)
-                acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
-        else:
-            z = tl.zeros([BK, BM], tl.float32)
-            for start in range(0, D, BD):
-                es = load_rows(e_ptr, entity, start, D, BD)
-                z = tl.dot(es, tl.trans(load_rows(x_ptr, row, start, D, BD)), z, input_precision=PRECISION)
-            z = z * (re * sharpness)[:, None] * tl.load(rx_ptr + row)[None, :]
-            if NOISE != 0:
-                noise = tl.zeros([BM, BK], tl.float32)
-                z += tl.trans(add_noise(noise, noise_ptr, noise_m, noise_k, seed, row, first, entity, NOISE, BK))
-            w = tl.where(live[None, :], tl.exp(z - tl.load(normalizer_ptr + row)[None, :]), 0.0)
-            if grad_ptr.dtype.element_ty == tl.float16:
-                w = w * 32768.0  # or most of a large corpus would be among float16's subnormals
-            values = load_rows(grad_ptr, row, value_start, D, DV)
-            acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
-
-    if not HARD and grad_ptr.dtype.element_ty == tl.float16:
-        acc = acc * 3.0517578125e-05
-    out = split.to(tl.int64) * count + column
-    channel = value_start + tl.arange(0, DV)
-    valid = column < count
-    target = part_ptr + out[:, None] * D + channel[None, :]
-    tl.store(target, acc, mask=valid[:, None] & (channel < D)[None, :])
-    tl.store(along_ptr + out, tl.zeros([BK], tl.float32), mask=valid & (tl.program_id(2) == 0))
+    tl.store(target, acc.to(part_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
 def _finish(
     part_ptr,  # [S, n, d] float32
     along_ptr,  # [S, n] float32
-    row_ptr,  # [n, d] prepared
-    inverse_ptr,  # [n]
-    scale_ptr,  # [n]
+    row_ptr,  # [n, d] prepared, or [P, d] where PLACES; so the next two
+    inverse_ptr,
+    scale_ptr,
     tau_ptr,  # 0-d
     out_ptr,  # [n, d]
     rows,
@@ -411,9 +287,10 @@ def _finish(
         here = at + split * rows.to(tl.int64)
         acc += tl.load(part_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0)
         along += tl.load(along_ptr + here, mask=live, other=0.0)
+    row = place_of(row)
     inverse = tl.load(inverse_ptr + row, mask=live, other=0.0)
     factor = inverse / (tl.load(tau_ptr).to(tl.float32) * tl.load(scale_ptr + row, mask=live, other=1.0))
-    own = tl.load(row_ptr + at[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    own = tl.load(row_ptr + row.to(tl.int64)[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     acc -= own * (inverse * factor * along)[:, None]
     tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -424,8 +301,9 @@ def _finished(
     splits, count, depth = part.shape
     width = min(128, triton.next_power_of_2(depth))
     _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
-        part, along, rows, inverse, scale, tau, out, count, splits, D=depth, R=16, BC=width, num_warps=4, num_stages=1
-    )
+        part, along, rows, inverse, scale, tau, out, count, splits,
+        D=depth, R=16, BC=width, num_warps=4, num_stages=1,
+    )  # fmt: skip
 
 
 def gumbel_assignment_backward(
@@ -456,28 +334,34 @@ def gumbel_assignment_backward(
     common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
 
     use = chosen(STEM, "delta", depth, ready.dtype)
-    tiles = triton.cdiv(rows, use["BM"])
-    splits, share = split_plan(count, use["BK"], tiles, use.pop("programs"))
-    sums, largest, heaviest = normalizer.new_empty((3, splits, rows)).unbind(0)
-    _delta[(tiles, splits)](
-        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
-        sums, largest, heaviest, rows, count, share, *strides, **common, **use,
-    )  # fmt: skip
-    delta = sums[0] if splits == 1 else sums.sum(0)
-    bound = delta
-    if bounded:
-        bound = largest.amax(0) + delta.abs() * heaviest.amax(0)
+    delta, q = torch.empty_like(normalizer), torch.empty_like(normalizer)
+    bound = torch.empty_like(normalizer) if bounded else normalizer
+    for here, tiles, splits, share in row_plan(rows, use, 1, count):
+        sums = normalizer.new_empty((5, splits, here.stop - here.start))
+        _delta[(tiles, splits)](
+            grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
+            noise[here] if kind == TENSOR else noise, seed, normalizer[here], *sums.unbind(0),
+            sums.shape[2], count, here.start, share, *strides, **common, **tiling(use),
+        )  # fmt: skip
+        delta[here], mean, along = sums[:3].sum(1).unbind(0)
+        q[here] = along - delta[here] * mean
+        if bounded:
+            bound[here] = sums[3].amax(0) + delta[here].abs() * sums[4].amax(0)
 
     use = chosen(STEM, "rows", depth, ready.dtype)
-    tiles, wide = triton.cdiv(rows, use["BM"]), triton.cdiv(depth, use["DV"])
-    splits, share = split_plan(count, use["BK"], tiles * wide, use.pop("programs"))
-    part, along = normalizer.new_empty((splits, rows, depth)), normalizer.new_empty((splits, rows))
-    _grad_x[(tiles, splits, wide)](
-        grad, ready.x, ready.entities, ready.rx, ready.re, ready.sx, ready.se, tau, noise, seed, normalizer,
-        delta, bound, part, along, rows, count, share, *strides, **common, **use,
-    )  # fmt: skip
-    _finished(part, along, ready.x, ready.rx, ready.sx, tau, grad_x)
-    grad_tau = (-along.sum() / tau.float().square()).to(tau.dtype)
+    wide = triton.cdiv(depth, use["DV"])
+    for here, tiles, splits, share in row_plan(rows, use, wide, count):
+        part = grad_x[here]
+        if splits > 1:
+            part = normalizer.new_empty((splits, here.stop - here.start, depth))
+        _grad_x[(tiles, splits, wide)](
+            grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.sx[here], ready.se, tau,
+            noise[here] if kind == TENSOR else noise, seed, normalizer[here], delta[here], q[here], bound[here],
+            part, here.stop - here.start, count, here.start, share, *strides, **common, **tiling(use),
+        )  # fmt: skip
+        if splits > 1:
+            grad_x[here] = part.sum(0)
+    grad_tau = (-q.sum() / tau.float().square()).to(tau.dtype)
     if not need_entities:
         return grad_x, grad_entities, grad_tau
 
@@ -507,11 +391,9 @@ def gumbel_assignment_backward(
 def _aot() -> list[AotCase]:
     cases = []
     for dtype in NAMES:
-        for prefix, kernel in (("delta", _delta), ("rows", _grad_x), ("entities", _grad_entities)):
-            cases.append(aot_case(kernel, STEM, prefix, f"{prefix} seed", dtype, 512, NOISE=SEED))
-        for label, hard, sparse in (("hard", True, False), ("hard, sparse", True, True), ("soft", False, False)):
-            rest = {"NOISE": SEED, "HARD": hard, "SPARSE": sparse}
-            cases.append(aot_case(_entity_values, STEM, "values", f"values {label}", dtype, 512, **rest))
+        cases += aot_cases(_delta, STEM, "delta", "delta seed", dtype, 512, NOISE=SEED)
+        for label, result in (("rows seed", dtype), ("rows, split, seed", "fp32")):
+            cases += aot_cases(_grad_x, STEM, "rows", label, dtype, 512, {"part_ptr": f"*{result}"}, NOISE=SEED)
     finish = {"D": 512, "R": 16, "BC": 128}
     types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")
     cases.append(AotCase("finish d=512 bf16", _finish, types, finish, 4, 1, False))

@@ -1,15 +1,58 @@
 """Philox4x32-10 and the Gumbel noise of (seed, row, column), once for every Triton kernel; device functions only.
 
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. One call gives four words, those of
-four neighbouring columns; ``tl.philox`` runs its rounds with the key and the counter of the noise law (DESIGN.md).
-Rounds of our own that take both halves of a product from one 64-bit multiplication compiled to as many instructions
-and to 66 registers more (sm_90).
+four neighbouring columns, by the key and the counter of the noise law (DESIGN.md).
+
+The noise is what an assignment costs on a GPU, so three operations are written in PTX: a product with both its halves
+(one instruction where the compiler makes two of ``tl.umulhi`` and ``*``), and the hardware's logarithm and exponential,
+one instruction each where ``tl.log2`` is a polynomial of 25. The interpreter has no PTX and takes the exact functions.
+
+Error of g = -log(-log(1 - u)), from PTX's documentation of lg2.approx: 2^-22 absolute for arguments within 0.5 .. 2,
+else 2^-22 relative. With e = 2^-24 and E = -log2(1 - u): below u = 1/2 E is a polynomial, off by 5 e relatively; above
+it is a logarithm, at least 1, of an argument off by 2 e: 7 e. The logarithm of E adds 3 e, or where it is large
+4 e (|g| + 0.37), and two roundings of the result 2 e |g|. Together at most 10 e + 6 e |g|, which is 6e-7 + 3.6e-7 |g|.
+With exact logarithms, as under the interpreter, 2.4e-7 + 1.5e-7 |g| holds over every word that was tried.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+HARDWARE: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
+NATURAL: tl.constexpr = tl.constexpr(0.6931471805599453)  # log 2
+SHIFT: tl.constexpr = tl.constexpr(0.5287663729448977)  # -log2(log 2): what `noise_of_words` leaves out
+
+# log2(1 - u) / u for u <= 1/2: the polynomial of least largest relative error, 2.3e-8
+POLY_0: tl.constexpr = tl.constexpr(-1.4426950216293335)
+POLY_1: tl.constexpr = tl.constexpr(-0.7213371992111206)
+POLY_2: tl.constexpr = tl.constexpr(-0.48142820596694946)
+POLY_3: tl.constexpr = tl.constexpr(-0.35029372572898865)
+POLY_4: tl.constexpr = tl.constexpr(-0.3889685869216919)
+POLY_5: tl.constexpr = tl.constexpr(0.29364296793937683)
+POLY_6: tl.constexpr = tl.constexpr(-1.8144299983978271)
+POLY_7: tl.constexpr = tl.constexpr(2.4465346336364746)
+POLY_8: tl.constexpr = tl.constexpr(-2.0790767669677734)
+# Text of PTX: log2(-x), where the instruction takes the sign for nothing, and the low and high word of a product
+NEGATIVE_LOG2: tl.constexpr = tl.constexpr("{ .reg .f32 t; neg.f32 t, $1; lg2.approx.ftz.f32 $0, t; }")
+TIMES_A: tl.constexpr = tl.constexpr("{ .reg .b64 t; mul.wide.u32 t, $2, 0xD2511F53; mov.b64 {$0, $1}, t; }")
+TIMES_B: tl.constexpr = tl.constexpr("{ .reg .b64 t; mul.wide.u32 t, $2, 0xCD9E8D57; mov.b64 {$0, $1}, t; }")
+
+
+@triton.jit
+def log2_of(x):
+    """log2 of positive normal x; subnormals count as 0."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.log2(x)
+
+
+@triton.jit
+def exp2_of(x):
+    """2^x, relative error 2^-22; below 2^-126 it is 0."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    return tl.exp2(x)
 
 
 @triton.jit
@@ -19,57 +62,89 @@ def tile_columns(SIZE: tl.constexpr):
     A thread holds the places 2q, 2q + 1, 2q + 8 and 2q + 9 of a matrix instruction's accumulator (mma and wgmma), so
     these four hold the columns 4q .. 4q + 3 of one Philox call: noise is drawn where it is added, not exchanged.
     """
-    place = tl.arange(0, SIZE)
+    return column_at(tl.arange(0, SIZE))
+
+
+@triton.jit
+def column_at(place):
+    """The column at a place, of any number of places."""
     return (place & -16) | ((place & 6) << 1) | ((place & 8) >> 2) | (place & 1)
 
 
 @triton.jit
-def _log(x, fraction, near_one):
-    """log(x) of positive normal x, to 2 ulp; where ``near_one`` and x > 0.71, log(1 + fraction), x = 1 + fraction.
+def place_of(column):
+    """The place of a column: the inverse of ``column_at``."""
+    return (column & -16) | ((column & 2) << 2) | ((column & 12) >> 1) | (column & 1)
 
-    The fraction is an argument of its own because subtracting 1 from x would round it away.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    exponent = (bits - 0x3F3504F3) >> 23  # 0 from sqrt(1/2) on
-    m = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    m = tl.where(near_one & (exponent == 0), fraction, m)
-    # The least-squares fit of log(1 + m) / m at 4,000 Chebyshev points of [0.7071 - 1, 1.4142 - 1]: off by 3e-8.
-    p = 0.08512295 * m - 0.14258549
-    p = p * m + 0.14980265
-    p = p * m - 0.16579714
-    p = p * m + 0.19955824
-    p = p * m - 0.25001273
-    p = p * m + 0.33334196
-    p = p * m - 0.49999997
-    p = p * m + 1.0
-    # exponent as a float without a conversion, of which a GPU does an eighth as many as additions
-    power = (exponent + 0x4B400000).to(tl.float32, bitcast=True) - 12582912.0
-    return power * 0.6931471805599453 + m * p
+
+@triton.jit
+def noise_of_words(word):
+    """n = log2(-log2(1 - u)), u = min((word + 1/2) 2^-32, 1 - 2^-24), for uint32 words; g = (SHIFT - n) log 2."""
+    signed = word.to(tl.int32, bitcast=True)
+    # u below 1/2, and u - 1 above: in both cases the one that is known to full precision
+    h = signed.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    p = POLY_8 * h + POLY_7
+    p = p * h + POLY_6
+    p = p * h + POLY_5
+    p = p * h + POLY_4
+    p = p * h + POLY_3
+    p = p * h + POLY_2
+    p = p * h + POLY_1
+    p = p * h + POLY_0
+    high = tl.minimum(h, -5.9604644775390625e-08)
+    if HARDWARE:
+        high = tl.inline_asm_elementwise(NEGATIVE_LOG2, "=f,f", [high], tl.float32, True, 1)
+        e = tl.where(signed >= 0, h * p, high)
+        return tl.inline_asm_elementwise(NEGATIVE_LOG2, "=f,f", [e], tl.float32, True, 1)
+    return tl.log2(-tl.where(signed >= 0, h * p, tl.log2(-high)))
 
 
 @triton.jit
 def gumbel_of_words(word):
-    """g = -log(-log1p(-u)), u = min((word + 1/2) 2^-32, 1 - 2^-24), for uint32 words; error below 1e-6 + 2e-7 |g|."""
-    signed = word.to(tl.int32, bitcast=True)
-    low = signed >= 0  # u below 1/2: there u is known to full precision, above it 1 - u is
-    nearest = tl.where(low, signed, ~signed)
-    f = (nearest.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-    exponential = -_log(tl.where(low, 1.0 - f, tl.maximum(f, 5.9604644775390625e-08)), -f, low)
-    return -_log(exponential, exponential, False)
+    """g = -log(-log1p(-u)) of the words, by its bound above."""
+    return (SHIFT - noise_of_words(word)) * NATURAL
 
 
 @triton.jit
-def gumbel_tile(seed, row, first, SIZE: tl.constexpr):
-    """Noise ``[rows, SIZE]`` of the given rows (int64 ``[rows]``) and the columns ``first + tile_columns(SIZE)``.
+def _product(c, TEXT: tl.constexpr, FACTOR: tl.constexpr):
+    """(low, high) word of c times a constant."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise(TEXT, "=r,=r,r", [c], (tl.uint32, tl.uint32), True, 1)
+    return tl.mul(c, FACTOR, sanitize_overflow=False), tl.umulhi(c, FACTOR)
+
+
+@triton.jit
+def philox(seed, c0, c1, c2, c3):
+    """The four words of counters of uint32 under a key of int64; parts of a counter that broadcast stay small."""
+    k0 = seed.to(tl.uint32)
+    k1 = (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        low_a, high_a = _product(c0, TIMES_A, 0xD2511F53)
+        low_b, high_b = _product(c2, TIMES_B, 0xCD9E8D57)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def noise_tile(seed, row, first, SIZE: tl.constexpr):
+    """``noise_of_words`` ``[rows, SIZE]`` of the given rows (int64 ``[rows]``), columns ``first + tile_columns(SIZE)``.
 
     ``first`` is a multiple of 16. The counter is (column // 4, row low, row high, 0), the key (seed low, seed high).
     """
     block = (first // 4 + tl.arange(0, SIZE // 4)).to(tl.uint32)[None, :]
     low = row.to(tl.uint32)[:, None]
     high = (row >> 32).to(tl.uint32)[:, None]
-    w0, w1, w2, w3 = tl.philox(seed, block, low, high, block * 0)
+    w0, w1, w2, w3 = philox(seed, block, low, high, high * 0)
     ROWS: tl.constexpr = w0.shape[0]
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))  # [.., call, h, b] holds word 2 h + b
     # call = 4 m + q and place = 16 m + 8 h + 2 q + b
     words = tl.permute(tl.reshape(words, (ROWS, SIZE // 16, 4, 2, 2)), (0, 1, 3, 2, 4))
-    return gumbel_of_words(tl.reshape(words, (ROWS, SIZE)))
+    return noise_of_words(tl.reshape(words, (ROWS, SIZE)))
+
+
+@triton.jit
+def gumbel_tile(seed, row, first, SIZE: tl.constexpr):
+    """The noise itself, of the same elements."""
+    return (SHIFT - noise_tile(seed, row, first, SIZE)) * NATURAL

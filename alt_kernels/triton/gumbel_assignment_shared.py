@@ -1,0 +1,308 @@
+"""What the kernels of cosine-Gumbel assignment share: preparation of their inputs, loads, noise, plans of launches.
+
+Symbols as in gumbel_assignment.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Rows of float32 and bfloat16, whose products
+could overflow, are first divided by a power of two near their largest entry (exact; a copy of M d elements); float16
+rows are read as they are. Entities are always copied: into the order of ``philox.tile_columns``, in which a thread
+draws the noise it adds, and padded with zeros to whole tiles, so that kernels read them at plain offsets, unmasked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .aot_case import AotCase
+from .host import unit_stride
+from .philox import SHIFT, noise_tile, place_of, tile_columns
+from .tuning import Shipped, config, shipped
+
+NONE, TENSOR, SEED = 0, 1, 2  # where the noise comes from
+PAD = 256  # entities are padded to a multiple of the largest tile
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def power_below(x):
+    """The largest power of two <= x, for x >= 0 within 2^-126 .. 2^126."""
+    bits = x.to(tl.int32, bitcast=True) & 0x7F800000
+    return tl.minimum(tl.maximum(bits, 1 << 23), 253 << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _prepare_tile(
+    row_ptr,  # [n, D], strides (stride, 1)
+    copy_ptr,  # [n, D] contiguous, written where COPY
+    inverse_ptr,  # [n] float32: 1 / length of the row as the other kernels read it, 0 for a zero row
+    scale_ptr,  # [n] float32: what was divided out, a power of two
+    tile,
+    count,
+    stride,
+    D: tl.constexpr,
+    COPY: tl.constexpr,
+    RESCALE: tl.constexpr,
+    PLACES: tl.constexpr,  # write rows to their places, beyond ``count`` too: zeros
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    row = tile * R + tl.arange(0, R)
+    live = row < count
+    channel = tl.arange(0, BC)
+    inside = live[:, None] & (channel < D)[None, :]
+    at = row.to(tl.int64)[:, None]
+    value = tl.load(row_ptr + at * stride + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    scale = tl.full([R], 1.0, tl.float32)
+    if RESCALE:
+        scale = power_below(tl.max(tl.abs(value), 1))
+        value = value * (1.0 / scale)[:, None]
+    square = tl.sum(value * value, 1)
+    # An infinite or NaN entry makes the row's every cosine NaN.
+    finite = tl.where(
+        square < float("inf"), tl.div_rn(1.0, tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))), float("nan")
+    )
+    inverse = tl.where(square == 0.0, 0.0, finite)
+    if PLACES:  # of whole tiles
+        place = place_of(row)
+        tl.store(inverse_ptr + place, inverse)
+        tl.store(scale_ptr + place, scale)
+        target = copy_ptr + place.to(tl.int64)[:, None] * D + channel[None, :]
+        tl.store(target, value.to(copy_ptr.dtype.element_ty), mask=(channel < D)[None, :])
+    else:
+        tl.store(inverse_ptr + row, inverse, mask=live)
+        tl.store(scale_ptr + row, scale, mask=live)
+        if COPY:
+            tl.store(copy_ptr + at * D + channel[None, :], value.to(copy_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "count"])
+def _prepare(
+    x_ptr,  # [M, d], strides (x_m, 1)
+    e_ptr,  # [K, d], strides (e_k, 1)
+    x_copy_ptr,  # [M, d], written where COPY_X
+    e_copy_ptr,  # [P, d], by places
+    rx_ptr,  # [M] float32
+    re_ptr,  # [P] float32
+    sx_ptr,  # [M] float32
+    se_ptr,  # [P] float32
+    rows,
+    count,
+    x_m,
+    e_k,
+    D: tl.constexpr,
+    COPY_X: tl.constexpr,
+    RESCALE: tl.constexpr,
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One program: R rows of x, or, after those, R entities: 1 / length, the power of two divided out, the copy."""
+    tile = tl.program_id(0)
+    tiles = tl.cdiv(rows, R)
+    if tile < tiles:
+        _prepare_tile(x_ptr, x_copy_ptr, rx_ptr, sx_ptr, tile, rows, x_m, D, COPY_X, RESCALE, False, R, BC)
+    else:
+        _prepare_tile(e_ptr, e_copy_ptr, re_ptr, se_ptr, tile - tiles, count, e_k, D, True, RESCALE, True, R, BC)
+
+
+@triton.jit
+def load_rows(ptr, row, start, D: tl.constexpr, BD: tl.constexpr):
+    """Channels start .. start + BD of the given rows, ``[rows, BD]``; rows are valid, channels beyond D are 0."""
+    channel = start + tl.arange(0, BD)
+    at = ptr + row.to(tl.int64)[:, None] * D + channel[None, :]
+    if D % BD == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(channel < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_tile(ptr, first, start, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr):
+    """``load_rows`` of the rows first .. first + BK: one address, and offsets that do not change."""
+    channel = tl.arange(0, BD)
+    at = ptr + tl.full([], first, tl.int64) * D + start + (tl.arange(0, BK)[:, None] * D + channel[None, :])
+    if D % BD == 0:
+        return tl.load(at)
+    return tl.load(at, mask=(start + channel < D)[None, :], other=0.0)
+
+
+@triton.jit
+def drawn(
+    noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+):
+    """Minus the noise ``[BM, BK]`` of these rows and a tile's places, over log 2; ``above``: rows before a launch's."""
+    if NOISE == 1:
+        column = tl.minimum(first + tile_columns(BK), count - 1)
+        at = noise_ptr + row.to(tl.int64)[:, None] * noise_m + column.to(tl.int64)[None, :] * noise_k
+        return tl.load(at).to(tl.float32) * -LOG2E
+    elif NOISE == 2:
+        return noise_tile(seed, row.to(tl.int64) + above, first, BK)
+    else:
+        return tl.zeros([BM, BK], tl.float32)
+
+
+@triton.jit
+def noise_shift(NOISE: tl.constexpr):
+    """What a log-normalizer of `drawn` noise lacks, over log 2: it is the same for every logit."""
+    return SHIFT if NOISE == 2 else 0.0
+
+
+class Prepared(NamedTuple):
+    """What every kernel of the op reads; ``dtype`` is that of products, P the number of entities with padding."""
+
+    dtype: torch.dtype
+    x: Tensor  # [M, d]
+    entities: Tensor  # [P, d], in the order of places
+    rx: Tensor  # [M] float32, 1 / length
+    re: Tensor  # [P]; 0 where there is no entity
+    sx: Tensor  # [M] float32, the given row = the prepared one times this
+    se: Tensor  # [P]
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of products of float32; half precision has one only."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def prepare(x: Tensor, entities: Tensor) -> Prepared:
+    """Unit strides, one dtype (the smaller one is widened, as torch promotes), magnitudes whose products are safe."""
+    dtype = torch.promote_types(x.dtype, entities.dtype)
+    rescale = dtype != torch.float16
+    given, source = unit_stride(x), unit_stride(entities)
+    (rows, depth), count = x.shape, entities.shape[0]
+    padded = triton.cdiv(count, PAD) * PAD
+    copy = rescale or given.dtype != dtype or not given.is_contiguous()
+    ready = torch.empty((rows, depth), dtype=dtype, device=x.device) if copy else given
+    places = torch.empty((padded, depth), dtype=dtype, device=x.device)
+    rx, re = (torch.empty(n, dtype=torch.float32, device=x.device) for n in (rows, padded))
+    sx, se = torch.empty_like(rx), torch.empty_like(re)
+    width = triton.next_power_of_2(depth)
+    tile = max(1, min(PAD, 4096 // width))
+    _prepare[(triton.cdiv(rows, tile) + padded // tile,)](
+        given, source, ready, places, rx, re, sx, se, rows, count, given.stride(0), source.stride(0),
+        D=depth, COPY_X=copy, RESCALE=rescale, R=tile, BC=width, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return Prepared(dtype, ready, places, rx, re, sx, se)
+
+
+def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) -> tuple[int, Tensor, Tensor, int, int]:
+    """(NOISE, noise, seed, strides of noise); ``other`` stands in for what is absent."""
+    if noise is not None:
+        return TENSOR, noise, other, noise.stride(0), noise.stride(1)
+    return NONE if seed is None else SEED, other, other if seed is None else seed, 0, 0
+
+
+def chosen(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
+    """One kernel's part of a file of configurations, its widths no larger than ``depth`` needs."""
+    return part(config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
+
+
+def part(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
+    """The fields of one kernel."""
+    use = {key.removeprefix(f"{prefix}_"): value for key, value in tuned.items() if key.startswith(f"{prefix}_")}
+    width = max(16, triton.next_power_of_2(depth))
+    return use | {name: min(use[name], width) for name in ("BD", "DV") if name in use}
+
+
+SETUP = 4  # what a program costs before its first tile, in tiles: its rows come from memory, nothing overlaps them
+
+
+def tiling(use: dict[str, int]) -> dict[str, int]:
+    """What a kernel itself takes of its part of a configuration."""
+    return {name: value for name, value in use.items() if name != "programs"}
+
+
+def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int, int]:
+    """(splits, a split's share of ``length``) for ``others`` tiles across and a GPU that runs ``programs`` at a time.
+
+    The plan of fewest turns: full waves where the tiles are many, a tile each where they are few. None is empty.
+    """
+    tiles = triton.cdiv(length, tile)
+    best = (float("inf"), 1)
+    for wanted in range(1, min(tiles, max(1, 32 * programs // others)) + 1):
+        each = triton.cdiv(tiles, wanted)
+        splits = triton.cdiv(tiles, each)
+        best = min(best, (triton.cdiv(splits * others, programs) * (each + SETUP), splits))
+    each = triton.cdiv(tiles, best[1])
+    return triton.cdiv(tiles, each), each * tile
+
+
+class Part(NamedTuple):
+    """Rows that one launch covers, and how its programs share the entities."""
+
+    rows: slice
+    tiles: int
+    splits: int
+    share: int  # entities of a split
+
+
+def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> list[Part]:
+    """Full waves of programs that each pass over all entities, then what is left, split so that it fills the GPU too.
+
+    ``across``: programs on one tile of rows and one split.
+    """
+    height, at_once = use["BM"], max(1, use["programs"] // across)
+    tiles = triton.cdiv(rows, height)
+    full = tiles // at_once * at_once
+    plan = []
+    if full:
+        plan.append(Part(slice(0, min(rows, full * height)), full, 1, triton.cdiv(count, use["BK"]) * use["BK"]))
+    if left := tiles - full:
+        split = split_plan(count, use["BK"], left * across, use["programs"])
+        plan.append(Part(slice(full * height, rows), left, *split))
+    return plan
+
+
+# Why a case may spill on the one target where it does; the other two have none.
+REASONS: dict[str, str] = {}
+HALF = {"x_ptr", "e_ptr", "grad_ptr"}  # pointers to what the products read
+NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def signature(kernel: Any, dtype: str, constants: dict[str, Any], **pointers: str) -> dict[str, str]:
+    """Types of a launch on inputs of ``dtype``: float32 and int32 where nothing else is said."""
+    types = {"seed_ptr": "*i64", "index_ptr": "*i64"} | dict.fromkeys(HALF, f"*{dtype}") | pointers
+    names = [name for name in kernel.arg_names if name not in constants]
+    return {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
+
+
+def aot_cases(
+    kernel: Any, stem: str, prefix: str, label: str, dtype: str, depth: int,
+    pointers: dict[str, str] | None = None, **rest: Any,
+) -> list[AotCase]:  # fmt: skip
+    """One kernel as it is launched at ``depth`` channels of ``dtype``, by every configuration of the file."""
+    found: dict[tuple[tuple[str, int], ...], Shipped] = {}
+    for entry in shipped(stem, depth=depth, bits=torch.finfo(NAMES[dtype]).bits):
+        use = part(entry.use, prefix, depth)
+        known = found.get(key := tuple(use.items()))
+        if known is None or known.targets:  # one that every target has needs no other
+            targets = entry.targets if known is None else tuple(sorted({*known.targets, *entry.targets}))
+            found[key] = Shipped(use, targets)
+    return [
+        _aot_case(kernel, f"{label} d={depth} {dtype}", entry, dtype, depth, pointers or {}, rest)
+        for entry in found.values()
+    ]
+
+
+def _aot_case(
+    kernel: Any, name: str, entry: Shipped, dtype: str, depth: int, pointers: dict[str, str], rest: dict[str, Any]
+) -> AotCase:
+    use, targets = entry
+    constants = {"D": depth, "PRECISION": precision(NAMES[dtype]), "BOUND": dtype == "fp16", **use, **rest}
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    types = signature(kernel, dtype, constants, **{"acc_ptr": f"*{dtype}", **pointers})
+    if targets:
+        name += f" for sm_{', sm_'.join(map(str, targets))}"
+    return AotCase(
+        name, kernel, types, constants, use["num_warps"], use["num_stages"], dtype != "fp32", REASONS.get(name, ""),
+        targets=targets,
+    )  # fmt: skip
+
+
+def _aot() -> list[AotCase]:
+    small = {"D": 512, "COPY_X": True, "RESCALE": True, "R": 8, "BC": 512}
+    types = signature(_prepare, "bf16", small, x_copy_ptr="*bf16", e_copy_ptr="*bf16")
+    return [AotCase("prepare d=512 bf16", _prepare, types, small, 4, 1, False)]
+
+
+AOT = _aot()
