@@ -138,7 +138,7 @@ def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]
     compiled = triton.compile(
         source(case),
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers or None},
     )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"

@@ -23,6 +23,7 @@ class AotCase(NamedTuple):
     # the kernel says do_not_specialize; name here the ones of which that is not so (a stride of 197, say).
     unaligned: tuple[str, ...] = ()
     targets: tuple[int, ...] = ()  # 90 for sm_90; none: all of them
+    max_registers: int = 0  # the launch's ``maxnreg``; 0: the compiler's choice
 
 
 def keep(cases: dict[str, AotCase], case: AotCase) -> None:

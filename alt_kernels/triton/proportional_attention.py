@@ -2,11 +2,13 @@
 
 Symbols: B images, H heads, M queries, N keys, D head dimension, BD >= D its width, tiles of BM queries and BN keys.
 
-Up to 256 keys the keys and values of a head stay on chip for all its queries and the softmax is a single pass (over
-two tiles of keys, BN and BE, so that 192 keys are not padded to 256); above, the keys stream by and the softmax is
-the online one (Milakov and Gimelshein, arXiv 1805.02867). Logits are kept in units of log 2, so that the hardware's
-exp2 serves, and log2(s) is added to them after the product. Floor: q, k, v read and out written once, 2 (M + N) D
-elements a head; 4 M N D floating point operations. The derivative is in ``proportional_attention_backward.py``.
+Up to 272 keys the keys and values of a head stay on chip for all its queries, in up to three tiles (sides are powers of
+two: 197 keys are 128 + 64 + 16, and 257 are 128 + 128 + 16); the softmax is a single pass over all of them, or two,
+the first tile and then the rest, whose logits then need only half the registers. Above, the keys stream by and the
+softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867). Logits are kept in units of log 2, so that the
+hardware's exp2 serves, and log2(s) is added to them after the product. Floor: q, k, v read and out written once,
+2 (M + N) D elements a head; 4 M N D floating point operations. The derivative is in
+``proportional_attention_backward.py``.
 
 q, k, v are read where they lie, as views of a packed QKV. The result lies as ``[B, M, H, D]`` and is returned as the
 view ``[B, H, M, D]``: joining the heads before the output projection then costs nothing.
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import torch
 import triton
@@ -23,7 +26,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase, keep
-from .host import refuse_double, unit_stride
+from .attention_tiles import head_of, key_bias, load_rows, log2, logits, store_rows, unit_stride_rows
+from .host import refuse_double
 from .tuning import config, shipped
 
 LOG2_E = math.log2(math.e)
@@ -34,59 +38,15 @@ STEM = "proportional_attention"
 
 
 @triton.jit
-def load_rows(base, row, stride, live, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of D elements, ``stride`` apart, as a tile of width BD; zeros where not ``live`` and beyond D."""
-    column = tl.arange(0, BD)
-    pointer = base + row.to(tl.int64)[:, None] * stride + column[None, :]
-    if D == BD:
-        return tl.load(pointer, mask=live[:, None], other=0.0)
-    return tl.load(pointer, mask=live[:, None] & (column < D)[None, :], other=0.0)
-
-
-@triton.jit
-def store_rows(base, row, stride, live, value, D: tl.constexpr, BD: tl.constexpr):
-    """The inverse of ``load_rows``, rounded to the pointer's dtype."""
-    column = tl.arange(0, BD)
-    pointer = base + row.to(tl.int64)[:, None] * stride + column[None, :]
-    value = value.to(base.dtype.element_ty)
-    if D == BD:
-        tl.store(pointer, value, mask=live[:, None])
-    else:
-        tl.store(pointer, value, mask=live[:, None] & (column < D)[None, :])
-
-
-@triton.jit
-def key_bias(size_row, key, keys, HAS_SIZE: tl.constexpr):
-    """log2(s) of a tile of keys; -inf, which is log2(0), for a masked key and for one past the end."""
-    if HAS_SIZE:
-        bias = tl.log2(tl.load(size_row + key, mask=key < keys, other=0.0))
-    else:
-        bias = tl.where(key < keys, 0.0, float("-inf"))
-    return bias
-
-
-@triton.jit
-def logits(q, k, size_row, key, keys, scale, HAS_SIZE: tl.constexpr, FULL: tl.constexpr, PRECISION: tl.constexpr):
-    """q k^T scale + log2(s) in units of log 2, ``[BM, BN]``; scale holds log2(e). FULL: no key is past the end.
-
-    The bias is the maximum of two equal columns: across a reduction the compiler cannot move the logarithm to where the
-    product is, whose layout would have every thread take 64 of them and keep them in registers that then spill.
-    """
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if HAS_SIZE:
-        s += tl.max(key_bias(size_row, key[:, None] + tl.zeros([1, 2], tl.int32), keys, HAS_SIZE), 1)[None, :]
-    elif not FULL:
-        s = tl.where((key < keys)[None, :], s, float("-inf"))
-    return s
-
-
-@triton.jit
-def _finish(out_base, lse_row, row, live, acc, peak, total, heads, D: tl.constexpr, BD: tl.constexpr):
+def _finish(
+    out_base, lse_row, first, row, live, acc, peak, total, heads, D: tl.constexpr, BD: tl.constexpr, HALF: tl.constexpr
+):
     """Divide by the row sums and store; a row without a key gives zeros and a log-sum-exp of -inf."""
     none = total == 0.0
-    store_rows(out_base, row, heads * D, live, acc * (1.0 / tl.where(none, 1.0, total))[:, None], D, BD)
-    lse = tl.where(none, float("-inf"), (peak + tl.log2(tl.where(none, 1.0, total))) * LN_2)
-    tl.store(lse_row + row, lse, mask=live)
+    total = tl.where(none, 1.0, total)
+    store_rows(out_base, first, row, heads * D, live, acc * (1.0 / total)[:, None], D, BD)
+    lse = tl.where(none, float("-inf"), (peak + log2(total, HALF)) * LN_2)
+    tl.store(lse_row + first + row, lse, mask=live)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "splits"])
@@ -98,7 +58,7 @@ def _forward_resident(
     out_ptr,  # [B, M, H, D] contiguous
     lse_ptr,  # [B, H, M] float32
     queries,
-    keys,  # N <= BN + BE
+    keys,  # N, more than TILES without the last hold
     heads,
     splits,  # programs that share a head
     q_b,
@@ -115,44 +75,53 @@ def _forward_resident(
     D: tl.constexpr,
     BD: tl.constexpr,
     BM: tl.constexpr,
-    BN: tl.constexpr,
-    BE: tl.constexpr,  # 0: one tile; else N > BN
+    TILES: tl.constexpr,  # tiles of keys, (128, 64, 16)
+    FIRST: tl.constexpr,  # how many of them the first pass of the softmax takes; all: there is no second
     PRECISION: tl.constexpr,
 ):
     """One program: every ``splits``-th tile of BM queries of one head, whose keys and values it loads once."""
+    HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
+    COUNT: tl.constexpr = len(TILES)
     program = tl.program_id(0)
-    pair = (program // splits).to(tl.int64)
-    image = pair // heads
-    head = pair % heads
+    pair, image, head = head_of(program // splits, heads)
+    q_base = q_ptr + image * q_b + head * q_h
     k_base = k_ptr + image * k_b + head * k_h
     v_base = v_ptr + image * v_b + head * v_h
-    size_row = size_ptr + image * keys
-    first = tl.arange(0, BN)
-    k = load_rows(k_base, first, k_n, first < keys, D, BD)  # [BN, BD]
-    v = load_rows(v_base, first, v_n, first < keys, D, BD)  # [BN, BD]
-    if BE > 0:
-        rest = BN + tl.arange(0, BE)
-        k_rest = load_rows(k_base, rest, k_n, rest < keys, D, BD)  # [BE, BD]
-        v_rest = load_rows(v_base, rest, v_n, rest < keys, D, BD)  # [BE, BD]
+    out_base = out_ptr + (image * queries * heads + head) * D
+    k, v, bias = (), (), ()
+    start = 0
+    for i in tl.static_range(COUNT):
+        place = start + tl.arange(0, TILES[i])
+        exists = place < keys
+        k += (load_rows(k_base, 0, place, k_n, exists, D, BD),)  # [TILES[i], BD]
+        v += (load_rows(v_base, 0, place, v_n, exists, D, BD),)
+        bias += (key_bias(size_ptr + image * keys, place, keys, HAS_SIZE, HALF),)
+        start += TILES[i]
     for tile in range(program % splits, tl.cdiv(queries, BM), splits):
-        row = tile * BM + tl.arange(0, BM)
-        live = row < queries
-        q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
-        s = logits(q, k, size_row, first, keys, scale, HAS_SIZE, BE > 0, PRECISION)  # [BM, BN]
-        peak = tl.max(s, 1)
-        if BE > 0:
-            s_rest = logits(q, k_rest, size_row, rest, keys, scale, HAS_SIZE, False, PRECISION)  # [BM, BE]
-            peak = tl.maximum(peak, tl.max(s_rest, 1))
-        peak = tl.where(peak == float("-inf"), 0.0, peak)  # all keys masked: -inf - -inf would be NaN
-        p = tl.exp2(s - peak[:, None])
-        total = tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)  # [BM, BD]
-        if BE > 0:
-            p_rest = tl.exp2(s_rest - peak[:, None])
-            total += tl.sum(p_rest, 1)
-            acc = tl.dot(p_rest.to(v.dtype), v_rest, acc, input_precision=PRECISION)
-        out = out_ptr + (image * queries * heads + head) * D
-        _finish(out, lse_ptr + pair * queries, row, live, acc, peak, total, heads, D, BD)
+        first = tile * BM
+        row = tl.arange(0, BM)
+        live = row < queries - first
+        q = load_rows(q_base, first, row, q_n, live, D, BD)  # [BM, BD]
+        highest = tl.full([BM], float("-inf"), tl.float32)
+        peak = tl.zeros([BM], tl.float32)
+        total = tl.zeros([BM], tl.float32)
+        acc = tl.zeros([BM, BD], tl.float32)
+        for turn in tl.static_range(1 if FIRST == COUNT else 2):
+            before = highest
+            s = ()
+            for i in tl.static_range(FIRST * turn, COUNT if turn else FIRST):
+                s += (logits(q, k[i], bias[i], scale, HAS_SIZE or i == COUNT - 1, True, PRECISION),)
+                highest = tl.maximum(highest, tl.max(s[i - FIRST * turn], 1))
+            peak = tl.where(highest == float("-inf"), 0.0, highest)  # all keys masked: -inf - -inf would be NaN
+            if turn:
+                shrink = tl.exp2(before - peak)
+                total *= shrink
+                acc *= shrink[:, None]
+            for i in tl.static_range(FIRST * turn, COUNT if turn else FIRST):
+                p = tl.exp2(s[i - FIRST * turn] - peak[:, None])
+                total += tl.sum(p, 1)
+                acc = tl.dot(p.to(q.dtype), v[i], acc, input_precision=PRECISION)  # [BM, BD]
+        _finish(out_base, lse_ptr + pair * queries, first, row, live, acc, peak, total, heads, D, BD, HALF)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads"])
@@ -184,22 +153,26 @@ def _forward_online(
     PRECISION: tl.constexpr,
 ):
     """One program: BM queries of one head, its keys in tiles of BN."""
+    HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     tiles = tl.cdiv(queries, BM)
     program = tl.program_id(0)
-    pair = (program // tiles).to(tl.int64)  # the tiles of a head run side by side and share its keys in L2
-    image = pair // heads
-    head = pair % heads
-    row = (program % tiles) * BM + tl.arange(0, BM)
-    live = row < queries
-    q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
+    pair, image, head = head_of(program // tiles, heads)  # a head's tiles run side by side and share its keys in L2
+    k_base = k_ptr + image * k_b + head * k_h
+    v_base = v_ptr + image * v_b + head * v_h
+    first = (program % tiles) * BM
+    row = tl.arange(0, BM)
+    live = row < queries - first
+    q = load_rows(q_ptr + image * q_b + head * q_h, first, row, q_n, live, D, BD)  # [BM, BD]
     peak = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BD], tl.float32)
-    for first in range(0, keys, BN):
-        key = first + tl.arange(0, BN)
-        k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, key < keys, D, BD)  # [BN, BD]
-        v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, key < keys, D, BD)  # [BN, BD]
-        s = logits(q, k, size_ptr + image * keys, key, keys, scale, HAS_SIZE, False, PRECISION)  # [BM, BN]
+    for start in range(0, keys, BN):
+        place = tl.arange(0, BN)
+        key = start + place
+        k = load_rows(k_base, start, place, k_n, key < keys, D, BD)  # [BN, BD]
+        v = load_rows(v_base, start, place, v_n, key < keys, D, BD)  # [BN, BD]
+        bias = key_bias(size_ptr + image * keys, key, keys, HAS_SIZE, HALF)
+        s = logits(q, k, bias, scale, True, False, PRECISION)  # [BM, BN]
         higher = tl.maximum(peak, tl.max(s, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)  # no key yet: -inf - -inf would be NaN
         p = tl.exp2(s - safe[:, None])
@@ -207,8 +180,8 @@ def _forward_online(
         total = total * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         peak = higher
-    out = out_ptr + (image * queries * heads + head) * D
-    _finish(out, lse_ptr + pair * queries, row, live, acc, peak, total, heads, D, BD)
+    out_base = out_ptr + (image * queries * heads + head) * D
+    _finish(out_base, lse_ptr + pair * queries, first, row, live, acc, peak, total, heads, D, BD, HALF)
 
 
 def check_depth(q: Tensor) -> None:
@@ -223,9 +196,24 @@ def width(depth: int) -> int:
     return max(16, triton.next_power_of_2(depth))
 
 
+BUCKETS = (64, 128, 160, 192, 208, 256, 272)
+
+
 def bucket(keys: int) -> int:
-    """64, 128, 192 or 256, and 512 for all above: what a configuration may depend on as tokens merge away."""
-    return 64 * triton.cdiv(keys, 64) if keys <= 256 else 512
+    """The first of BUCKETS that holds them, and 512 above: what a configuration may depend on as tokens merge away.
+
+    208 and 272 are there for the 197 and 257 tokens of an image with its class token.
+    """
+    return next((size for size in BUCKETS if keys <= size), 512)
+
+
+def key_tiles(tuned: dict[str, int], keys: int) -> tuple[int, ...]:
+    """The tiles that hold ``keys`` keys on chip; none where the configuration is another one or does not hold them."""
+    found: list[int] = []
+    for side in (tuned["cols"], tuned["more_cols"], tuned["last_cols"]) if tuned["resident"] else ():
+        if side and sum(found) < keys:
+            found.append(side)
+    return tuple(found) if sum(found) >= keys else ()
 
 
 def heads_last(x: Tensor, rows: int) -> Tensor:
@@ -239,10 +227,15 @@ def precision(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
+def _layout(tuned: dict[str, int], tiles: tuple[int, ...]) -> dict[str, Any]:
+    """The constants that say how the keys lie."""
+    return {"TILES": tiles, "FIRST": 1 if tuned["passes"] > 1 else len(tiles)} if tiles else {"BN": tuned["cols"]}
+
+
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     refuse_double(q)
     check_depth(q)
-    q, k, v = unit_stride(q), unit_stride(k), unit_stride(v)
+    q, k, v = unit_stride_rows(q), unit_stride_rows(k), unit_stride_rows(v)
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
     out = heads_last(q, queries)
@@ -252,24 +245,24 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     if keys == 0:
         return out.zero_(), logsumexp.fill_(-math.inf)
     tuned = config(STEM, depth=width(depth), bytes=q.element_size(), keys=bucket(keys))
-    tiles = triton.cdiv(queries, tuned["rows"])
-    resident = tuned["resident"] and keys <= tuned["cols"] + tuned["more_cols"]
-    splits = min(tiles, triton.cdiv(PROGRAMS, batch * heads)) if resident else tiles
-    kernel = _forward_resident if resident else _forward_online
+    blocks = triton.cdiv(queries, tuned["rows"])
+    tiles = key_tiles(tuned, keys)
+    splits = min(blocks, triton.cdiv(PROGRAMS, batch * heads)) if tiles else blocks
+    kernel = _forward_resident if tiles else _forward_online
     kernel[(batch * heads * splits,)](
         q, k, v, q if size is None else size.contiguous(), out, logsumexp,
-        queries, keys, heads, *((splits,) if resident else ()),
+        queries, keys, heads, *((splits,) if tiles else ()),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], scale * LOG2_E,
-        HAS_SIZE=size is not None, D=depth, BD=width(depth), BM=tuned["rows"], BN=tuned["cols"],
-        **({"BE": tuned["more_cols"] if keys > tuned["cols"] else 0} if resident else {}), PRECISION=precision(q.dtype),
-        num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
+        HAS_SIZE=size is not None, D=depth, BD=width(depth), BM=tuned["rows"], **_layout(tuned, tiles),
+        PRECISION=precision(q.dtype), num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
+        maxnreg=tuned["max_registers"] or None,
     )  # fmt: skip
     return out, logsumexp
 
 
 # What is compiled ahead of time: the head dimensions of CLIP towers in bfloat16 and float32, float16 at the usual 64;
 # with sizes, and at 64 without them as well, as in the first block.
-KEYS = (64, 128, 192, 256, 512)
+KEYS = (*BUCKETS, 512)
 LAUNCHES = (
     *product((64, 80, 128, 256), ("bf16", "fp32"), KEYS, (True,)),
     *product((64,), ("fp16",), KEYS, (True,)),
@@ -277,33 +270,34 @@ LAUNCHES = (
 )
 STRIDES = {f"{name}_{axis}": "i32" for name in "qkv" for axis in "bhn"}
 TIGHT = "on sm_80, 1 to 3 registers: the logits of 64 queries fill half of them, and the mask is kept over the loop"
+BOUNDED = "a limit on registers lets another program on, at the price of addresses fetched again for each tile of rows"
 
 
-def aot_name(what: str, depth: int, dtype: str, sized: bool, warps: int, stages: int) -> str:
-    return f"{what} D={depth} {dtype}{'' if sized else ' no sizes'} {warps} warps {stages} stages"
+def aot_name(what: str, depth: int, dtype: str, sized: bool, warps: int, stages: int, registers: int = 0) -> str:
+    bound = f" {registers} registers" if registers else ""
+    return f"{what} D={depth} {dtype}{'' if sized else ' no sizes'} {warps} warps {stages} stages{bound}"
 
 
 def _aot() -> list[AotCase]:
     cases: dict[str, AotCase] = {}
     for depth, dtype, keys, sized in LAUNCHES:
         for tuned, targets in shipped(STEM, depth=width(depth), bytes=4 if dtype == "fp32" else 2, keys=keys):
-            resident = tuned["resident"] and keys <= tuned["cols"] + tuned["more_cols"]
-            integers = ("queries", "keys", "heads", *(("splits",) if resident else ()))
+            tiles = key_tiles(tuned, keys)
+            integers = ("queries", "keys", "heads", *(("splits",) if tiles else ()))
             signature = {f"{name}_ptr": f"*{dtype}" for name in ("q", "k", "v", "out")}
             signature |= {"size_ptr": "*fp32" if sized else f"*{dtype}", "lse_ptr": "*fp32"}
             signature |= dict.fromkeys(integers, "i32") | STRIDES | {"scale": "fp32"}
-            rows, cols, more, warps, stages = (
-                tuned[name] for name in ("rows", "cols", "more_cols", "num_warps", "num_stages")
-            )
-            constants = {"HAS_SIZE": sized, "D": depth, "BD": width(depth), "BM": rows, "BN": cols}
-            constants |= {"BE": more} if resident else {}
+            rows, warps, stages, limit = (tuned[name] for name in ("rows", "num_warps", "num_stages", "max_registers"))
+            constants = {"HAS_SIZE": sized, "D": depth, "BD": width(depth), "BM": rows} | _layout(tuned, tiles)
             constants["PRECISION"] = "ieee" if dtype == "fp32" else "tf32"
-            what = f"forward resident {rows}x{cols + more}" if resident else f"forward online {rows}x{cols}"
-            name = aot_name(what, depth, dtype, sized, warps, stages)
-            kernel = _forward_resident if resident else _forward_online
-            reason = TIGHT if resident and more and not sized else ""
+            what = f"resident {rows}x{sum(tiles)}" if tiles else f"online {rows}x{tuned['cols']}"
+            what = f"forward {what}{' two passes' if tiles and tuned['passes'] > 1 else ''}"
+            name = aot_name(what, depth, dtype, sized, warps, stages, limit)
+            kernel = _forward_resident if tiles else _forward_online
+            reason = BOUNDED if limit else TIGHT if len(tiles) > 1 and not sized else ""
             half = dtype != "fp32"
-            keep(cases, AotCase(name, kernel, signature, constants, warps, stages, half, reason, targets=targets))
+            case = AotCase(name, kernel, signature, constants, warps, stages, half, reason, targets=targets)
+            keep(cases, case._replace(max_registers=limit))
     return list(cases.values())
 
 

@@ -4,11 +4,11 @@ With P = exp(scores - lse) computed again, dP = dO V^T and delta = rowsum(dO out
 
     dV = P^T dO,   dS = P (dP - delta),   dQ = dS K scale,   dK = dS^T Q scale.
 
-Where the keys of a head fit one tile, one program does the whole head and each product is computed once: all keys are
-there, so that delta is rowsum(P dP), ``out`` is not read at all, and dQ needs no sum over programs. Floor 7 x M D
-elements a head for M = N (q, k, v, dO in; dq, dk, dv out), 10 M N D floating point operations. Otherwise one
-kernel goes over tiles of queries for dQ (and delta), a second one over tiles of keys for dK and dV: P and dP are
-computed twice, 14 M N D operations.
+Where the keys of a head fit one tile (up to 128, on sm_90 up to 256), one program does the whole head and each product
+is computed once: all keys are there, so that delta is rowsum(P dP), ``out`` is not read at all, and dQ needs no sum
+over programs. Floor 7 x M D elements a head for M = N (q, k, v, dO in; dq, dk, dv out), 10 M N D floating point
+operations. Otherwise one kernel goes over tiles of queries for dQ (and delta), a second one over tiles of keys for dK
+and dV: P and dP are computed twice, 14 M N D operations.
 
 The kernel over keys works on transposed tiles ``[BN, BM]``: with 256 keys and 32 queries that is the shape whose
 matrix instructions (64 rows or more) leave room in the registers for the sums of dK and dV.
@@ -22,21 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase, keep
-from .host import refuse_double, unit_stride
-from .proportional_attention import (
-    LAUNCHES,
-    LOG2_E,
-    aot_name,
-    bucket,
-    check_depth,
-    heads_last,
-    key_bias,
-    load_rows,
-    logits,
-    precision,
-    store_rows,
-    width,
-)
+from .attention_tiles import head_of, key_bias, load_rows, logits, store_rows, unit_stride_rows
+from .host import refuse_double
+from .proportional_attention import LAUNCHES, LOG2_E, aot_name, bucket, check_depth, heads_last, precision, width
 from .tuning import config, shipped
 
 STEM = "proportional_attention_backward"
@@ -92,30 +80,34 @@ def _backward_queries(
     PRECISION: tl.constexpr,
 ):
     """One program: dQ and delta of BM queries of one head, its keys in tiles of BN."""
+    HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     tiles = tl.cdiv(queries, BM)
     program = tl.program_id(0)
-    pair = (program // tiles).to(tl.int64)
-    image = pair // heads
-    head = pair % heads
-    row = (program % tiles) * BM + tl.arange(0, BM)
-    live = row < queries
-    grad = load_rows(grad_ptr + image * g_b + head * g_h, row, g_n, live, D, BD)  # [BM, BD]
-    out = load_rows(out_ptr + image * o_b + head * o_h, row, o_n, live, D, BD)  # [BM, BD]
+    pair, image, head = head_of(program // tiles, heads)
+    k_base = k_ptr + image * k_b + head * k_h
+    v_base = v_ptr + image * v_b + head * v_h
+    first = (program % tiles) * BM
+    row = tl.arange(0, BM)
+    live = row < queries - first
+    grad = load_rows(grad_ptr + image * g_b + head * g_h, first, row, g_n, live, D, BD)  # [BM, BD]
+    out = load_rows(out_ptr + image * o_b + head * o_h, first, row, o_n, live, D, BD)  # [BM, BD]
     delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)  # [BM]
-    tl.store(delta_ptr + pair * queries + row, delta, mask=live)
-    q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
-    lse = _load_lse(lse_ptr + pair * queries, row, live)
+    tl.store(delta_ptr + pair * queries + first + row, delta, mask=live)
+    q = load_rows(q_ptr + image * q_b + head * q_h, first, row, q_n, live, D, BD)  # [BM, BD]
+    lse = _load_lse(lse_ptr + pair * queries + first, row, live)
     dq = tl.zeros([BM, BD], tl.float32)
-    for first in range(0, keys, BN):
-        key = first + tl.arange(0, BN)
-        k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, key < keys, D, BD)  # [BN, BD]
-        v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, key < keys, D, BD)  # [BN, BD]
-        s = logits(q, k, size_ptr + image * keys, key, keys, scale_log2, HAS_SIZE, False, PRECISION)  # [BM, BN]
+    for start in range(0, keys, BN):
+        place = tl.arange(0, BN)
+        key = start + place
+        k = load_rows(k_base, start, place, k_n, key < keys, D, BD)  # [BN, BD]
+        v = load_rows(v_base, start, place, v_n, key < keys, D, BD)  # [BN, BD]
+        bias = key_bias(size_ptr + image * keys, key, keys, HAS_SIZE, HALF)
+        s = logits(q, k, bias, scale_log2, True, False, PRECISION)  # [BM, BN]
         p = tl.exp2(s - lse[:, None])
         dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)  # [BM, BN]
         ds = p * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    store_rows(dq_ptr + (image * queries * heads + head) * D, row, heads * D, live, dq * scale, D, BD)
+    store_rows(dq_ptr + (image * queries * heads + head) * D, first, row, heads * D, live, dq * scale, D, BD)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads"])
@@ -156,41 +148,44 @@ def _backward_keys(
     PRECISION: tl.constexpr,
 ):
     """One program: dK and dV of BN keys of one head, its queries in tiles of BM; with WHOLE_HEAD their dQ as well."""
+    HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     tiles = tl.cdiv(keys, BN)
     program = tl.program_id(0)
-    pair = (program // tiles).to(tl.int64)
-    image = pair // heads
-    head = pair % heads
-    key = (program % tiles) * BN + tl.arange(0, BN)
-    exists = key < keys
-    k = load_rows(k_ptr + image * k_b + head * k_h, key, k_n, exists, D, BD)  # [BN, BD]
-    v = load_rows(v_ptr + image * v_b + head * v_h, key, v_n, exists, D, BD)  # [BN, BD]
-    bias = key_bias(size_ptr + image * keys, key, keys, HAS_SIZE)  # [BN]
+    pair, image, head = head_of(program // tiles, heads)
+    q_base = q_ptr + image * q_b + head * q_h
+    grad_base = grad_ptr + image * g_b + head * g_h
+    dq_base = dq_ptr + (image * queries * heads + head) * D
+    start = (program % tiles) * BN
+    place = tl.arange(0, BN)
+    exists = place < keys - start
+    k = load_rows(k_ptr + image * k_b + head * k_h, start, place, k_n, exists, D, BD)  # [BN, BD]
+    v = load_rows(v_ptr + image * v_b + head * v_h, start, place, v_n, exists, D, BD)  # [BN, BD]
+    bias = key_bias(size_ptr + image * keys, start + place, keys, HAS_SIZE, HALF)  # [BN]
     dk = tl.zeros([BN, BD], tl.float32)
     dv = tl.zeros([BN, BD], tl.float32)
     for first in range(0, queries, BM):
-        row = first + tl.arange(0, BM)
-        live = row < queries
-        q = load_rows(q_ptr + image * q_b + head * q_h, row, q_n, live, D, BD)  # [BM, BD]
-        grad = load_rows(grad_ptr + image * g_b + head * g_h, row, g_n, live, D, BD)  # [BM, BD]
-        lse = _load_lse(lse_ptr + pair * queries, row, live)
+        row = tl.arange(0, BM)
+        live = row < queries - first
+        q = load_rows(q_base, first, row, q_n, live, D, BD)  # [BM, BD]
+        grad = load_rows(grad_base, first, row, g_n, live, D, BD)  # [BM, BD]
+        lse = _load_lse(lse_ptr + pair * queries + first, row, live)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + bias[:, None]  # [BN, BM]
         p = tl.exp2(s - lse[None, :])
         dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
         dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)  # [BN, BM]
+        dp *= p
         if WHOLE_HEAD:
-            delta = tl.sum(p * dp, 0)
+            delta = tl.sum(dp, 0)
         else:
-            delta = tl.load(delta_ptr + pair * queries + row, mask=live, other=0.0)
-        ds = (p * (dp - delta[None, :])).to(q.dtype)  # [BN, BM]
+            delta = tl.load(delta_ptr + pair * queries + first + row, mask=live, other=0.0)
+        ds = (dp - p * delta[None, :]).to(q.dtype)  # [BN, BM]; P (dP - delta) in one fused step after the product
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if WHOLE_HEAD:
             dq = tl.dot(tl.trans(k), ds, input_precision=PRECISION)  # [BD, BM]
-            base = dq_ptr + (image * queries * heads + head) * D
-            store_rows(base, row, heads * D, live, tl.trans(dq) * scale, D, BD)
+            store_rows(dq_base, first, row, heads * D, live, tl.trans(dq) * scale, D, BD)
     base = (image * keys * heads + head) * D
-    store_rows(dk_ptr + base, key, heads * D, exists, dk * scale, D, BD)
-    store_rows(dv_ptr + base, key, heads * D, exists, dv, D, BD)
+    store_rows(dk_ptr + base, start, place, heads * D, exists, dk * scale, D, BD)
+    store_rows(dv_ptr + base, start, place, heads * D, exists, dv, D, BD)
 
 
 def proportional_attention_backward(
@@ -205,7 +200,7 @@ def proportional_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     refuse_double(q)
     check_depth(q)
-    grad, q, k, v = unit_stride(grad), unit_stride(q), unit_stride(k), unit_stride(v)
+    grad, q, k, v = (unit_stride_rows(x) for x in (grad, q, k, v))
     logsumexp = logsumexp.contiguous()
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
@@ -221,7 +216,7 @@ def proportional_attention_backward(
     strides = (*grad.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
     delta = logsumexp
     if not whole_head:
-        out = unit_stride(out)
+        out = unit_stride_rows(out)
         delta = torch.empty_like(logsumexp)
         _backward_queries[(batch * heads * triton.cdiv(queries, tuned["query_rows"]),)](
             grad, q, k, v, sizes, out, logsumexp, delta, dq, queries, keys, heads,

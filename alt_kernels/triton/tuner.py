@@ -73,26 +73,44 @@ def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[
         return [*rows, *tiles, axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
     if stem == "proportional_attention":
         keys = when["keys"]
-        resident = [(64, 0), (128, 0), (128, 64), (128, 128), (256, 0)]
-        layouts = [{"resident": 1, "cols": c, "more_cols": m} for c, m in resident if c + m >= keys > c * (m > 0)]
-        layouts += [{"resident": 0, "cols": c, "more_cols": 0} for c in (32, 64, 128)]
-        return [layouts, axis("rows", 32, 64, 128), axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
+        tiles = [(64, 0, 0), (64, 32, 0), (128, 0, 0), (128, 16, 0), (128, 32, 0), (128, 32, 16), (128, 64, 0)]
+        tiles += [(128, 64, 16), (128, 64, 32), (128, 128, 0), (256, 0, 0), (128, 128, 16), (256, 16, 0)]
+        layouts = [  # the tightest, each in one pass and in two
+            {"resident": 1, "cols": c, "more_cols": m, "last_cols": e, "passes": p}
+            for c, m, e in tiles
+            if keys <= c + m + e < keys + 64
+            for p in ((1, 2) if m else (1,))
+        ]
+        layouts += [
+            {"resident": 0, "cols": c, "more_cols": 0, "last_cols": 0, "passes": 1, "max_registers": 0}
+            for c in (32, 64, 128)
+        ]
+        # Three or four programs of four warps, two of eight; how deep rows are fetched ahead costs registers as well.
+        room = [{"max_registers": r, "num_stages": n} for r in (0, 128, 168) for n in (1, 2, 3)]
+        shapes = [{"rows": r, "num_warps": w} for r, w in ((32, 4), (64, 4), (64, 8), (128, 4), (128, 8), (128, 16))]
+        return [layouts, shapes, room]
     if stem == "proportional_attention_backward":
         found = []
         if when["keys"] <= 256:
-            found.append(
-                [{"whole_head": 1, "key_cols": max(64, _power(when["keys"])), "key_rows": r} for r in (16, 32)]
-            )
+            cols = max(64, _power(when["keys"]))
+            shapes = [(r, w) for r in (16, 32, 64) for w in (4, 8, 16) if cols <= 32 * w]
+            found.append([{"whole_head": 1, "key_cols": cols, "key_rows": r, "key_num_warps": w} for r, w in shapes])
         for side in prefixes:
-            tiles = [axis(f"{side}rows", 16, 32, 64), axis(f"{side}cols", 32, 64, 128)]
-            found += [*tiles, axis(f"{side}num_warps", 4, 8), axis(f"{side}num_stages", 1, 2, 3)]
+            tiles = [axis(f"{side}rows", 16, 32, 64, 128), axis(f"{side}cols", 32, 64, 128)]
+            found += [*tiles, axis(f"{side}num_warps", 4, 8, 16), axis(f"{side}num_stages", 1, 2, 3)]
         return found
     if stem in ("gumbel_assignment", "gumbel_assignment_backward"):
-        found = []
+        found, width = [], max(16, _power(when["depth"]))
         for kernel in prefixes:
-            tiles = [axis(f"{kernel}BM", 64, 128), axis(f"{kernel}BK", 32, 64, 128), axis(f"{kernel}BD", 32, 64, 128)]
-            found += [*tiles, axis(f"{kernel}num_warps", 4, 8), axis(f"{kernel}num_stages", 2, 3, 4)]
-            found.append(axis(f"{kernel}programs", 264, 528, 1056))
+            names = [f"{kernel}{field}" for field in ("BM", "BK", "BD", "num_warps", "num_stages")]
+            layouts = [(bm, bk, width, 8, n) for bm in (64, 128) for bk in (16, 32) for n in (2, 3)]  # rows stay
+            layouts += [(bm, bk, 64, 8, 3) for bm in (64, 128) for bk in (64, 128)]  # rows are fetched for every tile
+            found.append([dict(zip(names, layout, strict=True)) for layout in layouts])
+            if kernel not in ("hard_", "delta_"):  # these have no sum over values
+                found.append(axis(f"{kernel}DV", *sorted({min(n, width) for n in (128, 256, 512)})))
+            found += [axis(f"{kernel}BM", 32, 64, 128), axis(f"{kernel}BK", 16, 32, 64, 128)]
+            found += [axis(f"{kernel}num_warps", 4, 8, 16), axis(f"{kernel}num_stages", 2, 3, 4)]
+            found.append(axis(f"{kernel}programs", 132, 264, 528))
         return found
     raise ValueError(f"stem: no axes are known for {stem!r}")
 

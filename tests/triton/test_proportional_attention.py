@@ -10,9 +10,9 @@ from torch import Tensor
 
 from alt_kernels import testing
 from alt_kernels.reference import proportional_attention as reference
+from alt_kernels.triton import attention_tiles, tuning
 from alt_kernels.triton import proportional_attention as forward
 from alt_kernels.triton import proportional_attention_backward as backward
-from alt_kernels.triton import tuning
 
 from ..ops.test_proportional_attention import truth_of
 
@@ -210,7 +210,7 @@ def test_whole_head_and_two_kernels(device: torch.device, monkeypatch: pytest.Mo
         use = chosen(stem, **sizes)
         if stem == forward.STEM:
             assert use["resident"]
-            return use | {"resident": 0, "cols": 32}
+            return use | {"resident": 0, "cols": 32, "max_registers": 0}
         assert use["whole_head"]
         two = {f"{side}_{name}": value for side in ("query", "key") for name, value in tile.items()}
         return use | {"whole_head": 0} | two
@@ -220,6 +220,80 @@ def test_whole_head_and_two_kernels(device: torch.device, monkeypatch: pytest.Mo
     monkeypatch.setattr(forward, "config", other)
     monkeypatch.setattr(backward, "config", other)
     check(q, k, v, size)
+
+
+# What sm_90 has of its own: three tiles of keys, a softmax in two passes, one program for 256 keys backward.
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "device_name", lambda: "any, sm_90")
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("keys", [1, 16, 17, 129, 192, 193, 208, 209, 256, 257, 272, 273])
+def test_tiles_of_keys(device: torch.device, keys: int) -> None:
+    """On either side of every tile's edge, a third of the keys masked; the last key is there."""
+    size = torch.randint(0, 3, (1, keys)).float().to(device)
+    size[0, -1] = 3
+    check(*draw(device, torch.float16, 5, keys, 64, batch=1), size)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_a_whole_image(device: torch.device, dtype: torch.dtype) -> None:
+    """197 tokens: four tiles of queries forward, seven backward, the last ones with five rows."""
+    check(*draw(device, dtype, 197, 197, 64, batch=1), testing.random_size(1, 197, seed=4).to(device))
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("masked", [range(0, 128), range(128, 197), range(197)], ids=["first", "rest", "all"])
+def test_a_pass_without_keys(device: torch.device, masked: range) -> None:
+    """Either pass of the softmax may find nothing but masked keys, or both: no NaN comes of it."""
+    q, k, v = draw(device, torch.bfloat16, 9, 197, 64, batch=1)
+    size = torch.ones(1, 197, device=device)
+    size[:, list(masked)] = 0
+    out, lse, *grads = check(q, k, v, size)
+    assert not any(t.isnan().any() for t in (out, *grads))
+    if len(masked) == 197:
+        assert not any(t.any() for t in (out, *grads))
+        assert (lse == -torch.inf).all()
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("keys", [150, 197, 260])
+def test_layouts_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch, keys: int) -> None:
+    """One pass or two, tiles in any number, sizes of 1 or none: all within the same bands; the last pair to the bit."""
+    q, k, v = draw(device, torch.float16, 20, keys, 64, batch=1)
+    grad, ones = torch.randn(q.shape).to(q), torch.ones(1, keys, device=device)
+    for one, two in zip(run(q, k, v, None, 0.125, grad), run(q, k, v, ones, 0.125, grad), strict=True):
+        testing.assert_same_bits(one, two)
+    chosen = tuning.config
+
+    def single(stem: str, **sizes: int) -> dict[str, int]:
+        use = chosen(stem, **sizes)
+        return use | ({"passes": 1} if stem == forward.STEM else {})
+
+    monkeypatch.setattr(forward, "config", single)
+    check(q, k, v, testing.random_size(1, keys, seed=5).to(device))
+
+
+def test_key_tiles() -> None:
+    """Only the tiles that some key reaches; none where the keys do not fit, or are to stream by."""
+    use = {"resident": 1, "cols": 128, "more_cols": 64, "last_cols": 16}
+    found = {keys: forward.key_tiles(use, keys) for keys in (1, 128, 129, 192, 193, 208, 209)}
+    assert found == {
+        1: (128,), 128: (128,), 129: (128, 64), 192: (128, 64), 193: (128, 64, 16), 208: (128, 64, 16), 209: (),
+    }  # fmt: skip
+    assert forward.key_tiles(use | {"resident": 0}, 1) == ()
+    assert [forward.bucket(keys) for keys in (1, 65, 129, 197, 209, 257, 273)] == [64, 128, 160, 208, 256, 272, 512]
+
+
+def test_rows_far_apart_are_copied() -> None:
+    """Offsets inside a tile are 32 bits: rows so far apart that they would not hold them are brought together."""
+    near = torch.zeros(1, 1, 4, 16)
+    far = torch.empty(2 * attention_tiles.STRIDE_LIMIT, device="meta")
+    far = far.as_strided((1, 1, 2, 16), (0, 0, attention_tiles.STRIDE_LIMIT, 1))
+    assert attention_tiles.unit_stride_rows(near) is near
+    assert attention_tiles.unit_stride_rows(far).stride(-2) == 16
 
 
 @pytest.mark.parametrize(
@@ -257,7 +331,7 @@ def test_configurations() -> None:
     """Every entry holds the keys of its bucket where it says so, and every kernel is compiled ahead of time."""
     for entries in tuning.load(forward.STEM).values():
         for when, use in (entry.values() for entry in entries):
-            assert not use["resident"] or use["cols"] + use["more_cols"] >= when["keys"]
+            assert not use["resident"] or sum(forward.key_tiles(use, when["keys"])) >= when["keys"]
     for entries in tuning.load(backward.STEM).values():
         for when, use in (entry.values() for entry in entries):
             assert not use["whole_head"] or use["key_cols"] >= when["keys"]
