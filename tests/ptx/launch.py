@@ -1,12 +1,14 @@
-"""From the launchers of ``alt_kernels.triton`` to programs that run: Triton binds, specialises and compiles for sm_80.
+"""From the launchers of ``alt_kernels.triton`` to programs that run: Triton binds, specialises and compiles.
 
 :func:`install` is for a process of its own, without TRITON_INTERPRET: launches on CPU tensors then compile as far as
-PTX, with the constants and divisibility that they would have on a GPU, and are emulated. No assembler runs.
+the PTX of sm_80 (of sm_90 with ALT_KERNELS_PTX_TARGET=90), with the constants and divisibility that they would have on
+a GPU, and are emulated. No assembler runs.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections import Counter
 from typing import Any
@@ -20,7 +22,6 @@ from .memory import Global, HazardError
 from .translate import Program, translate
 
 LANES = 2048  # threads that run side by side, in programs: NumPy's cost of a call is shared among them
-SHARED_LIMIT = 163 * 1024  # bytes of a program on sm_80
 GRIDS = (2**31 - 1, 65_535, 65_535)
 
 #: What ran, by kernel: launches, programs, seconds; compilations by kernel and specialisation.
@@ -30,13 +31,17 @@ seconds: Counter[str] = Counter()
 variants: dict[str, set[str]] = {}
 
 
+TARGET = int(os.environ.get("ALT_KERNELS_PTX_TARGET", "80"))  # or 90
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}[TARGET]  # bytes of a program
+
+
 class Driver:
-    """An sm_80 that can be compiled for; launches on it are emulated."""
+    """A GPU that can be compiled for; launches on it are emulated."""
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", 80, 32)
+        return GPUTarget("cuda", TARGET, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -144,7 +149,7 @@ def install() -> None:
 
 
 def main() -> None:
-    """Translate every case that is compiled ahead of time for sm_80: an instruction that is not emulated raises."""
+    """Translate every case compiled ahead of time for the target: an instruction that is not emulated raises."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -153,9 +158,9 @@ def main() -> None:
     install()
     for stem, number, name in aot.chosen():
         case = aot.cases(stem)[number]
-        if 80 in (case.targets or (80,)):
+        if TARGET in (case.targets or (TARGET,)):
             options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-            kernel = triton.compile(aot.source(case), target=GPUTarget("cuda", 80, 32), options=options)
+            kernel = triton.compile(aot.source(case), target=GPUTarget("cuda", TARGET, 32), options=options)
             code = translate(kernel.asm["ptx"])
             for block in range(len(code.ends)):
                 code.whole[block], code.partial[block]

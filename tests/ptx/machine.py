@@ -12,6 +12,7 @@ from .instructions import UnknownInstruction
 from .memory import AccessError, Global, HazardError
 from .shared import Copies, Shared
 from .translate import Program
+from .warpgroup import Warpgroups
 
 #: What registers hold before they are written: NaN in every format, and no address.
 POISON = {1: False, 8: 0xFF, 16: 0xFFFF, 32: 0x7FC0DEAD, 64: 0x7FF8DEADDEADDEAD}
@@ -46,6 +47,7 @@ class Machine:
         self.alive = np.ones(self.lanes, bool)
         self.shared = Shared(self, shared, program.granule)
         self.copies = Copies(self)
+        self.warpgroups = Warpgroups(self)
 
     # Control
 
@@ -75,6 +77,8 @@ class Machine:
                 self._go(waiting, end.other, ~here if mask is None else mask & ~here)
         for number, *_ in self.copies.under_way:
             self.hazard(number, "copy that nothing waits for", 0)
+        for number, *_ in self.warpgroups.under_way:
+            self.hazard(number, "matrix product that nothing waits for", 0)
 
     def _go(self, waiting: dict[int, Array | None], block: int | None, mask: Array | None) -> None:
         if mask is not None and not mask.any():
@@ -231,6 +235,13 @@ class Machine:
         giving = lanes[lanes % 32 < 8 * count]
         rows = self.shared.load(number, giving, self.spread(at)[giving], 4, 4)
         return self._loaded(lanes, matrix.deal(rows.reshape(-1, count, 8, 4), trans))
+
+    def store_matrix(self, number: int, at: Array, values: tuple[Array, ...], trans: bool, where: Array | None) -> None:
+        """stmatrix, the inverse of ldmatrix."""
+        lanes = self.together(number, where)
+        giving = lanes[lanes % 32 < 8 * len(values)]
+        words = np.stack([self.spread(v)[lanes] for v in values], 1)
+        self.shared.store(number, giving, self.spread(at)[giving], matrix.collect(words, trans))
 
     def mma(
         self, number: int, shape: str, kind: str, a: list[Array], b: list[Array], c: list[Array], where: Array | None

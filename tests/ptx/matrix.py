@@ -27,6 +27,15 @@ def deal(rows: Array, trans: bool) -> Array:
     return rows.reshape(warps, count, 32).swapaxes(1, 2).reshape(-1, count)
 
 
+def collect(words: Array, trans: bool) -> Array:
+    """The inverse of ``deal``: ``[warps * 32, count]`` words of lanes to ``[warps * count * 8, 4]`` of rows."""
+    count = words.shape[1]
+    rows = np.ascontiguousarray(words.reshape(-1, 32, count).swapaxes(1, 2)).reshape(-1, count, 8, 4)
+    if trans:
+        rows = np.ascontiguousarray(rows.view(u16).swapaxes(2, 3)).view(u32)
+    return rows.reshape(-1, 4)
+
+
 def _layout(shape: str, halves: bool) -> tuple[Array, Array, Array, Array, int]:
     """Row and column of each element a lane holds of A, the same of B (k and n), and K."""
     if halves:

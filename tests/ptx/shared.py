@@ -32,7 +32,10 @@ class Shared:
         self.bytes = np.full(total, 0xFF, np.uint8)  # NaN in every float format
         cells = total // granule
         self.wrote, self.read, self.many, self.flight = (np.zeros(cells, np.int64) for _ in range(4))
+        self.copied = np.zeros(cells, bool)  # the last write was by cp.async
+        self.held = np.zeros(cells, np.int32)  # matrix products under way that read it
         self.time = 1
+        self.fenced = np.full(machine.lanes, THREADS, np.int64)  # by fence.proxy.async; never written is all of it
         self.program_sync = np.zeros(machine.lanes, np.int64)  # stamps after it are of this interval
         self.warp_sync = np.zeros(machine.lanes, np.int64)
 
@@ -42,6 +45,10 @@ class Shared:
         self.warp_sync[lanes] = stamp
         if whole_program:
             self.program_sync[lanes] = stamp
+
+    def fence(self, lanes: Any) -> None:
+        self.time += 1
+        self.fenced[lanes] = (self.time << THREAD_BITS) - 1
 
     def places(self, number: int, lanes: Array, at: Array, width: int) -> Array:
         """Byte positions of a checked access of ``width`` bytes a thread."""
@@ -97,9 +104,11 @@ class Shared:
             ("what another warp read without a barrier", read),
             ("what another thread of the warp wrote or read without a bar.warp.sync", wrote_within | read_within),
             ("the destination of a copy under way", self.flight[cells] != 0),
+            ("what a matrix product under way reads", self.held[cells] != 0),
         )  # fmt: skip
 
-    def note_write(self, lanes: Array, cells: Array) -> None:
+    def note_write(self, lanes: Array, cells: Array, copied: bool = False) -> None:
+        self.copied[cells] = copied
         self.wrote[cells] = (self.time << THREAD_BITS | self.machine.thread_of[lanes])[:, None]
 
     def load(self, number: int, lanes: Array, at: Array, width: int, count: int) -> Array:
@@ -160,7 +169,7 @@ class Copies:
                 width = 4 * data.shape[1]
                 cells = shared.cells(places[done], width)
                 shared.flight[cells] = 0
-                shared.note_write(lanes[done], cells)
+                shared.note_write(lanes[done], cells, copied=True)
                 shared.bytes.view(np.uint32)[places[done][:, None] // 4 + np.arange(data.shape[1])] = data[done]
             if not done.all():
                 rest.append((copy, lanes[~done], places[~done], data[~done], group[~done]))

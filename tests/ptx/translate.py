@@ -37,7 +37,7 @@ class Program(NamedTuple):
 
 
 SYNC = ("bar", "barrier")
-MEMORY = ("ld", "st", "cp", "ldmatrix", "mma", "shfl", "redux", "vote", *SYNC)
+MEMORY = ("ld", "st", "cp", "ldmatrix", "stmatrix", "mma", "wgmma", "fence", "shfl", "redux", "vote", *SYNC)
 
 
 class Translator:
@@ -173,6 +173,42 @@ class Translator:
             f"T = m.load_matrix({number}, {at}, {count}, {'trans' in mods}, {where})",
             *self._loaded(i, "b32", where),
         ]
+
+    def _stmatrix(self, number: int, i: Instruction, where: str | None) -> list[str]:
+        mods = i.opcode.split(".")
+        if mods[1:4] != ["sync", "aligned", "m8n8"] or mods[-2:] != ["shared", "b16"]:
+            raise UnknownInstruction(str(i))
+        at = self.operands.address(i.operands[0], True)
+        values = ", ".join(self.operands.read(x, "b32") for x in members(i.operands[1]))
+        return [f"m.store_matrix({number}, {at}, ({values},), {'trans' in mods}, {where})"]
+
+    def _fence(self, number: int, i: Instruction, where: str | None) -> list[str]:
+        if i.opcode != "fence.proxy.async.shared::cta":
+            raise UnknownInstruction(str(i))
+        return [f"m.shared.fence(m.active({where}))"]
+
+    def _wgmma(self, number: int, i: Instruction, where: str | None) -> list[str]:
+        mods, o = i.opcode.split("."), i.operands
+        if mods[1] == "fence":
+            return ["pass"]
+        if mods[1] == "commit_group":
+            return [f"m.warpgroups.commit({number}, {where})"]
+        if mods[1] == "wait_group":
+            return [f"m.warpgroups.wait({number}, {int(o[0], 0)}, {where})"]
+        if mods[1] != "mma_async" or mods[5] != "f32" or o[4:6] != ("1", "1"):
+            raise UnknownInstruction(str(i))
+        inside = o[1].startswith("{")
+        d = f"[{', '.join(self.operands.read(x, 'b32') for x in members(o[0]))}]"
+        a = (
+            f"[{', '.join(self.operands.read(x, 'b32') for x in members(o[1]))}]"
+            if inside
+            else self.operands.read(o[1], "b64")
+        )
+        b, add = self.operands.read(o[2], "b64"), self.operands.read(o[3], "pred")
+        across = [x == "1" for x in o[6:]]
+        across = (False, *across) if inside and across else tuple(across) or (False, False)
+        call = f"T = m.warpgroups.multiply({number}, {mods[4]!r}, {mods[6]!r}, {d}, {a}, {b}, {add}, {across}, {where})"
+        return [call, *self._loaded(i, "b32", where)]
 
     def _mma(self, number: int, i: Instruction, where: str | None) -> list[str]:
         mods = i.opcode.split(".")
