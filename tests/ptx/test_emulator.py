@@ -14,6 +14,7 @@ from .launch import execute
 from .machine import BarrierError
 from .memory import AccessError, HazardError
 from .translate import translate
+from .warpgroup import addresses
 
 HEAD = """
 .version 8.0
@@ -388,6 +389,59 @@ def test_ldmatrix(trans: bool) -> None:
             row, column = lane // 4, 2 * (lane % 4)
             places = [(column, row), (column + 1, row)] if trans else [(row, column), (row, column + 1)]
             assert out[lane, i].tolist() == [64 * i + 8 * r + c for r, c in places]
+
+
+def test_stmatrix_is_the_inverse_of_ldmatrix() -> None:
+    for trans in ("", ".trans"):
+        fill = "shl.b32 %r6, %r0, 4; add.s32 %r6, %r1, %r6; mul.wide.u32 %rd4, %r0, 16; add.s64 %rd4, %rd1, %rd4;"
+        fill += "st.shared.v4.b32 [%r6], {%r0, %r6, %r1, %r0}; bar.sync 0; ld.shared.b32 %r10, [%r3]; bar.sync 0;"
+        load = f"ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r20, %r21, %r22, %r23}}, [%r6]; bar.sync 0;"
+        load += f"stmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 [%r6], {{%r20, %r21, %r22, %r23}}; bar.sync 0;"
+        load += "ld.shared.b32 %r11, [%r3]; sub.s32 %r5, %r10, %r11;"
+        assert not run(fill + load + STORE, words([0]), threads=32).any()
+
+
+@pytest.mark.parametrize(("mode", "width", "period"), [(1, 128, 1), (2, 64, 2), (3, 32, 4)])
+def test_swizzled_matrices(mode: int, width: int, period: int) -> None:
+    """In 8 rows of ``width`` bytes the 16 bytes c of row r are where c ^ (r / period) was."""
+    descriptor = np.array([2048 >> 4 | 4096 >> 4 << 16 | 8192 >> 4 << 32 | mode << 62], np.uint64)
+    at = addresses(descriptor, 24, width // 2, 2, across=False)[0]
+    across = addresses(descriptor, width, 16, 2, across=True)[0]
+    for row in range(24):
+        for k in range(width // 2):
+            chunk, rest = divmod(2 * k, 16)
+            inside = row % 8 * width + (chunk ^ row % 8 // period) * 16 + rest
+            assert at[row, k] == 2048 + row // 8 * 8192 + inside
+            if row < 16:
+                assert across[k, row] == at[row, k]
+                assert across[k + width // 2, row] == at[row, k] + 4096
+
+
+def test_warpgroup_product_fences_and_waits() -> None:
+    """64 x 8 x 16 of halves, A in registers, B with rows of 32 bytes: B is the identity beside zeros."""
+    b = "setp.lt.u32 %p1, %r0, 64; mov.b32 %r6, 0; shr.u32 %r7, %r0, 3; and.b32 %r8, %r0, 7; shl.b32 %r9, %r8, 1;"
+    # Words of row n: word w holds columns 2 w and 2 w + 1; a one where 2 w or 2 w + 1 is n. No row has the fourth
+    # address bit of the swizzle set before row 4, from where on the halves of a row change places.
+    b += "shr.u32 %r10, %r7, 2; shl.b32 %r10, %r10, 2; xor.b32 %r11, %r8, %r10; shl.b32 %r9, %r11, 1;"
+    b += "setp.eq.u32 %p2, %r9, %r7; selp.b32 %r6, 0x3C00, 0, %p2; add.u32 %r9, %r9, 1; setp.eq.u32 %p3, %r9, %r7;"
+    b += "selp.b32 %r6, 0x3C000000, %r6, %p3; @%p1 st.shared.b32 [%r3], %r6;"
+    fence, wait = "fence.proxy.async.shared::cta; bar.sync 0;", "wgmma.wait_group.sync.aligned 0;"
+    a = "cvt.rn.f32.s32 %r12, %r0; cvt.rn.f16x2.f32 %r12, %r12, 0f40000000; mov.b32 %r13, 0; mov.b32 %r16, 0;"
+    a += "mov.b32 %r17, 0; mov.b32 %r18, 0; mov.b32 %r19, 0; bfe.u32 %r14, %r1, 4, 14; cvt.u64.u32 %rd5, %r14;"
+    a += "or.b64 %rd5, %rd5, 0xC000001000010000; wgmma.fence.sync.aligned;"
+    a += "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r16, %r17, %r18, %r19},"
+    a += "{%r12, %r13, %r13, %r13}, %rd5, 1, 1, 1, 0; wgmma.commit_group.sync.aligned;"
+    end = "mov.b32 %r5, %r17;" + STORE
+    found = run(b + fence + a + wait + end, words([0]), threads=128).numpy().view(f32)
+    assert found.tolist() == list(range(128))  # column 2 place + 1 of A: the upper half
+    with pytest.raises(HazardError, match=r"without a fence\.proxy\.async"):
+        run(b + "bar.sync 0;" + a + wait + end, words([0]), threads=128)
+    with pytest.raises(HazardError, match="another warp wrote without a barrier"):
+        run(b + "fence.proxy.async.shared::cta;" + a + wait + end, words([0]), threads=128)
+    with pytest.raises(HazardError, match="what a matrix product under way reads"):
+        run(b + fence + a + "bar.sync 0; @%p1 st.shared.b32 [%r3], %r6;" + wait + end, words([0]), threads=128)
+    with pytest.raises(HazardError, match="nothing waits for"):
+        run(b + fence + a + end, words([0]), threads=128)
 
 
 def test_pessimism_moves_approximations_by_no_more_than_documented(monkeypatch: pytest.MonkeyPatch) -> None:

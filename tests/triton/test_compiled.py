@@ -1,4 +1,4 @@
-"""The compiled kernels without a GPU: their PTX for sm_80, emulated, against float64; every access and race checked.
+"""Compiled kernels without a GPU: PTX of sm_80 and sm_90, emulated, against float64; accesses and races are checked.
 
 What the emulator of ``tests/ptx`` raises on fails a test here: an access beside the arguments or at an address that its
 width does not allow, a race in shared memory, an element stored twice, a barrier that some threads miss. The cases are
@@ -47,9 +47,12 @@ def test_every_kernel_on_compiled_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["80", "90"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_case_on_compiled_code(family: str, tmp_path: Path) -> None:
-    emulate(tmp_path, "tests/triton/compiled.py", "-k", f"test_{family}", ALT_KERNELS_PTX_EVERY="1")
+def test_every_case_on_compiled_code(family: str, target: str, tmp_path: Path) -> None:
+    """On sm_90 products of halves are wgmma, whose operands lie swizzled in shared memory."""
+    chosen = ("tests/triton/compiled.py", "-k", f"test_{family}")
+    emulate(tmp_path, *chosen, ALT_KERNELS_PTX_EVERY="1", ALT_KERNELS_PTX_TARGET=target)
 
 
 @pytest.mark.slow
