@@ -269,7 +269,7 @@ LAUNCHES = (
     *product((64,), ("bf16",), KEYS, (False,)),
 )
 STRIDES = {f"{name}_{axis}": "i32" for name in "qkv" for axis in "bhn"}
-TIGHT = "on sm_80, 1 to 3 registers: the logits of 64 queries fill half of them, and the mask is kept over the loop"
+TIGHT = "on sm_80, up to 30 registers with 256 keys: the logits of 64 queries fill half of them"
 BOUNDED = "a limit on registers lets another program on, at the price of addresses fetched again for each tile of rows"
 
 

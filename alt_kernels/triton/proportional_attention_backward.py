@@ -31,6 +31,7 @@ STEM = "proportional_attention_backward"
 WIDE_FLOAT32 = (
     "float32 multiplies without matrix instructions, with whole rows of 256 in registers; no tower has such heads"
 )
+WIDE_HALF = "on sm_80, 2 registers: the sums of dK and dV for 64 keys of 256; no tower has such heads"
 LOG2_E_DEVICE = tl.constexpr(LOG2_E)
 
 
@@ -256,7 +257,8 @@ def _aot() -> list[AotCase]:
                 what = "whole head" if whole_head else "keys" if over_keys else "queries"
                 warps, stages = tuned[f"{side}_num_warps"], tuned[f"{side}_num_stages"]
                 name = aot_name(f"backward {what} {rows}x{cols}", depth, dtype, sized, warps, stages)
-                reason = WIDE_FLOAT32 if width(depth) > 128 and dtype == "fp32" else ""
+                wide = width(depth) > 128
+                reason = WIDE_FLOAT32 if wide and dtype == "fp32" else WIDE_HALF if wide and over_keys else ""
                 half = dtype != "fp32"
                 keep(cases, AotCase(name, kernel, signature, constants, warps, stages, half, reason, targets=targets))
     return list(cases.values())
