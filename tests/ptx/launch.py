@@ -124,8 +124,11 @@ def install() -> None:
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
+    from alt_kernels.triton import tuning
+
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are Python functions under it and are not compiled")
+    tuning.device_name = lambda: f"emulated, sm_{TARGET}"  # type: ignore[assignment]  # its configurations as well
     triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
 
     def stop_at_ptx(backend: Any, stages: dict[str, Any], *rest: Any) -> None:
