@@ -19,7 +19,7 @@ from alt_kernels.reference import gumbel_assignment as reference
 from alt_kernels.triton import gumbel_assignment as forward_module
 from alt_kernels.triton import gumbel_assignment_backward as backward_module
 from alt_kernels.triton import gumbel_assignment_shared as shared
-from alt_kernels.triton import philox
+from alt_kernels.triton import philox, tuning
 from alt_kernels.triton.gumbel_assignment import gumbel_assignment
 from alt_kernels.triton.gumbel_assignment_backward import gumbel_assignment_backward
 from alt_kernels.triton.philox import gumbel_of_words, gumbel_tile, tile_columns
@@ -409,3 +409,15 @@ def test_shipped_configurations_run() -> None:
     """The tables as they are, at a small size: every field a launcher asks for is there."""
     for dtype in (torch.bfloat16, torch.float32):
         check(problem(9, 21, 20, (dtype, dtype), "tensor"), True)
+
+
+@pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
+def test_what_ships_for_hopper(hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiles of sm_90 at a full row, several of them, a full wave and a split one."""
+
+    def configuration(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
+        return shared.part(tuning.load(stem)["sm_90"][0]["use"], prefix, depth) | {"programs": 2 - hard}
+
+    monkeypatch.setattr(forward_module, "chosen", configuration)
+    monkeypatch.setattr(backward_module, "chosen", configuration)
+    check(problem(150, 141, 512, (torch.bfloat16,) * 2, "seed"), hard)
