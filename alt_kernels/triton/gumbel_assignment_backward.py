@@ -29,12 +29,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities
+from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities, finished
 from .gumbel_assignment_shared import (
     LOG2E,
     NAMES,
     SEED,
     TENSOR,
+    aligned,
     aot_cases,
     chosen,
     drawn,
@@ -46,12 +47,11 @@ from .gumbel_assignment_shared import (
     precision,
     prepare,
     row_plan,
-    signature,
     split_plan,
     tiling,
 )
 from .host import refuse_double
-from .philox import exp2_of, place_of, tile_columns
+from .philox import exp2_of, tile_columns
 
 
 @triton.jit
@@ -260,52 +260,6 @@ def _grad_x(
     tl.store(target, acc.to(part_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
-def _finish(
-    part_ptr,  # [S, n, d] float32
-    along_ptr,  # [S, n] float32
-    row_ptr,  # [n, d] prepared, or [P, d] where PLACES; so the next two
-    inverse_ptr,
-    scale_ptr,
-    tau_ptr,  # 0-d
-    out_ptr,  # [n, d]
-    rows,
-    splits,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """One program: BC channels of R rows: the partial sums in ascending order, minus what lies along the row itself."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    live = row < rows
-    inside = live[:, None] & (channel < D)[None, :]
-    at = row.to(tl.int64)
-    acc = tl.zeros([R, BC], tl.float32)
-    along = tl.zeros([R], tl.float32)
-    for split in range(0, splits):
-        here = at + split * rows.to(tl.int64)
-        acc += tl.load(part_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0)
-        along += tl.load(along_ptr + here, mask=live, other=0.0)
-    row = place_of(row)
-    inverse = tl.load(inverse_ptr + row, mask=live, other=0.0)
-    factor = inverse / (tl.load(tau_ptr).to(tl.float32) * tl.load(scale_ptr + row, mask=live, other=1.0))
-    own = tl.load(row_ptr + row.to(tl.int64)[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    acc -= own * (inverse * factor * along)[:, None]
-    tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def _finished(
-    part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor
-) -> None:
-    splits, count, depth = part.shape
-    width = min(128, triton.next_power_of_2(depth))
-    _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
-        part, along, rows, inverse, scale, tau, out, count, splits,
-        D=depth, R=16, BC=width, num_warps=4, num_stages=1,
-    )  # fmt: skip
-
-
 def gumbel_assignment_backward(
     grad: Tensor,
     x: Tensor,
@@ -337,7 +291,7 @@ def gumbel_assignment_backward(
     delta, q = torch.empty_like(normalizer), torch.empty_like(normalizer)
     bound = torch.empty_like(normalizer) if bounded else normalizer
     for here, tiles, splits, share in row_plan(rows, use, 1, count):
-        sums = normalizer.new_empty((5, splits, here.stop - here.start))
+        sums = aligned(normalizer, 5, splits, here.stop - here.start)
         _delta[(tiles, splits)](
             grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
             noise[here] if kind == TENSOR else noise, seed, normalizer[here], *sums.unbind(0),
@@ -373,7 +327,8 @@ def gumbel_assignment_backward(
     other = chosen(STEM, "values", depth, ready.dtype)
     other_tiles, other_wide = triton.cdiv(count, other["BK"]), triton.cdiv(depth, other["DV"])
     more, other_share = split_plan(rows, other["BM"], other_tiles * other_wide, other.pop("programs"))
-    part, along = normalizer.new_empty((splits + more, count, depth)), normalizer.new_empty((splits + more, count))
+    part = normalizer.new_empty((splits + more, count, depth))
+    along = normalizer.new_zeros((splits + more, count))  # the value path has nothing to project
     _grad_entities[(tiles, splits, wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
         delta, bound, part, along, rows, count, share, *strides, **common, **use,
@@ -381,10 +336,10 @@ def gumbel_assignment_backward(
     del common["BOUND"]
     _entity_values[(other_tiles, more, other_wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, tau, noise, seed, index, normalizer,
-        part[splits:], along[splits:], rows, count, other_share, *strides,
+        part[splits:], rows, count, other_share, *strides,
         HARD=hard, SPARSE=hard and count > other["BM"] * other["BK"], **common, **other,
     )  # fmt: skip
-    _finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
+    finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau
 
 
@@ -394,9 +349,6 @@ def _aot() -> list[AotCase]:
         cases += aot_cases(_delta, STEM, "delta", "delta seed", dtype, 512, NOISE=SEED)
         for label, result in (("rows seed", dtype), ("rows, split, seed", "fp32")):
             cases += aot_cases(_grad_x, STEM, "rows", label, dtype, 512, {"part_ptr": f"*{result}"}, NOISE=SEED)
-    finish = {"D": 512, "R": 16, "BC": 128}
-    types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")
-    cases.append(AotCase("finish d=512 bf16", _finish, types, finish, 4, 1, False))
     return cases
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .aot_case import AotCase
 from .gumbel_assignment_shared import (
@@ -19,8 +20,9 @@ from .gumbel_assignment_shared import (
     load_rows,
     noise_shift,
     power_below,
+    signature,
 )
-from .philox import exp2_of, tile_columns
+from .philox import exp2_of, place_of, tile_columns
 
 STEM = "gumbel_assignment_backward"
 
@@ -139,7 +141,6 @@ def _entity_values(
     index_ptr,  # [M] int64, read where HARD
     normalizer_ptr,  # [M], read where soft
     part_ptr,  # [T, K, d] float32: sum over the split of W dO
-    along_ptr,  # [T, K] float32: 0, the value path has nothing to project
     rows,
     count,
     per_split,  # rows of a split, a multiple of BM
@@ -203,7 +204,52 @@ def _entity_values(
     channel = value_start + tl.arange(0, DV)
     target = part_ptr + out[:, None] * D + channel[None, :]
     tl.store(target, acc, mask=valid[:, None] & (channel < D)[None, :])
-    tl.store(along_ptr + out, tl.zeros([BK], tl.float32), mask=valid & (tl.program_id(2) == 0))
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def _finish(
+    part_ptr,  # [S, n, d] float32
+    along_ptr,  # [S, n] float32
+    row_ptr,  # [n, d] prepared, or [P, d] where PLACES; so the next two
+    inverse_ptr,
+    scale_ptr,
+    tau_ptr,  # 0-d
+    out_ptr,  # [n, d]
+    rows,
+    splits,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """One program: BC channels of R rows: the partial sums in ascending order, minus what lies along the row itself."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    live = row < rows
+    inside = live[:, None] & (channel < D)[None, :]
+    at = row.to(tl.int64)
+    acc = tl.zeros([R, BC], tl.float32)
+    along = tl.zeros([R], tl.float32)
+    for split in range(0, splits):
+        here = at + split * rows.to(tl.int64)
+        acc += tl.load(part_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0)
+        along += tl.load(along_ptr + here, mask=live, other=0.0)
+    row = place_of(row)
+    inverse = tl.load(inverse_ptr + row, mask=live, other=0.0)
+    factor = inverse / (tl.load(tau_ptr).to(tl.float32) * tl.load(scale_ptr + row, mask=live, other=1.0))
+    own = tl.load(row_ptr + row.to(tl.int64)[:, None] * D + channel[None, :], mask=inside, other=0.0).to(tl.float32)
+    acc -= own * (inverse * factor * along)[:, None]
+    tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def finished(
+    part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor
+) -> None:
+    splits, count, depth = part.shape
+    width = min(128, triton.next_power_of_2(depth))
+    _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
+        part, along, rows, inverse, scale, tau, out, count, splits,
+        D=depth, R=16, BC=width, num_warps=4, num_stages=1,
+    )  # fmt: skip
 
 
 def _aot() -> list[AotCase]:
@@ -213,6 +259,9 @@ def _aot() -> list[AotCase]:
         for label, hard, sparse in (("hard", True, False), ("hard, sparse", True, True), ("soft", False, False)):
             rest = {"NOISE": SEED, "HARD": hard, "SPARSE": sparse}
             cases += aot_cases(_entity_values, STEM, "values", f"values {label}", dtype, 512, **rest)
+    finish = {"D": 512, "R": 16, "BC": 128}
+    types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")
+    cases.append(AotCase("finish d=512 bf16", _finish, types, finish, 4, 1, False))
     return cases
 
 

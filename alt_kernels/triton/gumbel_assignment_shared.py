@@ -8,6 +8,7 @@ draws the noise it adds, and padded with zeros to whole tiles, so that kernels r
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +184,15 @@ def prepare(x: Tensor, entities: Tensor) -> Prepared:
         D=depth, COPY_X=copy, RESCALE=rescale, R=tile, BC=width, num_warps=4, num_stages=1,
     )  # fmt: skip
     return Prepared(dtype, ready, places, rx, re, sx, se)
+
+
+def aligned(like: Tensor, count: int, *shape: int) -> Tensor:
+    """``count`` new tensors of ``shape`` in one allocation, each at a multiple of four elements.
+
+    Triton compiles a kernel anew for a pointer that is no multiple of 16 bytes.
+    """
+    elements = math.prod(shape)
+    return like.new_empty((count, triton.cdiv(elements, 4) * 4))[:, :elements].unflatten(1, shape)
 
 
 def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) -> tuple[int, Tensor, Tensor, int, int]:

@@ -160,6 +160,8 @@ def main(what: str) -> None:
             layer(tokens, 13 if tokens > 80 else 3, dtype)
         for seed in (2, 16, 2**40):
             assignment(2 * 101, 913, dtype, seed)
+        for rows in (199, 549):  # scratch of a row is then no multiple of 16 bytes
+            assignment(rows, 913, dtype, 1)
         counts["again"] = {name: len(found) for name, found in keys.items()}
     counts["keys"] = {name: len(found) for name, found in keys.items()}
     print(json.dumps(counts | {"wrong": wrong}))
