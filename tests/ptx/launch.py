@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -151,7 +152,7 @@ def install() -> None:
     JITFunction.run = run  # type: ignore[method-assign]
 
 
-def main() -> None:
+def main(only: str = "") -> None:
     """Translate every case compiled ahead of time for the target: an instruction that is not emulated raises."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -159,7 +160,7 @@ def main() -> None:
     from alt_kernels.triton import aot
 
     install()
-    for stem, number, name in aot.chosen():
+    for stem, number, name in aot.chosen(only):
         case = aot.cases(stem)[number]
         if TARGET in (case.targets or (TARGET,)):
             options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
