@@ -10,33 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .hardware import anew, log2_of
 from .host import unit_stride
 
 STRIDE_LIMIT = 2**22  # elements from row to row: times the 512 rows of the largest tile that is still 32 bits
-
-if triton.knobs.runtime.interpret:  # which has no inline assembly
-
-    @triton.jit
-    def log2_approx(x):
-        return tl.log2(x)
-
-    @triton.jit
-    def _anew(x):
-        return x
-
-else:
-
-    @triton.jit
-    def log2_approx(x):
-        """One instruction instead of 25; it errs by 2^-22 between 1/2 and 2, by 2^-22 of the result elsewhere."""
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-    @triton.jit
-    def _anew(x):
-        """x, of which the compiler must believe that it is another one every time: see ``_spread``."""
-        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -72,7 +49,7 @@ def store_rows(base, first, row, stride, live, value, D: tl.constexpr, BD: tl.co
 @triton.jit
 def log2(x, HALF: tl.constexpr):
     """HALF: what it goes into is rounded to half precision, and the hardware's own logarithm is far finer than that."""
-    return log2_approx(x) if HALF else tl.log2(x)
+    return log2_of(x) if HALF else tl.log2(x)
 
 
 @triton.jit
@@ -102,7 +79,7 @@ def _spread(bias, KEPT: tl.constexpr):
     cannot move the logarithm, and out of the loop it cannot move what may have changed.
     """
     if KEPT:
-        bias = _anew(bias)
+        bias = anew(bias)
     return tl.reduce(bias[:, None] + tl.zeros([1, 2], tl.float32), 1, _left)
 
 

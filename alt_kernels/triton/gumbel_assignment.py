@@ -44,8 +44,9 @@ from .gumbel_assignment_shared import (
     row_plan,
     signature,
 )
+from .hardware import HARDWARE, exp2_of, rounded_product
 from .host import refuse_double
-from .philox import HARDWARE, NATURAL, exp2_of, tile_columns
+from .philox import NATURAL, tile_columns
 
 
 @triton.jit
@@ -78,15 +79,6 @@ def _lowest(found, column, Q: tl.constexpr):
         return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
     else:
         return tl.reduce((found, column), 2, _first)[1]
-
-
-@triton.jit
-def _rounded_product(x, y):
-    """x y, which the sum over threads that follows must not take into its own instruction: each thread would round
-    the others' products and not its own, and threads that stand for one row would differ by a bit."""
-    if HARDWARE:
-        return tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], tl.float32, True, 1)
-    return x * y
 
 
 @triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
@@ -193,7 +185,7 @@ def _assign(
     row_peak = tl.max(peak, 1)
     origin = finite(row_peak)
     weight = tl.where(peak > float("-inf"), exp2_of(finite(peak) - origin[:, None]), 1.0)
-    row_total = tl.sum(_rounded_product(total, weight), 1)
+    row_total = tl.sum(rounded_product(total, weight), 1)
     row_index = tl.min(tl.where(peak == row_peak[:, None], index, 0x7FFFFFFF), 1)
     row_index = tl.where(row_peak > float("-inf"), row_index, 0)
     out = split.to(tl.int64) * rows + place

@@ -50,8 +50,9 @@ from .gumbel_assignment_shared import (
     split_plan,
     tiling,
 )
+from .hardware import exp2_of
 from .host import refuse_double
-from .philox import exp2_of, tile_columns
+from .philox import tile_columns
 
 
 @triton.jit

@@ -22,7 +22,8 @@ from .gumbel_assignment_shared import (
     power_below,
     signature,
 )
-from .philox import exp2_of, place_of, tile_columns
+from .hardware import exp2_of
+from .philox import place_of, tile_columns
 
 STEM = "gumbel_assignment_backward"
 

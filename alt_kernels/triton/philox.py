@@ -3,9 +3,9 @@
 Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. One call gives four words, those of
 four neighbouring columns, by the key and the counter of the noise law (DESIGN.md).
 
-The noise is what an assignment costs on a GPU, so three operations are written in PTX: a product with both its halves
-(one instruction where the compiler makes two of ``tl.umulhi`` and ``*``), and the hardware's logarithm and exponential,
-one instruction each where ``tl.log2`` is a polynomial of 25. The interpreter has no PTX and takes the exact functions.
+The noise is what an assignment costs on a GPU, so two operations are written in PTX: a product with both its halves
+(one instruction where the compiler makes two of ``tl.umulhi`` and ``*``), and the hardware's logarithm of a negated
+number. The interpreter has no PTX and takes the exact functions.
 
 Error of g = -log(-log(1 - u)), from PTX's documentation of lg2.approx: 2^-22 absolute for arguments within 0.5 .. 2,
 else 2^-22 relative. With e = 2^-24 and E = -log2(1 - u): below u = 1/2 E is a polynomial, off by 5 e relatively; above
@@ -19,7 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-HARDWARE: tl.constexpr = tl.constexpr(not triton.knobs.runtime.interpret)
+from .hardware import HARDWARE
+
 NATURAL: tl.constexpr = tl.constexpr(0.6931471805599453)  # log 2
 SHIFT: tl.constexpr = tl.constexpr(0.5287663729448977)  # -log2(log 2): what `noise_of_words` leaves out
 
@@ -37,22 +38,6 @@ POLY_8: tl.constexpr = tl.constexpr(-2.0790767669677734)
 NEGATIVE_LOG2: tl.constexpr = tl.constexpr("{ .reg .f32 t; neg.f32 t, $1; lg2.approx.ftz.f32 $0, t; }")
 TIMES_A: tl.constexpr = tl.constexpr("{ .reg .b64 t; mul.wide.u32 t, $2, 0xD2511F53; mov.b64 {$0, $1}, t; }")
 TIMES_B: tl.constexpr = tl.constexpr("{ .reg .b64 t; mul.wide.u32 t, $2, 0xCD9E8D57; mov.b64 {$0, $1}, t; }")
-
-
-@triton.jit
-def log2_of(x):
-    """log2 of positive normal x; subnormals count as 0."""
-    if HARDWARE:
-        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-    return tl.log2(x)
-
-
-@triton.jit
-def exp2_of(x):
-    """2^x, relative error 2^-22; below 2^-126 it is 0."""
-    if HARDWARE:
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-    return tl.exp2(x)
 
 
 @triton.jit

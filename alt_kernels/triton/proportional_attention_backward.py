@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .aot_case import AotCase, keep
 from .attention_tiles import head_of, key_bias, load_rows, logits, store_rows, unit_stride_rows
+from .hardware import rounded_product
 from .host import refuse_double
 from .proportional_attention import LAUNCHES, LOG2_E, aot_name, bucket, check_depth, heads_last, precision, width
 from .tuning import config, shipped
@@ -92,7 +93,7 @@ def _backward_queries(
     live = row < queries - first
     grad = load_rows(grad_ptr + image * g_b + head * g_h, first, row, g_n, live, D, BD)  # [BM, BD]
     out = load_rows(out_ptr + image * o_b + head * o_h, first, row, o_n, live, D, BD)  # [BM, BD]
-    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)  # [BM]
+    delta = tl.sum(rounded_product(grad.to(tl.float32), out.to(tl.float32)), 1)  # [BM]
     tl.store(delta_ptr + pair * queries + first + row, delta, mask=live)
     q = load_rows(q_ptr + image * q_b + head * q_h, first, row, q_n, live, D, BD)  # [BM, BD]
     lse = _load_lse(lse_ptr + pair * queries + first, row, live)

@@ -193,14 +193,8 @@ def test_attention_without(dropped: str, monkeypatch: pytest.MonkeyPatch) -> Non
         check_attention.check(*heads(9, 257, 16, f16), size)
 
 
-FUSED = """The first step of a sum over lanes is fused with the product where a thread has one column: a lane adds
-round(a b) to its own exact c d, its partner round(c d) to a b, so that lanes which stand for one number differ by a
-unit in the last place, and delta goes to shared memory from all of them at once. Within the bounds, but not defined."""
-ODD = [rest(f16), pytest.param(f32, marks=[every, pytest.mark.xfail(raises=HazardError, reason=FUSED, strict=False)])]
-
-
 @pytest.mark.usefixtures("poisoned_empty")
-@pytest.mark.parametrize("dtype", ODD, ids=str)
+@pytest.mark.parametrize("dtype", [rest(f16), rest(f32)], ids=str)
 def test_attention_of_odd_rows(dtype: torch.dtype) -> None:
     """Rows of 19 elements, which begin anywhere; a masked key."""
     size = testing.random_size(1, 70, seed=1)
