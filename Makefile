@@ -51,7 +51,8 @@ test-slow: $(STAMP) ## builds of wheels, torch.compile, several processes: the r
 bench: $(STAMP) ## benchmarks against their rivals (one thread)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
-# On a machine with a GPU, without network or .venv: $(PYTHON) has torch, triton, pytest and nvcc beside it.
+# On a machine with a GPU, without network or .venv: $(PYTHON) has torch 2.11, Triton, pytest and hypothesis (train: the
+# extra [models]), and nvcc beside it.
 #   make gpu SECTIONS="test bench" OUT=folder BUDGET=seconds-a-section WHEELS=folder DEVICE=cpu (a dry run)
 gpu: ## everything that needs a GPU: test sanitize tune bench train (benchmarks/README.md)
 	PYTHONPATH="$(CURDIR):$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu $(SECTIONS) \

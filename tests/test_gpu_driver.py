@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from alt_kernels.library import OPS
-from alt_kernels.triton import aot
+from alt_kernels.triton import aot, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -24,11 +24,15 @@ finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> driver.Launches:
-    """The driver's steps with the Triton launchers in the place of the CPU's kernels, up to the launch."""
+@pytest.fixture(params=["default", "any, sm_90"])
+def by_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[torch.dtype, driver.Launches]:
+    """The driver's steps with the Triton launchers in the place of the CPU's kernels, up to the launch.
+
+    With the configurations of the default, and with those that a GPU of another architecture takes up.
+    """
     from triton.runtime import interpreter
 
+    monkeypatch.setattr(tuning, "device_name", lambda: request.param)
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *args, **kwargs: None)
     # Nothing is computed: uninitialised results are zeros, which are a plan's indices as well.
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
@@ -52,12 +56,25 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> driver.Launches:
         for name, op in OPS.items():
             if op.triton:
                 library.impl(name, routed(name), "CPU", allow_override=True)
-        with driver.watched() as seen:
-            for dtype in driver.DTYPES:
+        found = {}
+        for dtype in driver.DTYPES:
+            with driver.watched() as found[dtype]:
                 driver.steps("cpu", dtype, "auto")
     finally:
         library._destroy()
-    return seen
+    return found
+
+
+@pytest.fixture
+def recorded(by_dtype: dict[torch.dtype, driver.Launches]) -> driver.Launches:
+    return [launch for launches in by_dtype.values() for launch in launches]
+
+
+def test_the_assignment_goes_both_ways_in_every_dtype(by_dtype: dict[torch.dtype, driver.Launches]) -> None:
+    """Hard and soft, the entities of a row in one program and in several: other code for 16 bits than for 32."""
+    for dtype, launches in by_dtype.items():
+        ways = {(way["SOFT"], way["SPLIT"]) for name, way in launches if name == "_assign"}
+        assert ways == {(soft, split) for soft in (True, False) for split in (True, False)}, dtype
 
 
 def test_every_kernel_is_launched_in_both_of_its_ways(recorded: driver.Launches) -> None:
@@ -70,7 +87,7 @@ def test_a_kernel_that_is_not_launched_is_named(recorded: driver.Launches) -> No
     for name in kernels:
         assert name in driver.not_launched([launch for launch in recorded if launch[0] != name])
     for kernel, constant in driver.WAYS:
-        some = [launch for launch in recorded if launch[0] != kernel or launch[1][constant]]
+        some = [launch for launch in recorded if launch[0] != kernel or driver._way(launch[1][constant])]
         assert f"{kernel} with {constant}=False" in driver.not_launched(some)
 
 
@@ -107,6 +124,17 @@ def test_every_tool_gets_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [command[2] for command in with_tool] == list(sanitize.TOOLS)
 
 
+@pytest.mark.parametrize(("status", "text"), [(124, "float32: triton\n"), (1, "assignment: off by 1\n")])
+def test_without_the_driver_no_tool_runs(monkeypatch: pytest.MonkeyPatch, status: int, text: str) -> None:
+    """Which is a failure, whether it was too slow or wrong; each tool is named."""
+    monkeypatch.setattr(sanitize, "finish", lambda *_, **__: (status, text))
+    monkeypatch.setattr(sanitize.shutil, "which", lambda name: f"/tools/{name}")
+    budget = session.Budget(500)
+    record = sanitize.run(session.Session(torch.device("cuda"), Path("unused"), 500, {}), budget)
+    assert record["failed"] == list(record["checks"]) == ["none"]
+    assert all(any(what.startswith(f"{name}: ") for what in budget.left_out) for name in sanitize.TOOLS)
+
+
 def test_a_wrong_result_ends_the_driver() -> None:
     want = torch.ones(3, dtype=torch.float64)
     driver.close(torch.ones(3), want, "op")
@@ -122,6 +150,10 @@ def test_every_test_that_needs_a_gpu_is_run() -> None:
         name = path.relative_to(ROOT).as_posix()
         if "mark.gpu" in path.read_text() and path.name != "test_gpu_driver.py":
             assert any(what.startswith(name) or name.startswith(what) for what in tests.FOLDERS), name
+    for what in tests.IGNORED:
+        files = [ROOT / what] if what.endswith(".py") else list((ROOT / what).rglob("*.py"))
+        assert files
+        assert not any("mark.gpu" in path.read_text() for path in files), what
     for what in tests.FOLDERS:
         place, _, name = what.partition("::")
         assert (ROOT / place).exists()

@@ -283,7 +283,8 @@ def test_every_problem_of_the_tuner_can_be_built(monkeypatch: pytest.MonkeyPatch
     for name, build in builders:
         problem = build()
         when = {key: 128 if key == "channels" else value for key, value in problem.when.items()}
-        use = next(e["use"] for e in tuning.load(problem.stem)["default"] if e["when"] == when)
+        listed = [e for entries in tuning.load(problem.stem).values() for e in entries]  # or a GPU's
+        use = next(e["use"] for e in listed if e["when"] == when)
         for changes in problem.axes:
             assert changes, name
             assert all(change.keys() <= use.keys() for change in changes), name
@@ -308,6 +309,7 @@ def _fake_launcher(stem: str, name: str):
         (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", (0, 0)),
         (3, "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n", (3, 2)),
         (1, "========= Error: Device not supported. Please refer to the documentation\n", (None, 0)),
+        (3, "RuntimeError: not supported on this\n========= ERROR SUMMARY: 7 errors\n", (3, 7)),  # the driver says so
         (0, "every kernel ran\n", (1, 0)),  # no summary: the tool did not watch
     ],
 )
@@ -331,6 +333,8 @@ def test_tests_are_counted_and_late_ones_named() -> None:
     assert budget.left_out == ["1 tests, from tests/gpu/a.py::three on"]
     assert tests.summary([], 5, ["nothing collected"], budget)["failed"] == ["pytest ended with 5"]
     assert tests.summary(reports[:1], 0, [], budget)["failed"] == []
+    assert tests.summary(reports[:1], 124, [], budget)["failed"] == []
+    assert budget.left_out[-1] == "tests: one was still running when the time was up"
 
 
 def test_the_plugin_leaves_out_what_comes_too_late(tmp_path: Path) -> None:
@@ -371,6 +375,43 @@ def test_a_command_out_of_time_is_interrupted_and_leaves_nobody_behind(tmp_path:
     assert processes.finish([sys.executable, "-c", "raise SystemExit(7)"], 30)[0] == 7
 
 
+def test_nobody_is_left_behind_by_a_section_that_is_ended(tmp_path: Path) -> None:
+    """What a section has started is a process group of its own: the section ends it, and says that its time was up."""
+    beat = tmp_path / "beat"
+    child = f"import time\nwhile True: open({str(beat)!r}, 'a').write('x'); time.sleep(0.05)"
+    section = f"""
+import sys
+from gpu import __main__ as entry, processes
+entry.run = lambda *_: processes.finish([sys.executable, "-c", {child!r}], 60)
+entry.main(["test", "--device", "cpu"])
+"""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+    process = subprocess.Popen([sys.executable, "-c", section], env=environment)
+    deadline = time.monotonic() + 60
+    while not beat.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    entry.end(process)
+    assert process.returncode == 124
+    size = beat.stat().st_size
+    time.sleep(0.5)
+    assert beat.stat().st_size == size, "the child is still running"
+
+
+def test_a_command_ends_with_whoever_looks_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def look(text: str) -> None:
+        started.extend(map(int, text.split()))
+        assert not started
+
+    monkeypatch.setattr(processes, "EVERY", 0.5)
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with pytest.raises(AssertionError):
+        processes.finish([sys.executable, "-c", code], 30, look=look)
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
 def test_texts_that_a_training_left(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "curve.json").write_text("[1, 2]")
@@ -391,4 +432,8 @@ def test_the_source_hash_follows_the_source(tmp_path: Path, monkeypatch: pytest.
     file.write_text("x = 1\n")
     before = session.source_hash()
     file.write_text("x = 2\n")
-    assert session.source_hash() != before
+    found = {before, session.source_hash()}
+    for name in ("alt_kernels/cuda_choice.json", "setup.py"):
+        (tmp_path / name).write_text("[]\n")
+        found.add(session.source_hash())
+    assert len(found) == 4

@@ -22,7 +22,7 @@ finally:
 FACTS = {
     "device": "cuda",
     "gpu": "NVIDIA H100 80GB HBM3",
-    "driver": "580.159.04",
+    "driver": "1.2.3",
     "cuda": "13.0",
     "torch": "2.11.0+cu130",
 }
@@ -74,7 +74,7 @@ def results(tmp_path: Path) -> Path:
 def test_tables(results: Path) -> None:
     assert set(report.kept(results)["nvidia-h100-80gb-hbm3"]) == {"bench", "test", "sanitize"}
     text = report.section(results)
-    assert "**NVIDIA H100 80GB HBM3**, driver 580.159.04, CUDA 13.0" in text
+    assert "**NVIDIA H100 80GB HBM3**, driver 1.2.3, CUDA 13.0" in text
     assert "commit abc1234567 (source 0123456789abcdef)" in text
     assert "| matching<br>B=256 N=197 | ours | 7.25 | 10 | 1.5 | 4.83 | 1 | 60 | 25 |" in text
     assert "|  | plain torch | 65.2 |  |  | 43.5 | 9 | 60 | 25 |" in text

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ HALVES = ("kernels", "towers")  # of bench, each with a budget of its own
 MODULES = {"test": "tests"}
 BUILT = "ALT_GPU_BUILT"  # what the build reported, for the processes of the sections
 GRACE = 45.0  # seconds beyond its budget after which a section is ended
+LAST = 10.0  # seconds of a section that is ended, to end what it has started
 #: Seconds of a section: below ten minutes with what comes before and after it.
 BUDGET = 510.0
 SECTIONS_HELP = f"of {' '.join(SECTIONS)} (default: these), {' '.join(HALVES)}"
@@ -65,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(124))  # so that what was started is ended as well
     built = json.loads(os.environ.get(BUILT, "null"))
     if options.device == "cuda" and not options.no_build:
         built = prepare.build(timeout=max(0.4 * options.budget, 90.0))
@@ -90,14 +93,24 @@ def each(options: argparse.Namespace, sections: list[str], built: object, first:
         try:
             status = process.wait(budget + GRACE)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
             status = 124
+        finally:  # also where this process is interrupted
+            end(process)
         if status:
             failed.append(f"{section} ended with {status}")
     for what in failed:
         print(f"FAILED {what}", flush=True)
     return 1 if failed else 0
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Terminate, so that a section ends what it has started; kill one that does not listen."""
+    process.terminate()
+    try:
+        process.wait(LAST)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def run(options: argparse.Namespace, built: object, seconds: float | None = None) -> int:

@@ -19,9 +19,9 @@ from torch import Tensor
 import alt_kernels as ak
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-#: Constants of kernels that choose between two ways through them: both have to be taken.
+#: Constants of kernels that choose between two ways through them: both have to be taken. TILES: a third tile of keys.
 WAYS = (
-    *(("_backward_keys", "WHOLE_HEAD"), ("_forward_resident", "BE"), ("_assign", "SPLIT"), ("_assign", "SOFT")),
+    *(("_backward_keys", "WHOLE_HEAD"), ("_forward_resident", "TILES"), ("_assign", "SPLIT"), ("_assign", "SOFT")),
     *(("_entity_values", "HARD"), ("_entity_values", "SPARSE"), ("_spread_rows", "SHARE"), ("_reduce_rows", "MEAN")),
     *(("_prepare", "RESCALE"), ("_delta", "BOUND"), ("_merge_norm", "HAS_SIZE")),
 )
@@ -51,6 +51,10 @@ def watched() -> Iterator[Launches]:
         jit.JITFunction.run, interpreter.GridExecutor.__call__ = run, call  # type: ignore[method-assign]
 
 
+def _way(value: Any) -> bool:
+    return len(value) > 2 if isinstance(value, tuple) else bool(value)
+
+
 def not_launched(seen: Launches) -> list[str]:
     """Kernels of the lists AOT that were not launched, and ways through kernels that were not taken."""
     from alt_kernels.triton import aot
@@ -58,7 +62,7 @@ def not_launched(seen: Launches) -> list[str]:
     every = {case.kernel.__name__ for stem in aot.modules() for case in aot.cases(stem)}
     missing = sorted(every - {name for name, _ in seen})
     for kernel, constant in WAYS:
-        taken = {bool(constants[constant]) for name, constants in seen if name == kernel}
+        taken = {_way(constants[constant]) for name, constants in seen if name == kernel}
         missing += [f"{kernel} with {constant}={way}" for way in (True, False) if way not in taken]
     return missing
 
@@ -141,13 +145,19 @@ def steps(device: str, dtype: torch.dtype, impl: Any) -> None:
             ),
             *(x, y, weight, bias),
         )
-    for count in (37, 150, 300):  # one tile, two, the online softmax; a derivative in one kernel, and in two
+    for count in (
+        37,
+        150,
+        200,
+        300,
+    ):  # one tile, two, three, the online softmax; a derivative in one kernel, and in two
         qkv = [make.normal(1, 2, count, 16) for _ in range(3)]
         mask = torch.arange(count).expand(1, -1).float()
         compare("attention", lambda i, p, q, k, v, s=mask: ak.proportional_attention(q, k, v, p(s), impl=i), *qkv)
     seed = torch.tensor(3)
-    # Few entities, several programs for the entities of a row, and so many that most tiles hold no choice.
-    for rows, entities in ((19, 45), (19, 500), (5, 9000)):
+    # One tile of entities in every table, a few, several programs for the entities of a row, and so many that most
+    # tiles hold no choice.
+    for rows, entities in ((19, 20), (19, 45), (19, 500), (5, 9000)):
         given = [make.normal(n, 40) for n in (rows, entities)]
         for hard in (True, False) if entities < 9000 else (True,):
 

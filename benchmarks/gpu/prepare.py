@@ -30,7 +30,7 @@ def install_wheels(folder: str) -> str:
 
 
 def cuda_home() -> str | None:
-    """The toolkit: torch takes the wrapper in /usr/local/bin for it, whose parent holds no library."""
+    """The toolkit: torch may take for it a wrapper script on the PATH, beside which there is no library."""
     if os.environ.get("CUDA_HOME"):
         return os.environ["CUDA_HOME"]
     nvcc = shutil.which("nvcc")

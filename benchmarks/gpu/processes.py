@@ -44,18 +44,20 @@ def finish(
             command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, process_group=0
         )
         status = None
-        while status is None and time.monotonic() < end:
-            try:
-                status = process.wait(max(min(EVERY, end - time.monotonic()), 0.1))
-            except subprocess.TimeoutExpired:
-                look(text())
-        if status is None:
-            status = OUT_OF_TIME
-            if interrupt:
-                process.send_signal(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-        with contextlib.suppress(ProcessLookupError):  # also what a command that ended has left behind
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            while status is None and time.monotonic() < end:
+                try:
+                    status = process.wait(max(min(EVERY, end - time.monotonic()), 0.1))
+                except subprocess.TimeoutExpired:
+                    look(text())
+            if status is None:
+                status = OUT_OF_TIME
+                if interrupt:
+                    process.send_signal(signal.SIGINT)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(10)
+        finally:  # also where this process is interrupted, or ``look`` fails
+            with contextlib.suppress(ProcessLookupError):  # also what a command that ended has left behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         return status, text()

@@ -35,12 +35,14 @@ def run(session: Session, budget: Budget) -> Record:
         )
     elif checks["none"]["status"] == 0:
         for place, name in enumerate(TOOLS):
-            session.keep(summary(checks))
+            session.keep(summary(checks, dry=session.dry))
             if budget.has(max(20, checks["none"]["seconds"]), name):
                 # One that hangs leaves the others their time; what one does not use is theirs.
                 share = budget.left() / (len(TOOLS) - place) * 1.5
                 checks[name] = check(session, budget, tool, name, min(share, budget.left()))
-    return summary(checks)
+    else:
+        budget.left_out += [f"{name}: the driver alone did not end well" for name in TOOLS]
+    return summary(checks, dry=session.dry)
 
 
 def warm(session: Session, budget: Budget) -> None:
@@ -54,8 +56,13 @@ def warm(session: Session, budget: Budget) -> None:
         list(pool.map(lambda command: finish(command, 0.6 * budget.left()), commands))
 
 
-def summary(checks: dict[str, Record]) -> Record:
-    failed = [name for name, found in checks.items() if found["status"] not in (0, None) or found["errors"]]
+def summary(checks: dict[str, Record], *, dry: bool = False) -> Record:
+    """A tool without a result is left out; a driver without one has failed, unless it ran dry."""
+    failed = [
+        name
+        for name, found in checks.items()
+        if found["errors"] or found["status"] not in ((0, None) if dry or name != "none" else (0,))
+    ]
     rows = [
         [name, str(c["status"]), str(c["errors"]), f"{c['seconds']:.0f}", c["says"][:60]] for name, c in checks.items()
     ]
@@ -98,7 +105,7 @@ def judge(status: int, text: str, with_tool: bool) -> Record:
     """What a run's output means: errors found, a machine that refuses the tool, or a driver that fails."""
     counts = [int(n) for n in SUMMARY.findall(text)]
     notable = [line.strip() for line in text.splitlines() if "rror" in line or "azard" in line or "SUMMARY" in line]
-    if with_tool and REFUSED.search(text):
+    if with_tool and not counts and REFUSED.search(text):
         return {"status": None, "errors": 0, "says": "the tool does not support this machine", "lines": notable[:20]}
     if with_tool and not counts:
         return {"status": status or 1, "errors": 0, "says": "no summary from the tool", "lines": notable[:20]}

@@ -65,8 +65,9 @@ def source_hash() -> str:
         p
         for f in folders
         for p in sorted((ROOT / f).rglob("*"))
-        if p.suffix in kinds or (p.suffix == ".json" and p.parent.name == "configs")
+        if p.suffix in kinds or p.name == "cuda_choice.json" or (p.suffix == ".json" and p.parent.name == "configs")
     ]
+    paths += sorted(ROOT.glob("setup.py"))
     for path in paths:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -15,7 +15,8 @@
 //
 // A product that is rounded together with a sum is written as fused_multiply_add; every other one is rounded by itself,
 // here and on the host, because both are compiled without contraction (setup.py: -fmad=false). Divisions and roots
-// are rounded to nearest. So the emulation gives the bits of the GPU, those of a NaN apart.
+// are rounded to nearest. So the emulation is to give the bits of the GPU (tests/cuda/test_bits_of_the_gpu.py), those
+// of a NaN apart.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@ of the tests themselves; what a CPU has no counterpart of is marked ``gpu``.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,6 +23,14 @@ def float32_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """cuDNN's convolutions, a tower's patch embedding, round float32 to TF32 unless told not to."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.fixture(autouse=True)
+def gigabytes_go_back() -> Iterator[None]:
+    """What a large test took goes back to the other processes of the run on the same GPU."""
+    yield
+    if DEVICE == "cuda" and torch.cuda.memory_reserved() > 2**30:
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

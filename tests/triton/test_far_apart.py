@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,14 @@ from alt_kernels.triton import weighted_merge as merge
 
 STEP = 2**30  # elements; place 2 is 2^31 from the first, while the stride itself is a 32-bit integer
 B16 = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def gigabytes_go_back(device: torch.device) -> Iterator[None]:
+    """To the other processes of the run on the same GPU."""
+    yield
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def apart(x: Tensor, axis: int) -> Tensor:
