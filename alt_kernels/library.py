@@ -255,7 +255,8 @@ def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled:
 
     Args:
         impl: the caller's choice.
-        x: the tensor whose device decides. others: the other floating arguments, which may be float64 without it.
+        x: the tensor whose device decides.
+        others: the other floating arguments, any of which may be float64.
         needs_compiled: whether "cpp" of this op needs the compiled library (attention can do with PyTorch's kernels).
     """
     if impl not in get_args(Impl):

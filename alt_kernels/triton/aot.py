@@ -211,7 +211,8 @@ def compile_all(
 
 def _row(group: list[Resources]) -> Iterator[str]:
     case = group[0].case
-    yield case.name + (f" (sm_{', sm_'.join(map(str, case.targets))} alone)" if case.targets else "")
+    alone = f"sm_{', sm_'.join(map(str, case.targets))}"
+    yield case.name + (f" ({alone} alone)" if case.targets and not case.name.endswith(alone) else "")
     yield " ".join(f"{k}={v}" for k, v in case.constants.items() if not isinstance(v, bool) and k != "C")
     yield f"{case.num_warps} × {case.num_stages}"
     for values in (
@@ -223,7 +224,7 @@ def _row(group: list[Resources]) -> Iterator[str]:
     ):
         yield values[0] if len(set(values)) == 1 else " / ".join(values)
     complaints = sorted({f"{text} on sm_{r.target}" for r in group for text in r.complaints()})
-    yield "; ".join([*complaints, *([f"reason: {case.reason}"] if case.reason else [])])
+    yield "; ".join([*complaints, *([f"reason: {case.reason}"] if case.reason and complaints else [])])
 
 
 def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:

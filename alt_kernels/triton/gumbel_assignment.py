@@ -43,8 +43,9 @@ from .gumbel_assignment_shared import (
     prepare,
     row_plan,
     signature,
+    with_noise,
 )
-from .hardware import HARDWARE, exp2_of, rounded_product
+from .hardware import exp2_of, rounded_product
 from .host import refuse_double
 from .philox import NATURAL, tile_columns
 
@@ -68,17 +69,9 @@ def _lanes(tile, Q: tl.constexpr):
 
 
 @triton.jit
-def _first(found_a, column_a, found_b, column_b):
-    return found_a | found_b, tl.where(found_a, column_a, column_b)
-
-
-@triton.jit
-def _lowest(found, column, Q: tl.constexpr):
-    """The lowest column of those found, along the last axis; what is not found anywhere is of no use."""
-    if Q == 1 or not HARDWARE:  # the interpreter knows no sum of ours; across threads columns do not ascend
-        return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
-    else:
-        return tl.reduce((found, column), 2, _first)[1]
+def _lowest(found, column):
+    """The lowest column of those found, along the last axis, whatever threads hold; if none, of no use."""
+    return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
 
 
 @triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
@@ -161,7 +154,7 @@ def _assign(
         # NaN never wins, but stays in the sum. The lowest column among equals.
         z_lanes = _lanes(z, Q)
         tile_peak = tl.max(z_lanes, 2)
-        best = first + _lowest(z_lanes == tile_peak[:, :, None], offset, Q)
+        best = first + _lowest(z_lanes == tile_peak[:, :, None], offset)
         index = tl.where(tile_peak > peak, best, index)
         new_peak = tl.maximum(peak, tile_peak)
         origin = finite(new_peak)
@@ -271,9 +264,9 @@ def gumbel_assignment(
     if rows == 0:
         return x.new_empty((0, depth), dtype=dtype), index, normalizer
     ready = prepare(x, entities)
-    use = chosen("gumbel_assignment", "hard" if hard else "soft", depth, dtype)
-    wide = 1 if hard else triton.cdiv(depth, use["DV"])
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
+    use = with_noise(chosen("gumbel_assignment", "hard" if hard else "soft", depth, dtype), kind)
+    wide = 1 if hard else triton.cdiv(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         results = index[here], normalizer[here], output if hard else output[here]
         parts = results[0], results[1], results[1], results[2]
@@ -305,9 +298,12 @@ def _aot() -> list[AotCase]:
     cases = [
         case
         for dtype in NAMES
-        for mode, noise, kind in (("hard", "seed", SEED), ("soft", "seed", SEED), ("hard", "no noise", NONE))
+        for depth in (512, 768)
+        for mode in ("hard", "soft")
+        for noise, kind in (("seed", SEED), ("tensor", TENSOR), ("no noise", NONE))
+        if depth == 512 or kind == SEED
         for case in aot_cases(
-            _assign, stem, mode, f"{mode} {noise}", dtype, 512, NOISE=kind, SOFT=mode == "soft", SPLIT=False
+            _assign, stem, mode, f"{mode} {noise}", dtype, depth, NOISE=kind, SOFT=mode == "soft", SPLIT=False
         )
     ]
     for soft, width in ((False, 16), (True, 128)):

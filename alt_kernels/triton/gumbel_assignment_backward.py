@@ -33,6 +33,7 @@ from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities, fi
 from .gumbel_assignment_shared import (
     LOG2E,
     NAMES,
+    NOISES,
     SEED,
     TENSOR,
     aligned,
@@ -49,6 +50,7 @@ from .gumbel_assignment_shared import (
     row_plan,
     split_plan,
     tiling,
+    with_noise,
 )
 from .hardware import exp2_of
 from .host import refuse_double
@@ -288,7 +290,7 @@ def gumbel_assignment_backward(
     bounded = ready.dtype == torch.float16
     common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
 
-    use = chosen(STEM, "delta", depth, ready.dtype)
+    use = with_noise(chosen(STEM, "delta", depth, ready.dtype), kind)
     delta, q = torch.empty_like(normalizer), torch.empty_like(normalizer)
     bound = torch.empty_like(normalizer) if bounded else normalizer
     for here, tiles, splits, share in row_plan(rows, use, 1, count):
@@ -303,7 +305,7 @@ def gumbel_assignment_backward(
         if bounded:
             bound[here] = sums[3].amax(0) + delta[here].abs() * sums[4].amax(0)
 
-    use = chosen(STEM, "rows", depth, ready.dtype)
+    use = with_noise(chosen(STEM, "rows", depth, ready.dtype), kind)
     wide = triton.cdiv(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         part = grad_x[here]
@@ -322,23 +324,23 @@ def gumbel_assignment_backward(
 
     if bounded:
         bound = (bound * ready.rx).amax()
-    use = chosen(STEM, "entities", depth, ready.dtype)
+    use = with_noise(chosen(STEM, "entities", depth, ready.dtype), kind)
     tiles, wide = triton.cdiv(count, use["BK"]), triton.cdiv(depth, use["DV"])
     splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
-    other = chosen(STEM, "values", depth, ready.dtype)
-    other_tiles, other_wide = triton.cdiv(count, other["BK"]), triton.cdiv(depth, other["DV"])
-    more, other_share = split_plan(rows, other["BM"], other_tiles * other_wide, other.pop("programs"))
-    part = normalizer.new_empty((splits + more, count, depth))
-    along = normalizer.new_zeros((splits + more, count))  # the value path has nothing to project
+    value_use = with_noise(chosen(STEM, "values", depth, ready.dtype), kind)
+    value_tiles, value_wide = triton.cdiv(count, value_use["BK"]), triton.cdiv(depth, value_use["DV"])
+    value_splits, value_share = split_plan(rows, value_use["BM"], value_tiles * value_wide, value_use.pop("programs"))
+    part = normalizer.new_empty((splits + value_splits, count, depth))
+    along = normalizer.new_zeros((splits + value_splits, count))  # the value path has nothing to project
     _grad_entities[(tiles, splits, wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
         delta, bound, part, along, rows, count, share, *strides, **common, **use,
     )  # fmt: skip
     del common["BOUND"]
-    _entity_values[(other_tiles, more, other_wide)](
+    _entity_values[(value_tiles, value_splits, value_wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, tau, noise, seed, index, normalizer,
-        part[splits:], rows, count, other_share, *strides,
-        HARD=hard, SPARSE=hard and count > other["BM"] * other["BK"], **common, **other,
+        part[splits:], rows, count, value_share, *strides,
+        HARD=hard, SPARSE=hard and count > value_use["BM"] * value_use["BK"], **common, **value_use,
     )  # fmt: skip
     finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau
@@ -347,9 +349,11 @@ def gumbel_assignment_backward(
 def _aot() -> list[AotCase]:
     cases = []
     for dtype in NAMES:
-        cases += aot_cases(_delta, STEM, "delta", "delta seed", dtype, 512, NOISE=SEED)
-        for label, result in (("rows seed", dtype), ("rows, split, seed", "fp32")):
-            cases += aot_cases(_grad_x, STEM, "rows", label, dtype, 512, {"part_ptr": f"*{result}"}, NOISE=SEED)
+        for label, kind, depth in NOISES:
+            cases += aot_cases(_delta, STEM, "delta", f"delta {label}", dtype, depth, NOISE=kind)
+            written = {"part_ptr": f"*{dtype}"}
+            cases += aot_cases(_grad_x, STEM, "rows", f"rows {label}", dtype, depth, written, NOISE=kind)
+        cases += aot_cases(_grad_x, STEM, "rows", "rows, split, seed", dtype, 512, {"part_ptr": "*fp32"}, NOISE=SEED)
     return cases
 
 

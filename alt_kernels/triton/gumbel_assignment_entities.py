@@ -14,6 +14,7 @@ from .aot_case import AotCase
 from .gumbel_assignment_shared import (
     LOG2E,
     NAMES,
+    NOISES,
     SEED,
     aot_cases,
     drawn,
@@ -115,11 +116,10 @@ def _grad_entities(
             values = load_rows(x_ptr, row, value_start, D, DV)
         acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
 
-    factor = sharpness / se
     if BOUND:
-        factor = factor * unit
+        factor = sharpness * unit / se
     else:
-        factor = factor * re
+        factor = re * sharpness / se  # 0 for a row of zeros, whose se may make a quotient of the others infinite
     column = first + tile_columns(BK)
     out = split.to(tl.int64) * count + column
     valid = column < count
@@ -211,7 +211,7 @@ def _entity_values(
 def _finish(
     part_ptr,  # [S, n, d] float32
     along_ptr,  # [S, n] float32
-    row_ptr,  # [n, d] prepared, or [P, d] where PLACES; so the next two
+    row_ptr,  # [P, d] prepared, entities by their places; so the next two
     inverse_ptr,
     scale_ptr,
     tau_ptr,  # 0-d
@@ -245,6 +245,7 @@ def _finish(
 def finished(
     part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor
 ) -> None:
+    """``out`` [K, d] from the splits' partial sums: those of the similarity and, after them, of the value path."""
     splits, count, depth = part.shape
     width = min(128, triton.next_power_of_2(depth))
     _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
@@ -256,9 +257,12 @@ def finished(
 def _aot() -> list[AotCase]:
     cases = []
     for dtype in NAMES:
-        cases += aot_cases(_grad_entities, STEM, "entities", "entities seed", dtype, 512, NOISE=SEED)
-        for label, hard, sparse in (("hard", True, False), ("hard, sparse", True, True), ("soft", False, False)):
-            rest = {"NOISE": SEED, "HARD": hard, "SPARSE": sparse}
+        for label, kind, depth in NOISES:
+            cases += aot_cases(_grad_entities, STEM, "entities", f"entities {label}", dtype, depth, NOISE=kind)
+            rest = {"NOISE": kind, "HARD": False, "SPARSE": False}
+            cases += aot_cases(_entity_values, STEM, "values", f"values soft {label}", dtype, depth, **rest)
+        for label, sparse in (("hard", False), ("hard, sparse", True)):
+            rest = {"NOISE": SEED, "HARD": True, "SPARSE": sparse}
             cases += aot_cases(_entity_values, STEM, "values", f"values {label}", dtype, 512, **rest)
     finish = {"D": 512, "R": 16, "BC": 128}
     types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")

@@ -8,6 +8,7 @@ draws the noise it adds, and padded with zeros to whole tiles, so that kernels r
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from .philox import SHIFT, noise_tile, place_of, tile_columns
 from .tuning import Shipped, config, shipped
 
 NONE, TENSOR, SEED = 0, 1, 2  # where the noise comes from
+STEP = 64  # channels at a time of rows that are too long to stay
 PAD = 256  # entities are padded to a multiple of the largest tile
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
@@ -211,7 +213,15 @@ def part(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
     """The fields of one kernel."""
     use = {key.removeprefix(f"{prefix}_"): value for key, value in tuned.items() if key.startswith(f"{prefix}_")}
     width = max(16, triton.next_power_of_2(depth))
-    return use | {name: min(use[name], width) for name in ("BD", "DV") if name in use}
+    use |= {name: min(use[name], width) for name in ("BD", "DV") if name in use}
+    if use.get("BD", depth) < depth:  # a row that does not stay whole comes in steps that every stage has room for
+        use["BD"] = min(use["BD"], STEP)
+    return use
+
+
+def with_noise(use: dict[str, int], kind: int) -> dict[str, int]:
+    """A stage less where the noise is a tensor: its tile takes room in every stage as well."""
+    return use | {"num_stages": max(1, use["num_stages"] - 1)} if kind == TENSOR else use
 
 
 SETUP = 4  # what a program costs before its first tile, in tiles: its rows come from memory, nothing overlaps them
@@ -222,6 +232,7 @@ def tiling(use: dict[str, int]) -> dict[str, int]:
     return {name: value for name, value in use.items() if name != "programs"}
 
 
+@functools.cache
 def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int, int]:
     """(splits, a split's share of ``length``) for ``others`` tiles across and a GPU that runs ``programs`` at a time.
 
@@ -229,7 +240,8 @@ def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int,
     """
     tiles = triton.cdiv(length, tile)
     best = (float("inf"), 1)
-    for wanted in range(1, min(tiles, max(1, 32 * programs // others)) + 1):
+    for waves in range(1, 33):
+        wanted = min(tiles, max(1, waves * programs // others))  # the most that so many waves hold
         each = triton.cdiv(tiles, wanted)
         splits = triton.cdiv(tiles, each)
         best = min(best, (triton.cdiv(splits * others, programs) * (each + SETUP), splits))
@@ -271,7 +283,11 @@ REASONS = {
     "rows, split, seed d=512 fp32": FLOAT32,
     "entities seed d=512 fp32": FLOAT32.replace("BK", "BM"),
 }
+COMPARED = "a noise tensor serves to compare implementations, and its tile takes registers too: at most 128 bytes"
+LONG = "rows of 768 in slices of the tiles chosen for 512: at most 56 bytes"
 HALF = {"x_ptr", "e_ptr", "grad_ptr"}  # pointers to what the products read
+#: Label, kind and channels of what is compiled ahead of time: rows that stay whole, and longer ones that cannot.
+NOISES = (("seed", SEED, 512), ("tensor", TENSOR, 512), ("seed", SEED, 768))
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -303,16 +319,22 @@ def aot_cases(
 def _aot_case(
     kernel: Any, name: str, entry: Shipped, dtype: str, depth: int, pointers: dict[str, str], rest: dict[str, Any]
 ) -> AotCase:
-    use, targets = entry
+    use, targets = with_noise(entry.use, rest.get("NOISE", NONE)), entry.targets
+    if rest.get("NOISE") == TENSOR:
+        rest = {**rest, "noise_k": 1}  # as of a contiguous one
     constants = {"D": depth, "PRECISION": precision(NAMES[dtype]), "BOUND": dtype == "fp16", **use, **rest}
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     types = signature(kernel, dtype, constants, **{"acc_ptr": f"*{dtype}", **pointers})
     if targets:
         name += f" for sm_{', sm_'.join(map(str, targets))}"
     return AotCase(
-        name, kernel, types, constants, use["num_warps"], use["num_stages"], dtype != "fp32", REASONS.get(name, ""),
-        targets=targets,
+        name, kernel, types, constants, use["num_warps"], use["num_stages"], dtype != "fp32", _reason(name),
+        unaligned=("noise_m",), targets=targets,
     )  # fmt: skip
+
+
+def _reason(name: str) -> str:
+    return COMPARED if " tensor " in name else LONG if " d=768 " in name else REASONS.get(name, "")
 
 
 def _aot() -> list[AotCase]:

@@ -7,7 +7,7 @@ bits, depend on the shape alone.
 Forward floor: reads x and residual, writes x' and its norm, 2 (N + N') C elements an image: less than residual + LN
 without merging (4 N C). Backward: reads dx', dn and x' (3 N' C), writes dx once for x and residual both (N C).
 
-A plan's values are trusted: reading them back to check them would stop the GPU's queue.
+A plan's values are trusted: to check them would stop the GPU's queue.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _merge_norm(
             else:
                 weight = tl.where(more, 1.0, 0.0)
             total += weight
-            acc += part * tl.where(more, weight, -1.0)[:, None]  # 0 times -1: what is added to others keeps even a -0
+            acc += part * tl.where(more, weight, -1.0)[:, None]  # past a group's end -0 is added: no change
             step += 1
         nonzero = total != 0.0
         # Times 1 is exact, so a row of one token among others needs no tile of its own to be kept for it.

@@ -4,11 +4,11 @@ With P = exp(scores - lse) computed again, dP = dO V^T and delta = rowsum(dO out
 
     dV = P^T dO,   dS = P (dP - delta),   dQ = dS K scale,   dK = dS^T Q scale.
 
-Where the keys of a head fit one tile (up to 128, on sm_90 up to 256), one program does the whole head and each product
-is computed once: all keys are there, so that delta is rowsum(P dP), ``out`` is not read at all, and dQ needs no sum
-over programs. Floor 7 x M D elements a head for M = N (q, k, v, dO in; dq, dk, dv out), 10 M N D floating point
-operations. Otherwise one kernel goes over tiles of queries for dQ (and delta), a second one over tiles of keys for dK
-and dV: P and dP are computed twice, 14 M N D operations.
+Where the keys of a head fit one tile (half precision, D <= 64: up to 128, on sm_90 up to 256), one program does the
+whole head and each product is computed once: all keys are there, so that delta is rowsum(P dP), ``out`` is not read at
+all, and dQ needs no sum over programs. Floor 7 x M D elements a head for M = N (q, k, v, dO in; dq, dk, dv out),
+10 M N D floating point operations. Otherwise one kernel goes over tiles of queries for dQ (and delta), a second one
+over tiles of keys for dK and dV: P and dP are computed twice, 14 M N D operations.
 
 The kernel over keys works on transposed tiles ``[BN, BM]``: with 256 keys and 32 queries that is the shape whose
 matrix instructions (64 rows or more) leave room in the registers for the sums of dK and dV.

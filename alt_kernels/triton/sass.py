@@ -1,6 +1,6 @@
 """What a loop of compiled code asks of a multiprocessor: cycles of its pipes, read off the assembler's listing.
 
-``python -m alt_kernels.triton.aot --loops --only CASE --target 90`` prints it. For every loop: the instructions of one
+``python -m alt_kernels.triton.aot --loops --only CASE`` prints it for sm_90. For every loop: the instructions of one
 warp's turn, and the cycles for which they keep each pipe of a sub-partition (a fourth of a multiprocessor) busy. The
 largest of them times turns and warps over sub-partitions is a bound that no schedule beats; what a kernel takes is
 above it, by latencies that its other warps do not hide. Bytes from memory and L2 are not counted here.

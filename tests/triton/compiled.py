@@ -225,6 +225,18 @@ def test_assignment(
     check_assignment.check(check_assignment.problem(*sizes, dtypes, noise), hard)
 
 
+@pytest.mark.parametrize("rows", [16, 32])
+def test_assignment_takes_the_lowest_of_equals(rows: int, tiles: Tiles) -> None:
+    """Equal entities whose columns lie in two warps, or in two places of one thread, in an order that is not theirs."""
+    tiles({"BM": rows, "BK": 2 * rows, "BD": 32, "DV": 32, "programs": 1, "num_warps": 8})
+    x, entities = torch.randn(4, 24), torch.randn(40, 24)
+    for low, high in ((2, 16), (3, 17), (1, 8), (0, 33)):
+        given = entities.clone()
+        given[high] = given[low] = x[0]
+        index = check_assignment.gumbel_assignment(x[:1], given, torch.tensor(0.1), None, None, True)[1]
+        assert index.tolist() == [low]
+
+
 def test_assignment_noise() -> None:
     """Philox and the logarithms element by element, rows beyond 2^32 and negative seeds among them."""
     check_assignment.test_the_noise_is_that_of_the_law(CPU)
