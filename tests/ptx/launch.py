@@ -7,9 +7,12 @@ a GPU, and are emulated. No assembler runs.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from typing import Any
@@ -120,7 +123,13 @@ def launch(function: Any, kernel: Any, bound: dict[str, Any], specialization: li
 
 
 def install() -> None:
-    """From now on launches of this process are emulated."""
+    """From now on launches of this process are emulated.
+
+    What the compiler leaves is no code of a GPU and must not be found by one: it goes to a cache of its own.
+    """
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="emulated-kernels-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     import triton
     from triton import knobs
     from triton.runtime.jit import JITFunction
