@@ -228,7 +228,7 @@ def _join(
         better = part > peak  # strictly: equals keep the lower index
         index = tl.where(better, tl.load(index_part_ptr + here, mask=live, other=0), index)
         peak = tl.where(better, part, peak)
-    origin = tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
+    origin = finite(peak)
     total = tl.zeros([R], tl.float32)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = live[:, None] & (channel < D)[None, :]
@@ -236,9 +236,8 @@ def _join(
     for split in range(0, splits):
         here = at + split * rows.to(tl.int64)
         part = tl.load(peak_ptr + here, mask=live, other=0.0)
-        part = tl.where(tl.abs(part) < float("inf"), part, 0.0)  # the origin of that split's sum
-        empty = tl.load(peak_ptr + here, mask=live, other=0.0) == float("-inf")
-        weight = tl.where(empty, 1.0, exp2_of(part - origin))
+        # finite(part) is the origin of that split's sum
+        weight = tl.where(part == float("-inf"), 1.0, exp2_of(finite(part) - origin))
         total += tl.load(sum_ptr + here, mask=live, other=1.0) * weight
         if SOFT:
             acc += tl.load(acc_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0) * weight[:, None]

@@ -40,12 +40,15 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}[TARGET]  # bytes of a program
 
 
 class Driver:
-    """A GPU that can be compiled for; launches on it are emulated."""
+    """A GPU that can be compiled for and not launched on."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
 
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", TARGET, 32)
+        return GPUTarget("cuda", self.target, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -139,7 +142,7 @@ def install() -> None:
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are Python functions under it and are not compiled")
     tuning.device_name = lambda: f"emulated, sm_{TARGET}"  # type: ignore[assignment]  # its configurations as well
-    triton.runtime.driver.set_active(Driver())  # type: ignore[arg-type]
+    triton.runtime.driver.set_active(Driver(TARGET))  # type: ignore[arg-type]
 
     def stop_at_ptx(backend: Any, stages: dict[str, Any], *rest: Any) -> None:
         stages["cubin"] = lambda source, metadata: b"-"

@@ -27,6 +27,7 @@ from . import test_gumbel_assignment as check_assignment
 from . import test_merge_layer_norm as check_norm
 from . import test_proportional_attention as check_attention
 from . import test_weighted_merge as check_merge
+from .random_problems import window
 
 f32, f16, b16 = torch.float32, torch.float16, torch.bfloat16
 CPU = torch.device("cpu")
@@ -35,12 +36,6 @@ every = pytest.mark.skipif(not os.environ.get("ALT_KERNELS_PTX_EVERY"), reason="
 
 Tiles = Callable[[dict[str, int]], None]
 small_tiles, tiles = check_matching.small_tiles, check_assignment.tiles  # fixtures
-
-
-def window(x: Tensor) -> Tensor:
-    """Inside a tensor of NaN that is larger on every side, at an address that is a multiple of nothing."""
-    around = torch.full([n + 3 for n in x.shape], torch.nan, dtype=x.dtype)
-    return around[tuple(slice(1, n + 1) for n in x.shape)].copy_(x)
 
 
 def rest(*values: Any) -> Any:

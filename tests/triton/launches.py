@@ -17,27 +17,11 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from tests.ptx.launch import GRIDS, Driver
+
 ON = "cuda" if sys.argv[1:] == ["fake"] else "cpu"  # where the tensors are
-GRIDS = (2**31 - 1, 65_535, 65_535)
-
-
-class Driver:
-    """An sm_90 that can be compiled for and not launched on."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a launch asked the driver for {name}")
 
 
 Keys = dict[str, set[str]]
@@ -141,7 +125,7 @@ def main(what: str) -> None:
     if what == "fake":
         print(json.dumps(sorted(set(fake()))))
         return
-    triton.runtime.driver.set_active(Driver())
+    triton.runtime.driver.set_active(Driver(90))
     zeros()
     keys, wrong = record(compiling=what == "compile")
     dtype = torch.bfloat16
