@@ -1,12 +1,12 @@
-"""From kept measurements to the README: tables, plots, and a check that they are up to date.
+"""Writes docs/results.md, its plots and the README's five rows from the kept measurements, or checks them.
 
-    python benchmarks/report.py                    rewrite the README's section and the plots
-    python benchmarks/report.py --check            exit with 1 if the README is not what the kept results say
+    python benchmarks/report.py                    rewrite the page, the plots and the README's rows
+    python benchmarks/report.py --check            exit with 1 if one of them is not what the kept results say
     python benchmarks/report.py --keep out.json    first keep a run (pytest --benchmark-json=out.json), then rewrite
 
 Kept results live in ``results/<device>/<date>-<commit>.json``, in pytest-benchmark's format without the single
-rounds. Of each device the newest result of every benchmark is shown, so a run may be of a part of them. The README's
-section lies between two marker comments.
+rounds. The newest result of every benchmark is shown per device, so a run may cover a part of them. The README's
+rows lie between two marker comments.
 """
 
 from __future__ import annotations
@@ -19,9 +19,20 @@ from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parent
 README = BENCHMARKS.parent / "README.md"
+PAGE = BENCHMARKS.parent / "docs" / "results.md"
+PLOTS = "plots"  # beside the page
 RESULTS = BENCHMARKS / "results"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PLOT, TRADEOFF_PLOT = "speedup.svg", "tradeoff.svg"
+
+HEAD = """# Results
+
+Written by `python benchmarks/report.py` from `benchmarks/results`; a test fails where this page is not what they say.
+How the numbers are taken, and the rules they have to keep:
+[benchmarks/README.md](https://github.com/alt-kernels/alt-kernels/blob/main/benchmarks/README.md).
+On a CPU only ratios are claimed, with one thread.
+"""
+NO_GPU = "The kernels for GPUs have not been measured yet.\n"
 
 Record = dict[str, Any]
 
@@ -93,19 +104,58 @@ def origins(record: Record) -> str:
     return "; ".join(f"commit {commit}, {day} for {', '.join(names)}" for (commit, day), names in files.items())
 
 
-def section(records: dict[str, Record]) -> str:
-    """Markdown of every device's newest record."""
+def page(records: dict[str, Record]) -> str:
+    """Returns the Markdown of every device's newest record."""
     if not records:
-        return "No result has been kept yet; `benchmarks/README.md` says how to measure.\n"
-    return "\n".join(device_section(device, record) for device, record in sorted(records.items()))
+        return f"{HEAD}\nNo result has been kept yet; `benchmarks/README.md` says how to measure.\n"
+    return "\n".join([HEAD, *(device_section(device, record) for device, record in sorted(records.items()))])
+
+
+def readme_rows(records: dict[str, Record]) -> str:
+    """Returns the README's table: the towers at r = 8, and the step that the video model adds, on one device."""
+    shown = [record for record in records.values() if readme_entries(record)]
+    if not shown:
+        return "No result has been kept yet.\n"
+    record = max(shown, key=lambda record: record["datetime"])
+    head = ["| measured on " + where(record["machine_info"]["alt"]) + " | against | speed-up |", "|---|---|--:|"]
+    return "\n".join([*head, *(f"| {' | '.join(entry)} |" for entry in readme_entries(record))]) + "\n"
+
+
+def readme_entries(record: Record) -> list[tuple[str, str, str]]:
+    """Returns (what, against, speed-up) per row: ours beside plain PyTorch's merging, then the assignment."""
+    found = []
+    infos = [benchmark["extra_info"] for benchmark in record["benchmarks"]]
+    for info in (info for info in infos if "saving_realised" in info):
+        fewer = f"{info['macs']['0'] / info['macs']['8']:.2f} x fewer operations"
+        for label, who in (("8", f"r = 8, {fewer}"), ("8, plain torch", "r = 8, merging in plain PyTorch")):
+            if label in info["speedup"]:
+                speedup = interval(info["speedup"][label])
+                found.append((f"{info['title']}, {who}", "open_clip's unpatched tower", speedup))
+    for info in (info for info in infos if info.get("title") == "cosine_gumbel_assign, forward and backward"):
+        rival = "F.gumbel_softmax"
+        found.append((f"`cosine_gumbel_assign`, forward and backward, {info['shape']}", f"`{rival}`",
+                      interval(info["ratio"][rival])))  # fmt: skip
+    return found
+
+
+def where(facts: Record) -> str:
+    """Returns the name of the processor that a record was measured on."""
+    return (
+        str(facts["gpu"]) if facts["device"] == "cuda" else f"{facts['cpu']}, {facts['isa']}, {facts['threads']} thread"
+    )
+
+
+def plot_file(device: str, plot: str) -> str:
+    """Returns the plot's path relative to the page."""
+    return f"{PLOTS}/{device}-{plot}"
 
 
 def device_section(device: str, record: Record) -> str:
     facts = record["machine_info"]["alt"]
-    on_gpu = facts["device"] == "cuda"
-    where = facts["gpu"] if on_gpu else f"{facts['cpu']}, {facts['isa']}, {facts['threads']} thread"
     lines = [
-        f"**{where}**, torch {facts['torch']}, {origins(record)}. Every number is the median,"
+        f"## {where(facts)}",
+        "",
+        f"torch {facts['torch']}, {origins(record)}. Every number is the median,"
         " over interleaved rounds, of a ratio within a round, with its 95 % interval; every entrant had first to"
         " agree with a float64 definition." + ("" if facts["full"] else " Short run."),
         "",
@@ -113,7 +163,7 @@ def device_section(device: str, record: Record) -> str:
         *_towers(record),
         *_memory(record),
         *_training_memory(record),
-        f"![speed-ups on {where}](benchmarks/results/{device}/{PLOT})",
+        f"![speed-ups on {where(facts)}]({plot_file(device, PLOT)})",
         "",
         *_tradeoff(device, record),
     ]
@@ -209,7 +259,9 @@ def _tradeoff(device: str, record: Record) -> list[str]:
 
     setting = found["setting"]
     return [
-        f"**Accuracy against cost as r grows**, {setting['data']} (chance {setting['chance']:.1f} %),"
+        "### Accuracy against cost as r grows",
+        "",
+        f"{setting['data']} (chance {setting['chance']:.1f} %),"
         f" {setting['training']}, {len(setting['seeds'])} seed{'s' if len(setting['seeds']) > 1 else ''}:",
         "",
         markdown(from_record(found).rows),
@@ -217,7 +269,7 @@ def _tradeoff(device: str, record: Record) -> list[str]:
         " here.",
         "",
         paper_markdown(found["paper"]),
-        f"![accuracy against cost](benchmarks/results/{device}/{TRADEOFF_PLOT})",
+        f"![accuracy against cost]({plot_file(device, TRADEOFF_PLOT)})",
         "",
     ]
 
@@ -254,32 +306,42 @@ def main(arguments: list[str] | None = None) -> int:
     if options.keep is not None:
         print(f"kept {keep(options.keep, RESULTS).relative_to(BENCHMARKS.parent)}")
     records = newest(RESULTS)
-    text = README.read_text()
     from gpu import report as gpu_report
 
-    wanted = replaced(text, section(records) + gpu_report.section(RESULTS))
+    wanted = {
+        PAGE: page(records) + (gpu_report.section(RESULTS) or f"\n## GPUs\n\n{NO_GPU}"),
+        README: replaced(README.read_text(), readme_rows(records)),
+    }
+    drawn = {
+        PAGE.parent / plot_file(device, plot): record
+        for device, record in records.items()
+        for plot in (PLOT, *([TRADEOFF_PLOT] if tradeoff_of(record) else []))
+    }
     if options.check:
-        missing = [
-            device
-            for device, record in records.items()
-            for plot in (PLOT, *([TRADEOFF_PLOT] if tradeoff_of(record) else []))
-            if not (RESULTS / device / plot).exists()
-        ]
-        if wanted == text and not missing:
-            return 0
-        print("README.md does not show the kept results: run `python benchmarks/report.py`", file=sys.stderr)
-        return 1
-    import plots
-
-    for device, record in records.items():
-        plots.draw(record, RESULTS / device / PLOT)
-        found = tradeoff_of(record)
-        if found is not None:
-            from alt.evaluate.tradeoff_report import draw
-
-            draw(found, RESULTS / device / TRADEOFF_PLOT)
-    README.write_text(wanted)
+        stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+        stale += [path.name for path in drawn if not path.exists()]
+        if stale:
+            print(
+                f"{', '.join(stale)}: not what the kept results say; run `python benchmarks/report.py`", file=sys.stderr
+            )
+        return 1 if stale else 0
+    for path, record in drawn.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _draw(path, record)
+    for path, text in wanted.items():
+        path.write_text(text)
     return 0
+
+
+def _draw(path: Path, record: Record) -> None:
+    if path.name.endswith(TRADEOFF_PLOT):
+        from alt.evaluate.tradeoff_report import draw
+
+        draw(tradeoff_of(record), path)
+    else:
+        import plots
+
+        plots.draw(record, path)
 
 
 if __name__ == "__main__":

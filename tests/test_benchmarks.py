@@ -236,7 +236,7 @@ def test_kept_result_is_trimmed_and_shown(tmp_path: Path) -> None:
     older = raw_run() | {"datetime": "2026-11-19T10:00:00"}
     older["machine_info"]["alt"]["cpu"] = "Older"
     kept.with_name("2026-11-19-abd.json").write_text(json.dumps(older))
-    text = report.section(report.newest(tmp_path / "results"))
+    text = report.page(report.newest(tmp_path / "results"))
     assert "Some CPU 9, AVX2, 1 thread" in text
     assert "| plain torch | 2.35 [2.25, 2.50] | 20 | 2.35 x copy of x |" in text
     assert "not run: torch.compile needs a C++ compiler" in text
@@ -252,7 +252,7 @@ def test_a_run_of_a_part_leaves_the_rest_as_it_was_and_says_so(tmp_path: Path) -
     del later["benchmarks"][1:]
     later["benchmarks"][0]["extra_info"]["ratio"]["plain torch"] |= {"median": 3.0}
     (tmp_path / "cpu" / "2.json").write_text(json.dumps(later))
-    text = report.section(report.newest(tmp_path))
+    text = report.page(report.newest(tmp_path))
     assert "commit def, 2026-11-21 for bench_0; commit abc, 2026-11-20 for bench_1, bench_2" in text
     assert text.count("| `weighted_merge`") == 1
     assert "3.00 [2.25, 2.50]" in text
@@ -270,9 +270,27 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "speedup.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_check_finds_a_stale_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
+def test_readme_has_the_towers_and_the_assignment_of_the_newest_device(tmp_path: Path) -> None:
+    for device, day, name in (("old", "2026-11-19", "Older"), ("new", "2026-11-20", "Some CPU 9")):
+        run = raw_run() | {"datetime": f"{day}T10:00:00"}
+        run["machine_info"]["alt"]["cpu"] = name
+        (tmp_path / device).mkdir()
+        (tmp_path / device / "1.json").write_text(json.dumps(run))
+    rows = report.readme_rows(report.newest(tmp_path)).splitlines()
+    assert rows == [
+        "| measured on Some CPU 9, AVX2, 1 thread | against | speed-up |",
+        "|---|---|--:|",
+        "| ViT-B/16, float32, r = 8, 1.33 x fewer operations | open_clip's unpatched tower | 2.35 [2.25, 2.50] |",
+        "| ViT-B/16, float32, r = 8, merging in plain PyTorch | open_clip's unpatched tower | 2.35 [2.25, 2.50] |",
+    ]
+    assert report.readme_rows(report.newest(report.RESULTS)).count("\n") == 2 + 5
+
+
+def test_check_finds_a_stale_readme_or_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
     monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(report, "PAGE", page)
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
     readme.write_text(f"before\n{report.BEGIN}\nold numbers\n{report.END}\nafter\n")
     assert report.main(["--check"]) == 1
@@ -280,12 +298,14 @@ def test_check_finds_a_stale_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.main(["--check"]) == 0
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("\nafter\n")
+    page.write_text(page.read_text() + "a number of my own\n")
+    assert report.main(["--check"]) == 1
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="expected one line"):
         report.main(["--check"])
 
 
-def test_readme_shows_the_kept_results() -> None:
+def test_readme_and_docs_show_the_kept_results() -> None:
     assert report.main(["--check"]) == 0, "run `python benchmarks/report.py`"
 
 

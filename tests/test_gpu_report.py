@@ -1,4 +1,4 @@
-"""Kept results of `make gpu` become the README's tables: of a synthetic run as a machine with a GPU leaves it."""
+"""Kept results of `make gpu` become tables of docs/results.md: of a synthetic run as a machine with a GPU leaves it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    import report as readme
+    import report as pages
     from gpu import bench, clock, report, session, towers
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
@@ -123,19 +123,20 @@ def test_dry_runs_and_nothing_show_nothing(tmp_path: Path) -> None:
     assert report.section(tmp_path) == ""
 
 
-def test_the_readme_holds_them(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command that a person runs, on a README and results of its own."""
-    page = results / "README.md"
-    page.write_text(f"# x\n{readme.BEGIN}\nold\n{readme.END}\nend\n")
-    monkeypatch.setattr(readme, "README", page)
-    monkeypatch.setattr(readme, "RESULTS", results)
-    monkeypatch.setattr(readme, "newest", lambda _: {})
-    assert readme.main([]) == 0
+def test_the_page_of_results_holds_them(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that a person runs, on a README, a page and results of its own."""
+    own, page = results / "README.md", results / "results.md"
+    own.write_text(f"# x\n{pages.BEGIN}\nold\n{pages.END}\nend\n")
+    monkeypatch.setattr(pages, "README", own)
+    monkeypatch.setattr(pages, "PAGE", page)
+    monkeypatch.setattr(pages, "RESULTS", results)
+    monkeypatch.setattr(pages, "newest", lambda _: {})
+    assert pages.main([]) == 0
     assert "| ours r=8, compiled | 10.8 | 1.296 | 1.333 | 91 % |" in page.read_text()
-    assert page.read_text().endswith("end\n")
-    assert readme.main(["--check"]) == 0
+    assert own.read_text().endswith("end\n")
+    assert pages.main(["--check"]) == 0
     page.write_text(page.read_text().replace("91 %", "99 %"))
-    assert readme.main(["--check"]) == 1
+    assert pages.main(["--check"]) == 1
 
 
 def test_a_result_is_whole_whenever_the_process_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
