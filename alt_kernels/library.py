@@ -208,6 +208,8 @@ def initialise() -> None:
     _compiled = load_compiled()
     _cuda = load_cuda()
     _choices = load_choices()
+    if _choices and _cuda.available:  # only then: the decorator imports torch._dynamo, as slow as torch itself
+        torch.compiler.assume_constant_result(_device_name)  # marks the function and returns it
     for name, cpu in _python_on_cpu.items():
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
             _library.impl(name, cpu, "CPU")
@@ -320,7 +322,14 @@ def use_cuda(name: str, impl: Impl, x: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
-def _device_name(index: int) -> str:
+def _read_device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
+
+
+def _device_name(index: int) -> str:
+    """Returns the name of a GPU: looked up once, and a constant under ``torch.compile`` (see :func:`initialise`).
+
+    The mark must be on a plain function: Dynamo looks through ``functools.cache`` and would not see it there.
+    """
+    return _read_device_name(index)

@@ -271,10 +271,12 @@ for name, (available, reason) in alt_kernels.backends().items():
 """
 
 
-def fresh(code: str, blocked: tuple[str, ...] = (), root: Path = ROOT, **environment: str) -> str:
+def fresh(
+    code: str, blocked: tuple[str, ...] = (), root: Path = ROOT, prelude: str = PRELUDE, **environment: str
+) -> str:
     """Run in a new interpreter that sees ``root``'s packages first; returns what it printed."""
     result = subprocess.run(
-        [sys.executable, "-c", PRELUDE.format(blocked=blocked) + code],
+        [sys.executable, "-c", prelude.format(blocked=blocked) + code],
         env={**os.environ, "PYTHONPATH": str(root), "ALT_KERNELS_DISABLE_CPP": "", **environment},
         cwd=root.parent,
         capture_output=True,
@@ -313,6 +315,18 @@ assert callable(alt.patch_clip)
 print(sorted(heavy & set(sys.modules)))
 """
     assert fresh(code).split("\n")[:3] == ["[]", "[]", "[]"]
+
+
+def test_alt_kernels_leaves_the_compiler_alone() -> None:
+    """torch._dynamo and sympy take longer to import than torch itself, and no eager call needs them."""
+    code = """
+import sys, torch
+before = set(sys.modules)
+import alt_kernels
+assert alt_kernels.unmerge(torch.ones(1, 2, 3), alt_kernels.bipartite_soft_matching(torch.ones(1, 2, 3), 0)).sum() == 6
+print(sorted({"torch._dynamo", "torch._inductor", "torch.export", "sympy"} & (set(sys.modules) - before)))
+"""
+    assert fresh(code, prelude="").strip() == "[]"
 
 
 def test_library_switched_off() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,21 @@ def test_the_table_decides_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_cuda", library.Backend(False, "not there"))
     monkeypatch.setattr(library, "_device_name", lambda index: "A")
     assert not chosen(8, 256, 1024), "the library is not there"
+
+
+def test_a_device_name_is_a_constant_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the table has a line, ``torch.compile`` takes the name as it is and does not trace the driver's call."""
+    choice = Choice("merge_layer_norm", "A", 8, 256, 1024, "x.json")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: Path(os.devnull).read_text() + "A")  # untraceable
+    library._read_device_name.cache_clear()
+    for name, value in {"_compiled": library._compiled, "_cuda": library._cuda, "_choices": ()}.items():
+        monkeypatch.setattr(library, name, value)  # initialise() sets them; they come back after the test
+    monkeypatch.setattr(library, "load_cuda", lambda: library.Backend(True, "loaded"))
+    monkeypatch.setattr(library, "load_choices", lambda: (choice,))
+    library.initialise()
+    traced = torch.compile(lambda x: x + len(library._device_name(0)), fullgraph=True, backend="eager")
+    assert traced(torch.zeros(())) == 1
+    library._read_device_name.cache_clear()
 
 
 # On a GPU
