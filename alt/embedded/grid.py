@@ -22,7 +22,7 @@ from alt.cost import count_macs
 from alt.data.entity_world import FAMILIES
 from alt.evaluate.protocols import few_shot_indices
 from alt.models.baselines import BaselineConfig
-from alt.models.entity_alignment import Mlp
+from alt.models.blocks import Mlp
 from alt.models.registry import build_clip, create_model
 from alt.models.video_model import Tokens, VideoModel
 

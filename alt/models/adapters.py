@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alt.patch.attention import attend
 
-__all__ = ["KINDS", "BlockAdapter", "Bottleneck", "insert_adapters", "inserted_kind", "remove_adapters"]
+from .blocks import Mlp
+
+__all__ = ["KINDS", "BlockAdapter", "bottleneck", "insert_adapters", "inserted_kind", "remove_adapters"]
 
 KINDS = ("s", "sm", "stm")
 """Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks in every block."""
@@ -23,23 +24,12 @@ _RATIO = 0.25  # hidden width of a bottleneck, as a share of the tower's width
 _MLP_SCALE = 0.5  # of the bottleneck beside the MLP, a constant of AIM
 
 
-class Bottleneck(nn.Module):
-    """``x -> W2 GELU(W1 x + b1) + b2`` through a quarter of the width; W2 and b2 start at zero.
+def bottleneck(width: int) -> Mlp:
+    """Returns an MLP through a quarter of the width that starts at zero.
 
     2 w (w / 4) + w / 4 + w parameters: 295,872 at w = 768.
     """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = max(int(width * _RATIO), 1)
-        self.down = nn.Linear(width, hidden)
-        self.up = nn.Linear(hidden, width)
-        nn.init.trunc_normal_(self.down.weight, std=0.02)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.gelu(self.down(x)))
+    return Mlp(width, max(int(width * _RATIO), 1), zero_output=True)
 
 
 class BlockAdapter(nn.Module):
@@ -63,9 +53,9 @@ class BlockAdapter(nn.Module):
         super().__init__()
         self.kind = kind
         self.frames = frames
-        self.spatial = Bottleneck(width)
-        self.beside = Bottleneck(width) if "m" in kind else None
-        self.temporal = Bottleneck(width) if "t" in kind else None
+        self.spatial = bottleneck(width)
+        self.beside = bottleneck(width) if "m" in kind else None
+        self.temporal = bottleneck(width) if "t" in kind else None
 
     def before_attention(self, block: Any, x: Tensor, merged: bool) -> Tensor:
         """``x`` ``[B T, n, w]`` as the block gets it; ``merged``: whether its rows are regions already."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blocks import Mlp
 from .config import AltConfig
-from .entity_alignment import EntityAlignment, Mlp
+from .entity_alignment import EntityAlignment
 from .video_adapter import VideoAdapter
 from .video_model import Tokens, VideoModel
 

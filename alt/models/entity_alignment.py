@@ -5,35 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alt_kernels import cosine_gumbel_assign
 
+from .blocks import Mlp
 from .heads import adopt_rows
 
-__all__ = ["EntityAlignment", "Mlp"]
-
-
-class Mlp(nn.Module):
-    """``x -> W2 GELU(W1 x + b1) + b2`` with a hidden width of 4 d: 8 d^2 + 5 d parameters.
-
-    Args:
-        width: d. zero_output: W2 starts at zero, so that a residual ``x + mlp(x)`` starts as the identity.
-    """
-
-    def __init__(self, width: int, *, zero_output: bool) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        for layer in (self.up, self.down):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        if zero_output:
-            nn.init.zeros_(self.down.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x)))
+__all__ = ["EntityAlignment"]
 
 
 class EntityAlignment(nn.Module):

@@ -8,32 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from .baselines import BaselineConfig
+from .blocks import AttentionBlock, Mlp
 from .config import AltConfig
 from .video_model import Tokens, VideoModel
 
 __all__ = ["FrameIntegration", "FrameIntegrationConfig", "FrameIntegrationModel"]
 
 
-class _Block(nn.Module):
-    """LN, multi-head attention over the frames; LN, FFN of hidden width 4 d with QuickGELU: both residual."""
+class _Block(AttentionBlock):
+    """Self-attention over the frames and an FFN with QuickGELU, whose layers saved files name without "ffn."."""
 
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ffn_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-        for weight in (self.attention.in_proj_weight, self.attention.out_proj.weight, self.up.weight, self.down.weight):
-            nn.init.trunc_normal_(weight, std=0.02)
-        for bias in (self.attention.in_proj_bias, self.attention.out_proj.bias, self.up.bias, self.down.bias):
-            nn.init.zeros_(bias)
+    def add_feed_forward(self, width: int, zero_output: bool) -> None:
+        layers = Mlp(width, zero_output=zero_output)
+        self.up, self.down = layers.up, layers.down
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        x = x + self.attention(normed, normed, normed, need_weights=False)[0]
-        hidden = self.up(self.ffn_norm(x))
-        return x + self.down(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
+    def feed_forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        return self.down(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
 
 
 class FrameIntegration(nn.Module):

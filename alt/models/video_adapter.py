@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .entity_alignment import Mlp
+from .blocks import AttentionBlock, Mlp
 
 __all__ = ["AdapterBlock", "VideoAdapter"]
 
@@ -27,27 +27,6 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.conv(self.norm(x).transpose(1, 2)).transpose(1, 2)
         return x + self.ffn(self.ffn_norm(x))
-
-
-class _Attention(nn.Module):
-    """LN on the queries, multi-head attention; LN, FFN: both residual. Without keys, self-attention."""
-
-    def __init__(self, width: int, heads: int, zero_output: bool) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.ffn_norm = nn.LayerNorm(width)
-        self.ffn = Mlp(width, zero_output=zero_output)
-        nn.init.trunc_normal_(self.attention.in_proj_weight, std=0.02)
-        nn.init.trunc_normal_(self.attention.out_proj.weight, std=0.02)
-        if zero_output:
-            nn.init.zeros_(self.attention.out_proj.weight)
-
-    def forward(self, q: Tensor, keys: Tensor | None = None) -> Tensor:
-        normed = self.norm(q)
-        keys = normed if keys is None else keys
-        q = q + self.attention(normed, keys, keys, need_weights=False)[0]
-        return q + self.ffn(self.ffn_norm(q))
 
 
 class AdapterBlock(nn.Module):
@@ -72,8 +51,8 @@ class AdapterBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = _Convolution(width, conv_kernel, zero_output) if convolution else None
-        self.self_attention = _Attention(width, heads, zero_output) if self_attention else None
-        self.cross_attention = _Attention(width, heads, zero_output)
+        self.self_attention = AttentionBlock(width, heads, zero_output=zero_output) if self_attention else None
+        self.cross_attention = AttentionBlock(width, heads, zero_output=zero_output)
 
     def forward(self, q: Tensor, keys: Tensor) -> Tensor:
         """queries ``[B, T, d]`` and the frames' embeddings ``[B, T, d]``: the queries ``[B, T, d]``."""

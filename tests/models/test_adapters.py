@@ -14,7 +14,8 @@ from torch import Tensor
 
 import alt
 from alt.cost import count_macs
-from alt.models.adapters import BlockAdapter, Bottleneck, insert_adapters, inserted_kind, remove_adapters
+from alt.models.adapters import BlockAdapter, insert_adapters, inserted_kind, remove_adapters
+from alt.models.blocks import Mlp
 
 from .tiny_models import IMAGE, clips, draw, randomised, tiny_visual
 
@@ -39,7 +40,7 @@ def images() -> Tensor:
     return clips().flatten(0, 1)
 
 
-def bottleneck(part: Bottleneck, x: Tensor) -> Tensor:
+def bottleneck(part: Mlp, x: Tensor) -> Tensor:
     return F.gelu(x @ part.down.weight.T + part.down.bias) @ part.up.weight.T + part.up.bias
 
 

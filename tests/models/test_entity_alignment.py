@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alt.models.entity_alignment import EntityAlignment, Mlp
+from alt.models.blocks import Mlp
+from alt.models.entity_alignment import EntityAlignment
 
 from .tiny_models import draw, randomised
 
