@@ -18,9 +18,9 @@ def build_app() -> typer.Typer:
     """The typer application behind ``alt``."""
     import typer
 
-    from alt.demo.command import demo
-    from alt.embedded.command import entityworld
-    from alt.embedded.tradeoff_command import tradeoff
+    from alt.entityworld.demo.demo_command import demo
+    from alt.entityworld.method_grid_command import entityworld
+    from alt.entityworld.tradeoff_command import tradeoff
     from alt.evaluate.command import cost, evaluate
     from alt.train.command import train
     from alt.visualize.command import predict

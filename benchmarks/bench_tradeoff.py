@@ -13,10 +13,10 @@ SIZES = ((1, 100), (5, 1500))
 
 
 def test_tradeoff(benchmark: Any, full: bool) -> None:
-    from alt.data.entity_world import World
-    from alt.embedded.cache import TokenCache
-    from alt.embedded.grid import Budget
-    from alt.embedded.tradeoff import embedded_tradeoff
+    from alt.entityworld.method_grid import Budget
+    from alt.entityworld.token_cache import TokenCache
+    from alt.entityworld.trained_tradeoff import embedded_tradeoff
+    from alt.entityworld.world import World
     from alt.evaluate.paper import paper_costs
     from alt.evaluate.tradeoff import complaints, decreasing
     from alt.evaluate.tradeoff_report import record

@@ -21,13 +21,13 @@ from typer.testing import CliRunner, Result  # noqa: E402
 
 import alt  # noqa: E402
 from alt.cli import build_app  # noqa: E402
-from alt.demo.errors import DemoError  # noqa: E402
-from alt.demo.measure import Row  # noqa: E402
-from alt.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
-from alt.demo.report import PAPER_GFLOPS, notes, result_table  # noqa: E402
-from alt.demo.run import parse_r  # noqa: E402
-from alt.demo.tower import load_tower  # noqa: E402
-from alt.demo.tradeoff import run_tradeoff, tradeoff_table  # noqa: E402
+from alt.entityworld.demo.demo_errors import DemoError  # noqa: E402
+from alt.entityworld.demo.demo_tower import load_tower  # noqa: E402
+from alt.entityworld.demo.demo_tradeoff import run_tradeoff, tradeoff_table  # noqa: E402
+from alt.entityworld.demo.photo_demo import parse_r  # noqa: E402
+from alt.entityworld.demo.photo_measurements import Row  # noqa: E402
+from alt.entityworld.demo.photo_report import PAPER_GFLOPS, notes, result_table  # noqa: E402
+from alt.entityworld.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
 from alt.evaluate.tradeoff import TradeoffRow  # noqa: E402
 from alt.visualize import region_map  # noqa: E402
 
@@ -108,7 +108,7 @@ def test_every_panel_shows_the_tokens_its_caption_counts(
         drawn.append((image, maps, captions, title))
         return Image.new("RGB", (1, 1))
 
-    monkeypatch.setattr("alt.demo.run.merge_sheet", record)
+    monkeypatch.setattr("alt.entityworld.demo.photo_demo.merge_sheet", record)
     assert quick(photographs, tmp_path / "out", "--r", "0", "--picture-r", 5).exit_code == 0
     tower = load_tower(MODEL, None, 0)
     photos = load_photos(find_photos(photographs))
@@ -134,7 +134,7 @@ def test_demo_leaves_threads_random_state_and_logging_alone(photographs: Path, t
 def test_rounds_end_with_patience_unless_a_number_is_asked_for(
     more: tuple, rounds: int, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alt.demo.run.PATIENCE", 0.0)
+    monkeypatch.setattr("alt.entityworld.demo.photo_demo.PATIENCE", 0.0)
     result = demo(
         "--model", MODEL, "--images", photographs, "--out", tmp_path / "out", "--r", "0,4", "--no-tradeoff", *more
     )
@@ -319,7 +319,9 @@ def test_demo_goes_on_to_the_tradeoff_unless_told_not_to(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr("alt.demo.tradeoff.run_tradeoff", lambda out, console, **more: asked.append((out, more)))
+    monkeypatch.setattr(
+        "alt.entityworld.demo.demo_tradeoff.run_tradeoff", lambda out, console, **more: asked.append((out, more))
+    )
     arguments = ("--model", MODEL, "--images", photographs, "--out", tmp_path, "--repeats", 1, "--r", "0")
     assert demo(*arguments, "--tradeoff-seeds", 2, "--tradeoff-steps", 7).exit_code == 0
     assert asked == [(tmp_path, {"seeds": 2, "steps": 7, "threads": 1})]

@@ -1,1 +1,1 @@
-"""Clips and where they come from: files, sampling, augmentation, and the embedded world."""
+"""Clips and where they come from: files, sampling, augmentation, few-shot draws."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .frame_integration import FrameIntegration, FrameIntegrationModel
     from .prompts import LearnedPrompts
     from .region_encoder import RegionEncoder, Tokens
-    from .registry import create_model, list_models
+    from .registry import create_model, create_text_encoder, list_models
     from .strategy import Strategy, apply_strategy
-    from .text import TextEncoder, create_text_encoder
+    from .text import TextEncoder
     from .video_adapter import VideoAdapter
     from .video_model import VideoModel, VideoOutput
     from .weights import load_backbone, load_model, load_weights, save_model
@@ -42,7 +42,7 @@ _HOME = {
     "VideoOutput": "video_model",
     "apply_strategy": "strategy",
     "create_model": "registry",
-    "create_text_encoder": "text",
+    "create_text_encoder": "registry",
     "list_models": "registry",
     "load_backbone": "weights",
     "load_model": "weights",

@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .text import TextEncoder
+
 if TYPE_CHECKING:
     from .video_model import VideoModel
 
-__all__ = ["BACKBONES", "FAMILIES", "LoadedClip", "build_clip", "create_model", "list_models", "parse_name"]
+__all__ = [
+    "BACKBONES",
+    "FAMILIES",
+    "LoadedClip",
+    "build_clip",
+    "create_model",
+    "create_text_encoder",
+    "list_models",
+    "parse_name",
+]
 
 FAMILIES: dict[str, str] = {
     "alt": "alt.models.alt:AltModel",
@@ -161,8 +172,37 @@ def build_clip(
     return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
 
 
+def create_text_encoder(
+    name: str,
+    *,
+    pretrained: str | None = None,
+    quick_gelu: bool | None = None,
+    device: str | torch.device = "cpu",
+) -> TextEncoder:
+    """The text encoder of an open_clip model, with open_clip's own tokenizer (its vocabulary ships with it), or of the
+    embedded benchmark's small CLIP, with the vocabulary of its weights.
+
+    Args:
+        name: an open_clip model (``ViT-B-16``), or a model of this package (``alt-b16``, ``mit-l14``, ``alt-mini``).
+        pretrained: an open_clip tag, or the path of a checkpoint ("entity-world" for the small CLIP); None: random
+            weights.
+        quick_gelu: the tower's activation; None: as the tag's weights want it.
+        device: where the tower goes.
+
+    Raises:
+        ValueError: there is no model of that name, or its weights could not be had.
+    """
+    backbone = BACKBONES[name.rpartition("-")[2]][0] if name in list_models() else name
+    loaded = build_clip(backbone, pretrained, quick_gelu=quick_gelu)
+    clip = loaded.clip
+    if hasattr(clip, "visual"):
+        del clip.visual  # only the text side is kept in memory
+    clip.requires_grad_(False).eval()
+    return TextEncoder(clip.to(device), loaded.tokenizer())
+
+
 def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
-    from .mini_clip import load_mini_clip
+    from alt.entityworld.mini_clip import load_mini_clip
 
     mini = load_mini_clip(pretrained)
     return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none")
@@ -192,9 +232,7 @@ def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[st
     return classes, _text_encoder(loaded).embed_classes(classes, loaded.templates)
 
 
-def _text_encoder(loaded: LoadedClip) -> Any:
-    from .text import TextEncoder
-
+def _text_encoder(loaded: LoadedClip) -> TextEncoder:
     return TextEncoder(loaded.clip, loaded.tokenizer())
 
 

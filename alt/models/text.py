@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .prompts import draw, ensemble, fill, templates_of
 
-__all__ = ["TextEncoder", "create_text_encoder"]
+__all__ = ["TextEncoder"]
 
 
 class TextEncoder:
@@ -89,34 +89,3 @@ class TextEncoder:
         chosen = templates_of(templates)
         picked = int(draw(torch.arange(len(chosen)), seed))
         return self.embed_templates(names, [chosen[picked]])[0]
-
-
-def create_text_encoder(
-    name: str,
-    *,
-    pretrained: str | None = None,
-    quick_gelu: bool | None = None,
-    device: str | torch.device = "cpu",
-) -> TextEncoder:
-    """The text encoder of an open_clip model, with open_clip's own tokenizer (its vocabulary ships with it), or of the
-    embedded benchmark's small CLIP, with the vocabulary of its weights.
-
-    Args:
-        name: an open_clip model (``ViT-B-16``), or a model of this package (``alt-b16``, ``mit-l14``, ``alt-mini``).
-        pretrained: an open_clip tag, or the path of a checkpoint ("entity-world" for the small CLIP); None: random
-            weights.
-        quick_gelu: the tower's activation; None: as the tag's weights want it.
-        device: where the tower goes.
-
-    Raises:
-        ValueError: there is no model of that name, or its weights could not be had.
-    """
-    from .registry import BACKBONES, build_clip, list_models
-
-    backbone = BACKBONES[name.rpartition("-")[2]][0] if name in list_models() else name
-    loaded = build_clip(backbone, pretrained, quick_gelu=quick_gelu)
-    clip = loaded.clip
-    if hasattr(clip, "visual"):
-        del clip.visual  # only the text side is kept in memory
-    clip.requires_grad_(False).eval()
-    return TextEncoder(clip.to(device), loaded.tokenizer())

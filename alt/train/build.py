@@ -89,13 +89,9 @@ class HashedText:
 def text_encoder(config: TrainConfig, width: int) -> Any:
     """What embeds the class names and the corpus: CLIP's frozen text tower, on the CPU."""
     section = config.model
-    if section.name.endswith("-mini"):
-        if section.pretrained is None:
-            return HashedText(width)
-        from alt.models.mini_clip import mini_text_encoder
-
-        return mini_text_encoder(section.pretrained)
-    from alt.models.text import create_text_encoder
+    if section.name.endswith("-mini") and section.pretrained is None:
+        return HashedText(width)
+    from alt.models.registry import create_text_encoder
 
     return create_text_encoder(section.name, pretrained=section.pretrained)
 

@@ -31,7 +31,7 @@ class WorldClips:
     """A split of an embedded world, rendered once."""
 
     def __init__(self, world: Any, split: Any, frames: int) -> None:
-        from alt.data.entity_world import EntityWorldDataset
+        from alt.entityworld.world import EntityWorldDataset
 
         data = EntityWorldDataset(world, split, frames=frames)
         self._frames: Tensor = data.frames
@@ -74,7 +74,7 @@ def open_sources(config: TrainConfig) -> Sources:
     """
     data, frames = config.data, config.model.frames
     if data.kind == "entity_world":
-        from alt.data.entity_world import World
+        from alt.entityworld.world import World
 
         try:
             world = World(data.preset)

@@ -16,7 +16,7 @@ from .session import Budget, Record, Session, say, table
 #: The surest first. Of tests/cuda what runs on the GPU: its emulated twin needs none.
 FOLDERS = (
     *("tests/gpu", "tests/test_implementations_agree.py", "tests/cuda", "tests/triton"),
-    "tests/data/test_entity_world_pictures.py::test_another_device_gives_the_same_pictures_to_a_grey_level",
+    "tests/entityworld/test_entity_world_pictures.py::test_another_device_gives_the_same_pictures_to_a_grey_level",
 )
 #: What these folders have that needs no GPU.
 IGNORED = (

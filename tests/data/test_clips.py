@@ -23,8 +23,8 @@ from alt.data.clips import (
     write_clip,
     write_clips,
 )
-from alt.data.entity_world import EntityWorldDataset, World, write_to_disk
 from alt.data.pixels import normalise
+from alt.entityworld.world import EntityWorldDataset, World, write_to_disk
 
 
 def video(frames: int = 6, height: int = 10, width: int = 14) -> torch.Tensor:

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from alt.data.entity_world import World
 from alt.data.few_shot import few_shot_indices
+from alt.entityworld.world import World
 
 
 def labels(seed: int = 0) -> torch.Tensor:

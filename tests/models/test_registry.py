@@ -137,7 +137,7 @@ def test_mini_with_corpus_and_classes() -> None:
 
 def test_texts_are_embedded_with_the_models_own_clip(tmp_path: Path) -> None:
     from alt.corpus import Corpus, Entity
-    from alt.models.text import create_text_encoder
+    from alt.models import create_text_encoder
 
     entities = [Entity("cup", "a red cup", "object", "test"), Entity("ball", "a blue ball", "object", "test")]
     encoder = create_text_encoder("alt-mini", pretrained="entity-world")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import alt.corpus
 from alt.models.prompts import ALT16, fill
-from alt.models.text import TextEncoder, create_text_encoder
+from alt.models.registry import create_text_encoder
+from alt.models.text import TextEncoder
 
 from .clips import text_clip, tokenizer
 

@@ -171,7 +171,7 @@ def test_a_damaged_clip_is_named(tmp_path: Path) -> None:
 
 def make_files(folder: str) -> int:
     from alt.data.clips import write_clips
-    from alt.data.entity_world import World
+    from alt.entityworld.world import World
 
     world = World("tiny")
     split = world.split("seen-train")

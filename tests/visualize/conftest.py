@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from alt.corpus import Corpus
-from alt.data.entity_world import Rendered, Split, World
-from alt.data.entity_world.vocabulary import OBJECTS
+from alt.entityworld.world import Rendered, Split, World
+from alt.entityworld.world.vocabulary import OBJECTS
 from alt.models import create_model
 
 

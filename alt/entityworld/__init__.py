@@ -1,0 +1,45 @@
+"""The embedded benchmark: EntityWorld, a small CLIP trained on it, and the methods of the papers compared on it.
+
+python -m alt.entityworld.mini_clip_training            # the small CLIP; its weights ship with the package
+alt entityworld                                      # the grid of methods, orderings and tables
+alt tradeoff                                         # accuracy and cost as r grows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alt.evaluate.tradeoff import Tradeoff
+
+    from .token_cache import TokenCache
+
+__all__ = ["demo_run"]
+
+
+def demo_run(
+    *,
+    seeds: int = 5,
+    steps: int = 400,
+    measure: bool = True,
+    cache: TokenCache | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Tradeoff:
+    """The trade-off in minutes on two cores: small ALTs trained on cached tokens at r = 0, 2, 4 and 6, and the one of
+    r = 0 tested at the others.
+
+    Args:
+        seeds: of every training. steps: of every training; ``alt tradeoff`` takes 1500.
+        measure: frames per second and peak memory as well.
+        cache: tokens of the "cpu" world, to be used again; None makes them. say: told what is under way.
+    """
+    from alt.entityworld.world import World
+
+    from .method_grid import Budget
+    from .token_cache import TokenCache
+    from .trained_tradeoff import embedded_tradeoff
+
+    cache = cache or TokenCache(World("cpu"))
+    budget = Budget(steps=steps)
+    return embedded_tradeoff(cache, seeds=range(seeds), inflections=(0.0,), budget=budget, measure=measure, say=say)

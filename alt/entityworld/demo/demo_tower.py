@@ -1,0 +1,106 @@
+"""The image tower of the demonstration: open_clip's, with pretrained or with random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from alt.entityworld.demo.demo_errors import DemoError, one_line
+
+__all__ = ["Tower", "load_tower"]
+
+_QUICK = "-quickgelu"
+
+
+class Tower(NamedTuple):
+    """An image tower and what belongs to it.
+
+    model: open_clip's name of it; visual: the module, in evaluation mode; preprocess: photograph -> [3, H, W] float32;
+    weights: what the weights are, in words.
+    """
+
+    model: str
+    visual: Any  # an nn.Module whose attributes are open_clip's
+    preprocess: Callable[[Image.Image], Tensor]
+    weights: str
+
+    def picture(self, x: Tensor) -> NDArray[np.uint8]:
+        """Undo the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], what the tower sees."""
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.visual.image_mean, self.visual.image_std))
+        pixels = (x * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return pixels.permute(1, 2, 0).contiguous().numpy()
+
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        height, width = self.visual.grid_size
+        return int(height), int(width)
+
+
+def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
+    """Build the tower ``model``; the weights of tag ``pretrained``, or random ones from ``seed``."""
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise DemoError(f"The demo needs {error.name}; install it with: pip install 'alt-kernels[models]'.") from None
+    known = open_clip.list_models()
+    if model not in known:
+        near = [name for name in known if name.lower().replace("_", "-") == model.lower().replace("_", "-")]
+        hint = f"did you mean '{near[0]}'?" if near else "open_clip.list_models() lists them, for example ViT-B-16."
+        raise DemoError(f"--model: open_clip has no model '{model}'; {hint}")
+    if pretrained is not None:
+        model = _model_of_tag(open_clip, model, pretrained)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            clip, _, preprocess = open_clip.create_model_and_transforms(
+                model, pretrained=pretrained, pretrained_text=False
+            )
+        except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
+            if pretrained is None:
+                raise DemoError(f"--model: open_clip could not build '{model}' ({one_line(error)}).") from None
+            raise DemoError(
+                f"--pretrained: the weights '{pretrained}' of {model} could not be had ({one_line(error)}); without "
+                "--pretrained the demo runs on random weights."
+            ) from None
+    weights = f"random, seed {seed}" if pretrained is None else f"pretrained, {pretrained}"
+    return Tower(model, clip.visual.eval().requires_grad_(False), preprocess, weights)
+
+
+def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
+    """The variant of ``model`` (with QuickGELU or without) that the weights ``tag`` were trained with."""
+    if os.path.isfile(tag):
+        return model
+    plain = model.removesuffix(_QUICK)
+    tags = {
+        name: open_clip.list_pretrained_tags_by_model(name)
+        for name in (model, plain + _QUICK, plain)
+        if name in open_clip.list_models()
+    }
+    # Weights trained with QuickGELU are listed under both names, those without it under the plain one only.
+    fitting = [name for name in (plain + _QUICK, plain) if tag in tags.get(name, ())]
+    if fitting:
+        return fitting[0]
+    listed = ", ".join(sorted(set().union(*tags.values()))) or "none"
+    raise DemoError(
+        f"--pretrained: open_clip has no weights '{tag}' for {plain} and no such file exists; it has {listed}."
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip logs to the root logger that the weights are random; the demo says so itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)

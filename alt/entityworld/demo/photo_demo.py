@@ -1,0 +1,154 @@
+"""The demonstration from options to pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from alt.entityworld.demo.demo_errors import DemoError, one_line
+from alt.entityworld.demo.demo_tower import Tower, load_tower
+from alt.entityworld.demo.photo_measurements import cpu_threads, measure, merged_regions, passes
+from alt.entityworld.demo.photo_report import busy, machine, notes, result_table, row_record, versions
+from alt.entityworld.demo.photos import Photo, find_photos, load_photos
+from alt.patch import patch_clip
+from alt.visualize.regions import merge_sheet, region_map
+
+__all__ = ["DemoError", "DemoOptions", "run_demo"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MAX_PANELS = 12
+REPEATS, PATIENCE = 9, 120.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The options of ``alt demo``, as its help describes them; ``r`` is the list as typed."""
+
+    images: Path | None = None
+    model: str = "ViT-B-16-quickgelu"
+    pretrained: str | None = None
+    r: str = "0,4,8,13,16"
+    picture_r: int = 8
+    out: Path = Path("demo_output")
+    precision: str = "fp32"
+    repeats: int | None = None  # None: 9, or as many as two minutes hold
+    threads: int = 1
+    seed: int = 0
+
+
+def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+    """Run the demonstration; prints to ``console``, writes into ``options.out``, returns what results.json holds.
+
+    Raises:
+        DemoError: an option that cannot be met, in one sentence.
+    """
+    r_values = parse_r(options.r)
+    photos = load_photos(find_photos(options.images))
+    _make_folder(options.out)
+    started = time.perf_counter()
+
+    with console.status(f"building {options.model}"):
+        tower = load_tower(options.model, options.pretrained, options.seed)
+        _check_patchable(tower)
+    console.print(f"[bold]{tower.model}[/bold], image tower, weights: {tower.weights}")
+    if options.pretrained is None:
+        console.print(
+            "These are [bold]random weights[/bold] (--pretrained TAG takes real ones): tokens, GFLOPs and times are "
+            "those of the real model, but the regions only follow raw colour and texture, and the cosine says nothing "
+            "about accuracy."
+        )
+
+    # The pictures are drawn from the same float32 pixels that the tower gets.
+    pixels = torch.stack([tower.preprocess(photo.image) for photo in photos])
+    dtype = _DTYPES[options.precision]
+    x = pixels.to(dtype)
+    tower.visual.to(dtype)
+    with cpu_threads(options.threads), _progress(console) as progress:
+        repeats, patience = (REPEATS, PATIENCE) if options.repeats is None else (options.repeats, math.inf)
+        task = progress.add_task("running the tower", total=passes(len(photos), r_values, repeats))
+        rows = measure(tower.visual, x, r_values, repeats, lambda: progress.advance(task), patience=patience)
+        sources, tokens = merged_regions(tower.visual, x, options.picture_r, lambda: progress.advance(task))
+        drawing = progress.add_task("drawing the regions", total=len(photos))
+        pictures = []
+        for photo, image, source in zip(photos, pixels, sources, strict=True):
+            pictures.append(_draw(photo, image, source, tokens, tower, options))
+            progress.advance(drawing)
+
+    setting = (
+        f"{options.precision}, {options.threads} thread{'s' if options.threads > 1 else ''}, batches of "
+        f"{min(8, len(photos))}, median of {len(rows[0].seconds)} interleaved rounds"
+    )
+    console.print(result_table(rows, tower.model, setting))
+    for note in notes(rows, tower.model, busy()):
+        console.print(note)
+    results = {
+        "model": tower.model,
+        "weights": tower.weights,
+        "photographs": [photo.name for photo in photos],
+        "options": {key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()},
+        "machine": machine(options.threads),
+        "versions": versions(),
+        "rows": [row_record(row, tower.model) for row in rows],
+        "pictures": [path.name for path in pictures],
+    }
+    kept = options.out / "results.json"
+    kept.write_text(json.dumps(results, indent=2) + "\n")
+    console.print(
+        f"{len(pictures)} pictures of the regions at r = {options.picture_r} and {kept.name} are in "
+        f"{options.out} ({time.perf_counter() - started:.0f} s).",
+        markup=False,
+    )
+    return results
+
+
+def parse_r(text: str) -> list[int]:
+    """'0,4,8' -> [0, 4, 8], ascending and without repeats; 0, which everything is compared with, is always there."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,4}", part) for part in parts):
+        raise DemoError(f"--r: expected whole numbers >= 0 with commas between them, such as 0,4,8, got '{text}'.")
+    return sorted({0, *map(int, parts)})
+
+
+def _draw(
+    photo: Photo, image: torch.Tensor, source: list[Any], tokens: tuple[int, ...], tower: Tower, options: DemoOptions
+) -> Path:
+    """One sheet: the photograph and its regions after every block (12 of them, evenly spaced, in deeper towers)."""
+    depth = len(source)
+    shown = sorted({round((i + 1) * depth / min(depth, _MAX_PANELS)) for i in range(min(depth, _MAX_PANELS))})
+    sheet = merge_sheet(
+        tower.picture(image),
+        [region_map(source[block - 1], tower.grid()) for block in shown],
+        [f"after block {block}: {tokens[block - 1]} tokens" for block in shown],
+        title=f"{photo.name}: merged regions, {tower.model}, r = {options.picture_r}, weights {tower.weights}",
+    )
+    path = options.out / f"{photo.name}_regions.png"
+    sheet.save(path)
+    return path
+
+
+def _check_patchable(tower: Tower) -> None:
+    try:
+        patch_clip(tower.visual, r=0).remove()
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DemoError(f"--model: alt cannot patch {tower.model}: {one_line(error)}.") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--out: the folder '{folder}' cannot be made ({error.strerror}).") from None
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)

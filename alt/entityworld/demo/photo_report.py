@@ -1,0 +1,145 @@
+"""What the demonstration shows and keeps: the table, the notes under it, results.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+import alt_kernels
+from alt.entityworld.demo.photo_measurements import FRAMES, Row
+
+__all__ = ["PAPER_GFLOPS", "machine", "notes", "result_table", "versions"]
+
+PAPER_GFLOPS = {
+    "ViT-B-16": {0: 141, 4: 129, 8: 110, 13: 86},
+    "ViT-L-14": {8: 415},
+}
+"""GFLOPs of 8 frames that the paper prints, of the whole ALT model in its own convention, by r."""
+
+
+def paper_gflops(model: str, r: int) -> int | None:
+    return PAPER_GFLOPS.get(model.removesuffix("-quickgelu"), {}).get(r)
+
+
+def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
+    """One row for every r."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 1),
+        collapse_padding=True,  # nine columns within 80 characters
+    )
+    heads = (
+        "r",
+        "tokens\nleft",
+        f"GFLOPs\n{FRAMES} frames",
+        "paper's\ncount¹",
+        "paper\nprints²",
+        "ms per\nimage",
+        "speed\nup",
+        "saving\nrealised³",
+        "cosine\nto r=0",
+    )
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        printed = paper_gflops(model, row.r)
+        table.add_row(
+            str(row.r),
+            str(row.tokens),
+            f"{row.gmacs:.1f}",
+            f"{row.paper_gmacs:.1f}",
+            "-" if printed is None else str(printed),
+            f"{row.ms:.0f}" if row.ms >= 100 else f"{row.ms:.1f}",
+            f"{row.speedup:.2f}x",
+            "-" if row.realised is None else f"{row.realised:.0%}",
+            f"{row.cosine:.4f}",
+        )
+    return table
+
+
+def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
+    """The footnotes of the table, and what was clipped."""
+    out = [
+        f"GFLOPs are multiply-accumulates of the image tower for {FRAMES} frames, as the literature counts them.",
+        "¹ With a dense similarity and merge in every block, and LayerNorms: how we read the paper's counting.",
+    ]
+    if any(paper_gflops(model, row.r) for row in rows):
+        out.append("² What the ALT paper prints: the whole ALT model, text alignment and adapter included.")
+    else:
+        out.append("² The ALT paper prints nothing for this tower.")
+    out.append("³ Share of the GFLOP saving that is saved in time: (1 - time ratio) / (1 - GFLOPs ratio).")
+    for row in rows:
+        if row.clipped:
+            many = len(row.clipped) > 1
+            blocks = ", ".join(str(block + 1) for block in row.clipped)
+            out.append(
+                f"At r = {row.r} the tokens run out: block{'s' if many else ''} {blocks} merge{'' if many else 's'} "
+                "as many as there are pairs."
+            )
+    if machine_busy:
+        out.append("The machine was busy with other work, so take the times as rough.")
+    return out
+
+
+def busy() -> bool:
+    """Whether more processes than cores wanted to run during the last minute, so that times cannot be trusted."""
+    try:
+        return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
+    except OSError:  # a system that does not say
+        return False
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the times were taken on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, Any]:
+    """What was run."""
+    found = {name: _version(name) for name in ("alt-kernels", "torch", "open_clip_torch", "numpy")}
+    active = {name: {"available": b.available, "reason": b.reason} for name, b in alt_kernels.backends().items()}
+    return {**found, "python": platform.python_version(), "torch_build": torch.__version__, "backends": active}
+
+
+def row_record(row: Row, model: str) -> dict[str, Any]:
+    """A row for results.json: numbers unrounded, blocks counted from 1 as in the notes."""
+    record = row._asdict()
+    record["clipped"] = [block + 1 for block in row.clipped]
+    record["paper_prints"] = paper_gflops(model, row.r)
+    return record
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

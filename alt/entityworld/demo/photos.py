@@ -1,0 +1,62 @@
+"""Photographs for the demonstration: those in scikit-image's wheel, or a folder of the user's."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from alt.entityworld.demo.demo_errors import DemoError, one_line
+
+__all__ = ["BUILT_IN", "ENDINGS", "Photo", "find_photos", "load_photos"]
+
+BUILT_IN = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+"""Files in the ``data`` folder of scikit-image's wheel; nothing is downloaded."""
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class Photo(NamedTuple):
+    """A photograph and the name its results go by, which is unique."""
+
+    name: str
+    image: Image.Image
+
+
+def find_photos(folder: Path | None) -> list[Path]:
+    """Paths of the photographs, sorted by name; the built-in ones for ``None``."""
+    if folder is None:
+        spec = importlib.util.find_spec("skimage")
+        if spec is None or spec.origin is None:
+            raise DemoError(
+                "The demo's photographs come with scikit-image, which is not installed; install "
+                "'alt-kernels[models]' or name a folder of your own with --images."
+            )
+        data = Path(spec.origin).parent / "data"
+        return [data / name for name in BUILT_IN]
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise DemoError(f"--images: the folder '{folder}' {what}.")
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS)
+    if not paths:
+        raise DemoError(f"--images: the folder '{folder}' has no image files ({' '.join(ENDINGS)}).")
+    return paths
+
+
+def load_photos(paths: list[Path]) -> list[Photo]:
+    """Read every file as RGB."""
+    stems = [path.stem for path in paths]
+    photos = []
+    for path, stem in zip(paths, stems, strict=True):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(path) as file:
+                    image = file.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DemoError(f"The image '{path}' cannot be read ({one_line(error)}).") from None
+        photos.append(Photo(stem if stems.count(stem) == 1 else path.name.replace(".", "_"), image))
+    return photos

@@ -1,0 +1,200 @@
+"""The embedded benchmark on a GPU: the small CLIP is trained on pictures rendered there, then whole models are."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alt.corpus import Corpus
+from alt.cost import count_macs
+from alt.entityworld.mini_clip import MiniClip, MiniClipConfig, save_mini_clip
+from alt.entityworld.world import World, WorldConfig
+from alt.models.registry import create_model
+from alt.models.text import TextEncoder
+from alt.models.video_model import VideoModel
+
+from .fine_tuning import FineTuning, RenderedSplit, fine_tune, render_split, top1
+from .mini_clip_training import Pretraining, pretrain
+
+__all__ = ["METHODS", "GpuPlan", "run_gpu"]
+
+Results = dict[str, list[dict[str, float]]]
+
+# name here -> (model, r, options). The first ones are run with every seed before the others.
+METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "CLIP-Mean": ("clip-mean-mini", 0, {}),
+    "MIT": ("mit-mini", 0, {}),
+    "ALT r=0 cls": ("alt-mini", 0, {"align_tokens": "cls"}),
+    "ALT r=4": ("alt-mini", 4, {}),
+    "ALT r=0": ("alt-mini", 0, {}),
+    "ALT r=2": ("alt-mini", 2, {}),
+    "ALT r=7": ("alt-mini", 7, {}),
+    "ALT no conv": ("alt-mini", 4, {"convolution": False}),
+    "ALT random queries": ("alt-mini", 4, {"queries": "random"}),
+    "CLIP-One": ("clip-one-mini", 0, {}),
+    "CLIP-Joint": ("clip-joint-mini", 0, {}),
+    "ALT r=4 frozen": ("alt-mini", 4, {}),
+    "ALT r=4 adapters S": ("alt-mini", 4, {}),
+    "ALT r=4 adapters SM": ("alt-mini", 4, {}),
+}
+STRATEGIES = {"ALT r=4 frozen": "frozen", "ALT r=4 adapters S": "s", "ALT r=4 adapters SM": "sm"}
+MAIN = ("CLIP-Mean", "MIT", "ALT r=0 cls", "ALT r=4")
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """What is run. ``preset`` "gpu" is 64 px and 8 frames within 8 minutes of an H200; "smoke" the same code in a few
+    steps on any machine."""
+
+    world: WorldConfig = field(default_factory=lambda: WorldConfig.preset("gpu"))
+    clip: MiniClipConfig = field(default_factory=lambda: MiniClipConfig.preset("gpu"))
+    pretraining: Pretraining = field(
+        default_factory=lambda: Pretraining(
+            images=200_000, steps=3000, batch_size=512, lr=1e-3, warmup=200, r=(0, 2, 4, 7), mixed_precision=True
+        )
+    )
+    fine_tuning: FineTuning = field(
+        default_factory=lambda: FineTuning(steps=300, batch_size=128, lr=3e-4, mixed_precision=True)
+    )
+    seconds: float = 440.0
+
+    @classmethod
+    def preset(cls, name: str) -> GpuPlan:
+        if name == "gpu":
+            return cls()
+        if name != "smoke":
+            raise ValueError(f"preset: expected 'gpu' or 'smoke', got {name!r}")
+        world = WorldConfig.preset("tiny", size=64, frames=2)
+        return cls(
+            world,
+            MiniClipConfig.preset("gpu", layers=2, text_layers=1),
+            Pretraining(images=16, steps=3, batch_size=8, warmup=1, r=(0, 2)),
+            FineTuning(steps=3, batch_size=2),
+            600.0,
+        )
+
+
+def run_gpu(
+    plan: GpuPlan,
+    *,
+    device: torch.device | str,
+    seeds: Sequence[int],
+    methods: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    done: Callable[[Results], None] = lambda results: None,
+) -> tuple[Results, dict[str, Any]]:
+    """Pre-train, then fine-tune every method: the main ones with every seed, then the others, as long as there is time.
+
+    Args:
+        say: told of what is over. done: given all results so far after every run, so that an interruption keeps them.
+
+    Returns:
+        method -> what was measured, one a seed, in percent; and how it was run, with what was left out and why.
+    """
+    start = time.perf_counter()
+    world, device = World(plan.world), torch.device(device)
+    mini = pretrain(world, plan.clip, plan.pretraining, device=device, report=_lines(say, plan.pretraining.steps))
+    say(f"small CLIP after {mini.about['seconds']:.0f} s, loss {mini.about['last_loss']:.3f}")
+    clips = {name: render_split(world, name, device) for name in ("seen-train", "seen-test", "transfer-a-1")}
+    say(f"{sum(len(part.labels) for part in clips.values())} clips rendered")
+    left_out: list[str] = []
+    setting: dict[str, Any] = {
+        "what": f"EntityWorld at {plan.world.size} px, {plan.world.frames} frames, {len(clips['seen-train'].names)} "
+        "seen classes, everything fine-tuned",
+        "small_clip": {key: mini.about[key] for key in ("training", "first_losses", "last_loss", "seconds")},
+        "fine_tuning": dataclasses.asdict(plan.fine_tuning),
+        "left_out": left_out,
+    }
+    wanted = list(methods if methods is not None else METHODS)
+    order = [(name, seed) for seed in seeds for name in wanted if name in MAIN]
+    order += [(name, seed) for seed in seeds for name in wanted if name not in MAIN]
+    results: Results = {}
+    longest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_mini_clip(mini, Path(folder) / "mini_clip.safetensors")
+        texts = _Texts(world, mini)
+        for name, seed in order:
+            left = plan.seconds - (time.perf_counter() - start)
+            if left < 1.3 * longest:
+                left_out.append(f"{name}, seed {seed}: no time left")
+                continue
+            began = time.perf_counter()
+            run = _run(name, seed, path, texts, clips, plan, device)
+            longest = max(longest, time.perf_counter() - began)
+            results.setdefault(name, []).append(run)
+            say(f"{name}, seed {seed}: seen {run['seen']:.1f} %, {run['seconds']:.1f} s of training")
+            done(results)
+    return results, setting | {"seconds": time.perf_counter() - start}
+
+
+class _Texts:
+    """Embeddings that every model of the run shares."""
+
+    def __init__(self, world: World, mini: MiniClip) -> None:
+        encoder = TextEncoder(mini.clip, mini.tokenizer)
+        self.encoder = encoder
+        self.corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities()).embed(
+            encoder
+        )
+
+    def classes(self, clips: RenderedSplit) -> tuple[list[str], torch.Tensor]:
+        return clips.names, self.encoder.embed_classes(clips.names, "none")
+
+
+def _run(
+    name: str,
+    seed: int,
+    path: Path,
+    texts: _Texts,
+    clips: dict[str, RenderedSplit],
+    plan: GpuPlan,
+    device: torch.device,
+) -> dict[str, float]:
+    kind, r, options = METHODS[name]
+    options = dict(options)
+    if kind.startswith("alt") and options.get("queries") != "random":
+        options["corpus"] = texts.corpus
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: VideoModel = create_model(
+            kind,
+            pretrained=path,
+            frames=plan.world.frames,
+            r=r,
+            classes=texts.classes(clips["seen-train"]),
+            **options,
+        )
+    gmacs = count_macs(model).native_g
+    training = dataclasses.replace(plan.fine_tuning, strategy=STRATEGIES.get(name, "full"))
+    seconds = fine_tune(model.to(device), clips["seen-train"], training, seed=seed)
+    found = {"seconds": seconds, "gmacs": gmacs}
+    forward, backward = (top1(model, clips["seen-test"], backwards=flag) for flag in (False, True))
+    for label, values in (("seen", forward), ("reversed", backward)):
+        for family, value in values.items():
+            found[label if family == "all" else f"{label} {family}"] = value
+    names, embeddings = texts.classes(clips["transfer-a-1"])
+    model.set_classes(names, embeddings.to(device))
+    found["zero-shot transfer-a"] = top1(model, clips["transfer-a-1"])["all"]
+    frames = clips["seen-test"].frames
+    began = time.perf_counter()
+    top1(model, clips["transfer-a-1"])
+    found["frames/s"] = clips["transfer-a-1"].labels.numel() * frames.shape[1] / (time.perf_counter() - began)
+    return found
+
+
+def _lines(say: Callable[[str], None], steps: int) -> Callable[[int, float], None] | None:
+    """A line every tenth of the pre-training, read from the device only then."""
+    every = max(1, steps // 10)
+
+    def report(step: int, loss: float) -> None:
+        if step % every == every - 1:
+            say(f"small CLIP, step {step + 1} of {steps}: loss {loss:.3f}")
+
+    return report

@@ -1,0 +1,332 @@
+"""The grid of methods on cached tokens: what is trained, how, and what is measured of each.
+
+Every method is a model of ``alt.create_model``; its ``forward_tokens`` is trained and tested on tokens that the frozen
+tower made once (the paper's strategy "Frozen").
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alt.cost import count_macs
+from alt.entityworld.world import FAMILIES
+from alt.evaluate.protocols import few_shot_indices
+from alt.models.baselines import BaselineConfig
+from alt.models.blocks import Mlp
+from alt.models.registry import build_clip, create_model
+from alt.models.video_model import Tokens, VideoModel
+
+from .token_cache import TokenCache, VideoTokens
+
+__all__ = [
+    "METHODS",
+    "Budget",
+    "ClipMlp",
+    "Method",
+    "build",
+    "evaluate",
+    "few_shot",
+    "run_grid",
+    "run_method",
+    "train_head",
+]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the grid: a name of ``alt.create_model`` (or "mlp"), r and options."""
+
+    name: str
+    model: str = "alt-mini"
+    r: int = 2
+    options: Mapping[str, Any] = field(default_factory=dict)
+    corpus: str | None = "all"  # a category, "all", or None
+
+    @property
+    def trained(self) -> bool:
+        """CLIP-Mean has nothing to train while the tower is frozen."""
+        return self.model != "clip-mean-mini"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of AdamW on the seen classes and on K shots; learning rate, batch, weight decay."""
+
+    steps: int = 1500
+    few_shot_steps: int = 100
+    batch_size: int = 32
+    lr: float = 3e-3
+    few_shot_lr: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup: float = 0.05
+    label_smoothing: float = 0.1
+
+
+class ClipMlp(VideoModel):
+    """The mean of the frames with a residual MLP behind it: what a head can learn that is blind to frames' order."""
+
+    config_class = BaselineConfig
+    rows = "class"
+
+    def __init__(self, config: Any, visual: Any, logit_scale: Tensor | float = 100.0) -> None:
+        super().__init__(config, visual, logit_scale)
+        self.mlp = Mlp(self.width, zero_output=True)
+
+    def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        z = tokens.x[:, :, 0].mean(1)
+        return z + self.mlp(z), None
+
+
+def _alt(name: str, r: int = 2, corpus: str | None = "all", **options: Any) -> Method:
+    return Method(name, r=r, options=options, corpus=corpus)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("CLIP-Mean", "clip-mean-mini", 0, corpus=None),
+        Method("MLP", "mlp", 0, corpus=None),
+        Method("MIT", "mit-mini", 0, corpus=None),
+        _alt("ALT r=0 cls", 0, align_tokens="cls"),
+        _alt("ALT r=0", 0),
+        _alt("ALT r=2", 2),
+        _alt("ALT r=4", 4),
+        _alt("ALT r=6", 6),
+        _alt("ALT cls only", align_tokens="cls"),
+        _alt("ALT random queries", queries="random", corpus=None),
+        _alt("ALT no conv", convolution=False),
+        _alt("ALT no SA", self_attention=False),
+        _alt("ALT no SA, no conv", self_attention=False, convolution=False),
+        _alt("ALT scale 1", sim_scale=1.0),
+        _alt("ALT scale 10", sim_scale=10.0),
+        _alt("ALT scale 100", sim_scale=100.0),
+        _alt("ALT literal init", init="literal"),
+        _alt("ALT objects", corpus="object"),
+        _alt("ALT body parts", corpus="body_part"),
+        _alt("ALT scenes", corpus="scene"),
+        _alt("ALT motions", corpus="motion"),
+    )
+}
+"""Name -> method. "ALT r=2" is the model as it comes."""
+
+
+def build(method: Method, cache: TokenCache, seed: int) -> VideoModel:
+    """The method's model: an adapter drawn by ``seed`` on the cache's tower, with its corpus and the seen classes."""
+    seen = cache.split("seen-train")
+    frames, options = cache.world.config.frames, {"strategy": "frozen", **method.options}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: VideoModel
+        if method.model == "mlp":
+            clip = build_clip("mini", cache.pretrained).clip
+            config = BaselineConfig(backbone="mini", frames=frames, r=method.r, **options)
+            model = ClipMlp(config, clip.visual, clip.logit_scale.detach().exp())
+        else:
+            if method.corpus is not None:
+                options["corpus"] = cache.corpus if method.corpus == "all" else cache.corpus.subset(method.corpus)
+            model = create_model(method.model, pretrained=cache.pretrained, frames=frames, r=method.r, **options)
+    model.set_classes(seen.split.class_names, seen.texts)
+    return model
+
+
+def train_head(
+    model: VideoModel, tokens: VideoTokens, *, steps: int, lr: float, seed: int, budget: Budget | None = None
+) -> float:
+    """Train all but the tower on cached tokens; returns the mean loss of the last tenth of the steps."""
+    budget = budget or Budget()
+    parameters = [p for name, p in model.named_parameters() if not model.is_backbone_parameter(name)]
+    if not parameters:
+        raise ValueError(f"model: {type(model).__name__} has nothing to train while its tower is frozen")
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": budget.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    count, batch = len(tokens.labels), min(budget.batch_size, len(tokens.labels))
+    warm, losses, order = max(1, round(budget.warmup * steps)), [], torch.empty(0, dtype=torch.int64)
+    model.train()
+    for step in range(steps):
+        if len(order) < batch:
+            order = torch.randperm(count, generator=generator)
+        rows, order = order[:batch], order[batch:]
+        for group in optimizer.param_groups:
+            group["lr"] = lr * _factor(step, steps, warm)
+        noise = torch.randint(2**62, (), generator=generator)
+        logits = model.forward_tokens(tokens.x[rows], seed=noise).logits
+        loss = F.cross_entropy(logits, tokens.labels[rows], label_smoothing=budget.label_smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if step >= steps - max(1, steps // 10):
+            losses.append(float(loss.detach()))
+    model.eval()
+    return sum(losses) / len(losses)
+
+
+def _factor(step: int, steps: int, warm: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth."""
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.inference_mode()
+def predict(model: VideoModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Best class ``[N]`` of cached tokens, and the entity of every aligned token ``[N, T, n]`` or None."""
+    model.eval()
+    outputs = [model.forward_tokens(part) for part in x.split(256)]
+    chosen = [o.index for o in outputs if o.index is not None]
+    index = torch.cat(chosen) if chosen else None
+    return torch.cat([o.logits for o in outputs]).argmax(-1), index
+
+
+def accuracy(model: VideoModel, tokens: VideoTokens) -> float:
+    """Top-1 in percent."""
+    return 100 * float((predict(model, tokens.x)[0] == tokens.labels).float().mean())
+
+
+def grounding(index: Tensor, objects: Tensor, count: int) -> tuple[float, float]:
+    """How often, in percent of frames, the planted object is among the entities of a frame, and how often a fixed
+    other object is (every other one in turn, averaged).
+
+    Args:
+        index: ``[N, T, n]`` entities of the aligned tokens; objects are the first ``count`` entities of the corpus.
+        objects: ``[N]`` the planted ones.
+    """
+    there = torch.stack([(index == o).any(-1) for o in range(count)], -1).float().mean(1)  # [N, count]
+    planted = there.gather(1, objects[:, None])
+    others = (there.sum(1, keepdim=True) - planted) / (count - 1)
+    return 100 * float(planted.mean()), 100 * float(others.mean())
+
+
+def evaluate(model: VideoModel, method: Method, cache: TokenCache) -> dict[str, float]:
+    """All that needs no further training, in percent."""
+    world, seen = cache.world, cache.split("seen-test")
+    tokens = cache.tokens("seen-test", method.r)
+    best, index = predict(model, tokens.x)
+    right = best == tokens.labels
+    found = {"seen": 100 * float(right.float().mean())}
+    played_backwards = predict(model, tokens.reversed().x)[0]
+    backwards = played_backwards == tokens.labels
+    found["reversed"] = 100 * float(backwards.float().mean())
+    found["changed by reversal"] = 100 * float((played_backwards != best).float().mean())
+    family = seen.split.families
+    for name in FAMILIES:
+        rows = torch.tensor([family[int(label)] == name for label in tokens.labels])
+        if rows.any():
+            found[f"seen {name}"] = 100 * float(right[rows].float().mean())
+            found[f"reversed {name}"] = 100 * float(backwards[rows].float().mean())
+    if index is not None and method.corpus in ("all", "object"):
+        objects = torch.tensor([spec.object for spec in seen.split.specs])
+        found["planted"], found["wrong"] = grounding(index, objects, world.config.objects)
+    classes, names = model.head, list(model.classes)
+    kept = classes.embeddings.clone()
+    for group, splits in ZERO_SHOT.items():
+        values = []
+        for name in splits:
+            other = cache.split(name)
+            model.set_classes(other.split.class_names, other.texts)
+            values.append(accuracy(model, cache.tokens(name, method.r)))
+        found[f"zero-shot {group}"] = sum(values) / len(values)
+    model.set_classes(names, kept)
+    return found
+
+
+ZERO_SHOT = {
+    "transfer-a": ("transfer-a-1", "transfer-a-2", "transfer-a-3"),
+    "transfer-b": ("transfer-b-1", "transfer-b-2", "transfer-b-3"),
+    "k600": ("k600-1", "k600-2", "k600-3"),
+}
+FEW_SHOT = ("transfer-a-1", "transfer-b-1")
+
+
+def few_shot(
+    model: VideoModel, method: Method, cache: TokenCache, *, shots: Sequence[int], seed: int, budget: Budget
+) -> dict[str, float]:
+    """The trained model trained on with K clips of every transferred class, tested on the first split; mean of A, B."""
+    found = {}
+    for count in shots:
+        values = []
+        for name in FEW_SHOT:
+            other = cache.split(name)
+            pool = cache.tokens(f"{name}-train", method.r)
+            copy = deepcopy(model)
+            copy.set_classes(other.split.class_names, other.texts)
+            if method.trained:
+                rows = few_shot_indices(pool.labels.tolist(), count, seed)
+                train_head(
+                    copy,
+                    pool.take(rows),
+                    steps=budget.few_shot_steps,
+                    lr=budget.few_shot_lr,
+                    seed=seed,
+                    budget=budget,
+                )
+            values.append(accuracy(copy, cache.tokens(name, method.r)))
+        found[f"{count}-shot"] = sum(values) / len(values)
+    return found
+
+
+def run_method(
+    method: Method,
+    cache: TokenCache,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    shots: Sequence[int] = (2, 16),
+) -> dict[str, float]:
+    """Train one method with one seed on the seen classes; everything that is measured of it, in percent."""
+    budget = budget or Budget()
+    start = time.perf_counter()
+    model = build(method, cache, seed)
+    found: dict[str, float] = {}
+    if method.trained:
+        train = cache.tokens("seen-train", method.r)
+        found["loss"] = train_head(model, train, steps=budget.steps, lr=budget.lr, seed=seed, budget=budget)
+    model.eval()
+    found |= evaluate(model, method, cache)
+    found |= few_shot(model, method, cache, shots=shots, seed=seed, budget=budget)
+    found["seconds"] = time.perf_counter() - start
+    return found
+
+
+def run_grid(
+    cache: TokenCache,
+    methods: Sequence[Method],
+    *,
+    seeds: Sequence[int],
+    budget: Budget | None = None,
+    shots: Sequence[int] = (2, 16),
+    say: Callable[[str], None] = lambda line: None,
+    done: Callable[[dict[str, list[dict[str, float]]]], None] = lambda results: None,
+) -> dict[str, list[dict[str, float]]]:
+    """Every method with every seed: method -> what :func:`run_method` found, one a seed, GMACs of a clip added.
+
+    Args:
+        methods: run in the order of their r, so that the tokens of one r are held at a time.
+        say: told of every run that is over. done: given all results so far after every method.
+    """
+    results: dict[str, list[dict[str, float]]] = {}
+    for r, group in itertools.groupby(sorted(methods, key=lambda method: method.r), key=lambda method: method.r):
+        for method in group:
+            gmacs = count_macs(build(method, cache, seeds[0])).native_g
+            runs = results.setdefault(method.name, [])
+            for seed in seeds:
+                runs.append({**run_method(method, cache, seed=seed, budget=budget, shots=shots), "gmacs": gmacs})
+                say(f"{method.name}, seed {seed}: {runs[-1]['seen']:.1f} % in {runs[-1]['seconds']:.0f} s")
+            done(results)
+        cache.forget(r)
+    return {method.name: results[method.name] for method in methods}

@@ -1,0 +1,230 @@
+"""Results of the embedded benchmark on disk: JSON with everything, tables in the paper's layout, orderings.
+
+What the paper prints stands in columns of its own and is marked as the paper's: other data, other models, other sizes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from alt.evaluate.protocols import Spread, spread
+from alt.evaluate.tables import records, to_csv, to_markdown
+from alt.files import replacing
+
+from .orderings import Ordering, Results
+
+__all__ = ["TABLES", "machine", "markdown", "put_into", "write"]
+
+ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
+COLUMNS = ("seen", "2-shot", "zero-shot")
+
+# title -> what the paper's columns are, and rows: (what it is, the method here, the paper's numbers).
+TABLES: dict[str, tuple[str, tuple[tuple[str, str, tuple[float | None, ...]], ...]]] = {
+    "Components": (
+        "Table 5: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
+        (
+            ("order-aware baseline (MIT)", "MIT", (81.7, 53.0, 72.0)),
+            ("alignment of the class token", "ALT r=0 cls", (82.6, 57.7, 75.0)),
+            ("and merging", "ALT cls only", (82.0, 54.1, 73.3)),
+            ("and alignment of regions", "ALT r=2", (82.4, 64.0, 76.7)),
+        ),
+    ),
+    "Tokens merged in a block": (
+        "Table 8: Kinetics-400, r = 0, 4, 8, 13",
+        (
+            ("r = 0", "ALT r=0", (82.6, None, None)),
+            ("r = 2 (the paper's 4)", "ALT r=2", (82.4, None, None)),
+            ("r = 4 (the paper's 8)", "ALT r=4", (82.4, None, None)),
+            ("r = 6 (the paper's 13)", "ALT r=6", (81.9, None, None)),
+        ),
+    ),
+    "Entities of the corpus": (
+        "Table C3: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
+        (
+            ("none (random queries)", "ALT random queries", (81.6, 56.1, 66.3)),
+            ("body parts", "ALT body parts", (81.9, 60.4, 73.1)),
+            ("objects", "ALT objects", (82.2, 62.7, 74.8)),
+            ("scenes", "ALT scenes", (82.2, 61.9, 74.1)),
+            ("motions", "ALT motions", (81.8, 59.7, 72.4)),
+            ("all", "ALT r=2", (82.3, 64.0, 76.7)),
+        ),
+    ),
+    "Parts of the adapter": (
+        "Table C4: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
+        (
+            ("neither", "ALT no SA, no conv", (81.8, 62.4, 75.6)),
+            ("self-attention", "ALT no conv", (82.2, 63.2, 76.3)),
+            ("convolution", "ALT no SA", (82.1, 62.7, 76.1)),
+            ("both", "ALT r=2", (82.3, 64.0, 76.7)),
+        ),
+    ),
+    "Readings of what the paper leaves open": (
+        "no table of the paper",
+        (
+            ("similarity scale 1, the literal one", "ALT scale 1", (None, None, None)),
+            ("similarity scale 10", "ALT scale 10", (None, None, None)),
+            ("similarity scale 100", "ALT scale 100", (None, None, None)),
+            ("similarity scale of CLIP", "ALT r=2", (None, None, None)),
+            ("literal initialisation", "ALT literal init", (None, None, None)),
+        ),
+    ),
+}
+
+
+def measures(runs: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
+    """Every measure over the seeds, and the mean of the zero-shot splits as "zero-shot"."""
+    rows = [dict(run) for run in runs]
+    for row in rows:
+        known = [row[name] for name in ZERO if name in row]
+        if known:
+            row["zero-shot"] = sum(known) / len(known)
+    return {name: spread([row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)}
+
+
+def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]) -> str:
+    """All of it as one text."""
+    by_method = {name: measures(runs) for name, runs in results.items() if runs}
+    seeds = max((len(runs) for runs in results.values()), default=0)
+    what = setting.get("what", "Embedded benchmark")
+    parts = [f"{what}. Top-1 in percent, mean ± standard deviation over {seeds} seeds.\n"]
+    if found:
+        parts += ["## Orderings\n", _orderings(found)]
+    parts += ["## All methods\n", _methods(by_method)]
+    for title, (source, rows) in TABLES.items():
+        if any(method in by_method for _, method, _ in rows):
+            parts += [f"## {title}\n", f"The paper's columns: {source} (arXiv 2311.15619).\n", _table(rows, by_method)]
+    return "\n".join(parts)
+
+
+def _orderings(found: Sequence[Ordering]) -> str:
+    words = {True: "yes", False: "no", None: "not run"}
+    head = ["", "statement", "has to hold", "holds", "found", "seeds"]
+    rows = [[o.key, o.statement, "yes" if o.gated else "reported", words[o.holds], o.found, o.seeds] for o in found]
+    return to_markdown(head, rows, left=5)
+
+
+def _methods(by_method: Mapping[str, Mapping[str, Spread]]) -> str:
+    names = ["seen", "seen appearance", "seen motion", "seen compositional", "reversed"]
+    names += ["zero-shot transfer-a", "zero-shot transfer-b", "zero-shot k600", "2-shot", "16-shot", "planted", "wrong"]
+    names = [name for name in names if any(name in found for found in by_method.values())]
+    rows = [
+        [method, f"{found['gmacs'].mean:.4f}" if "gmacs" in found else None, *(found.get(name) for name in names)]
+        for method, found in by_method.items()
+    ]
+    return to_markdown(["method", "GMACs", *names], rows)
+
+
+def _table(
+    rows: Sequence[tuple[str, str, tuple[float | None, ...]]], by_method: Mapping[str, Mapping[str, Spread]]
+) -> str:
+    head = ["", "method here", *(f"{name}, here" for name in COLUMNS)]
+    head += [f"{name}, the paper's" for name in ("full", "2-shot", "zero-shot")]
+    body = [
+        [what, method, *(by_method.get(method, {}).get(name) for name in COLUMNS), *paper]
+        for what, method, paper in rows
+    ]
+    return to_markdown(head, body, left=2)
+
+
+def machine() -> dict[str, Any]:
+    """What the results were made on, and by what."""
+    found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    for name in ("alt-kernels", "torch", "open_clip_torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found | {"commit": _commit()}
+
+
+def write(
+    out: str | os.PathLike[str], results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]
+) -> list[Path]:
+    """results.json, results.csv and results.md in the folder ``out``; returns their paths."""
+    folder = Path(out)
+    record = {
+        "setting": dict(setting),
+        "machine": machine(),
+        "orderings": [ordering._asdict() for ordering in found],
+        "results": {name: [dict(run) for run in runs] for name, runs in results.items()},
+    }
+    by_method = {name: measures(runs) for name, runs in results.items() if runs}
+    texts = {
+        "results.json": json.dumps(record, indent=1, ensure_ascii=False) + "\n",
+        "results.csv": to_csv(*records(by_method)),
+        "results.md": markdown(results, found, setting),
+    }
+    for name, text in texts.items():
+        with replacing(folder / name, "the results") as file:
+            file.write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Of the checkout this file lies in; None for an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
+
+
+def put_into(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
+    """Replace what stands between the marks of a Markdown document by the tables of a results.json.
+
+    Raises:
+        ValueError: the document has no marks.
+    """
+    path = Path(document)
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(Path(results).read_text(encoding="utf-8"))
+    if not all(mark in text for mark in MARKS):
+        raise ValueError(f"document: expected the lines {MARKS[0].strip()!r} and {MARKS[1].strip()!r} in {path}")
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    where = record["machine"]
+    told = (
+        f"Made at commit {where['commit']} with torch {where['torch']} on {where['cpu']}, {where['threads']} thread(s)."
+    )
+    tables = markdown(record["results"], [Ordering(**row) for row in record["orderings"]], record["setting"])
+    body = f"{told}\n\n{tables}".replace("\n## ", "\n### ")
+    with replacing(path, "the document") as file:
+        file.write_text(f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import sys
+
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m alt.entityworld.method_grid_report RESULTS.json DOCUMENT.md")
+    put_into(sys.argv[2], sys.argv[1])

@@ -1,0 +1,226 @@
+"""The embedded benchmark's small CLIP: open_clip's own ``CLIP`` class with small numbers, and a word tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "SHIPPED",
+    "MiniClip",
+    "MiniClipConfig",
+    "WordTokenizer",
+    "build_mini_clip",
+    "load_mini_clip",
+    "save_mini_clip",
+]
+
+SHIPPED = Path(__file__).parent / "weights" / "mini_clip.safetensors"
+"""Weights of the "cpu" size, trained on EntityWorld; how, is told by ``MiniClip.about`` of what is loaded from it."""
+
+
+@dataclass(frozen=True)
+class MiniClipConfig:
+    """Sizes of the two towers. The defaults are the CPU's; ``preset("gpu")`` is the larger one.
+
+    Args:
+        image_size, patch_size: pixels. width, layers, head_width: of the ViT. embed_dim: d, the joint space.
+        text_width, text_heads, text_layers: of the text transformer. context_length: ids of a text, both ends counted.
+    """
+
+    image_size: int = 24
+    patch_size: int = 4
+    width: int = 64
+    layers: int = 4
+    head_width: int = 16
+    embed_dim: int = 48
+    text_width: int = 64
+    text_heads: int = 4
+    text_layers: int = 2
+    context_length: int = 16
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name}: expected an int >= 1, got {value!r}")
+        pairs = (
+            ("image_size", "patch_size", self.image_size, self.patch_size),
+            ("width", "head_width", self.width, self.head_width),
+            ("text_width", "text_heads", self.text_width, self.text_heads),
+        )
+        for name, divisor, value, by in pairs:
+            if value % by:
+                raise ValueError(f"{name}: expected a multiple of {divisor} = {by}, got {value}")
+        if self.context_length < 3:
+            raise ValueError(f"context_length: expected at least 3 (start, a word, end), got {self.context_length}")
+
+    @classmethod
+    def preset(cls, name: str, **changes: int) -> MiniClipConfig:
+        """``cpu`` (24 px, width 64, 4 layers, d = 48), ``gpu`` (64 px, width 192, 8 layers, d = 128) or ``tiny``."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
+        return replace(PRESETS[name], **changes)
+
+
+PRESETS: dict[str, MiniClipConfig] = {
+    "cpu": MiniClipConfig(),
+    "gpu": MiniClipConfig(
+        image_size=64,
+        patch_size=8,
+        width=192,
+        layers=8,
+        head_width=32,
+        embed_dim=128,
+        text_width=128,
+        text_heads=4,
+        text_layers=4,
+    ),
+    "tiny": MiniClipConfig(width=32, layers=2, embed_dim=16, text_width=32, text_heads=2, text_layers=1),
+}
+
+
+class WordTokenizer:
+    """Words to ids, as open_clip's text tower wants them: start, words, end, padding.
+
+    A word is a run of letters and digits, in lower case; everything else separates. Id 0 pads, 1 starts a text, and
+    the end has the largest id, because that is where open_clip's tower reads its result (``pool_type="argmax"``).
+
+    Args:
+        vocabulary: the words, distinct. context_length: ids of a text, both ends counted.
+    """
+
+    def __init__(self, vocabulary: Sequence[str], context_length: int = 16) -> None:
+        words = list(vocabulary)
+        if not words or any(words_of(word) != [word] for word in words):
+            wrong = next((word for word in words if words_of(word) != [word]), None)
+            raise ValueError(f"vocabulary: expected single lower-case words, at least one, got {wrong!r}")
+        if len(set(words)) != len(words):
+            raise ValueError("vocabulary: expected distinct words")
+        self.vocabulary = words
+        self.context_length = context_length
+        self.vocab_size = len(words) + 3
+        self.end = len(words) + 2
+        self._ids = {word: number + 2 for number, word in enumerate(words)}
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """int64 ids ``[n, context_length]``.
+
+        Raises:
+            ValueError: a word that is not in the vocabulary, or a text that is too long: the small text tower can
+                say nothing of a word it has not read, so nothing stands in for it, and nothing is cut off.
+        """
+        length = self.context_length if context_length is None else context_length
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            words = words_of(text)
+            unknown = [word for word in words if word not in self._ids]
+            if unknown:
+                raise ValueError(f"texts: the vocabulary of {len(self._ids)} words has no {unknown[0]!r} (in {text!r})")
+            if len(words) + 2 > length:
+                raise ValueError(f"texts: at most {length - 2} words fit the context, got {len(words)} in {text!r}")
+            ids[row, : len(words) + 2] = torch.tensor([1, *(self._ids[word] for word in words), self.end])
+        return ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Words of ids ``[n, length]`` joined by spaces, without start, end and padding."""
+        rows = ids.reshape(-1, ids.shape[-1]).tolist()
+        return [" ".join(self.vocabulary[i - 2] for i in row if 2 <= i < self.end) for row in rows]
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+@dataclass(frozen=True)
+class MiniClip:
+    """A small CLIP as it is kept in a file: the model, its tokenizer, its sizes, and how it was made."""
+
+    clip: Any  # open_clip.CLIP
+    tokenizer: WordTokenizer
+    config: MiniClipConfig
+    about: dict[str, Any]
+
+
+def build_mini_clip(config: MiniClipConfig, vocab_size: int, *, seed: int | None = None) -> Any:
+    """An ``open_clip.CLIP`` of random weights: what patches, counts and encodes CLIP does so here, unchanged.
+
+    Args:
+        config: sizes. vocab_size: of the tokenizer. seed: of the weights; None: torch's own generator goes on.
+    """
+    import open_clip
+
+    vision = {
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "width": config.width,
+        "layers": config.layers,
+        "head_width": config.head_width,
+    }
+    text = {
+        "context_length": config.context_length,
+        "vocab_size": vocab_size,
+        "width": config.text_width,
+        "heads": config.text_heads,
+        "layers": config.text_layers,
+    }
+    if seed is None:
+        return open_clip.CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return open_clip.CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text)
+
+
+def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -> MiniClip:
+    """A small CLIP by name.
+
+    Args:
+        pretrained: "entity-world", the weights that ship with the package; the path of a file that
+            :func:`save_mini_clip` wrote; None: the shipped sizes and vocabulary with random weights.
+
+    Raises:
+        ValueError: there is no such file, or it is none of :func:`save_mini_clip`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))
+    if not path.is_file():
+        raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("mini_clip", "null"))
+            state = {} if pretrained is None else {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"pretrained: {path} is no file of a small CLIP ({error})") from None
+    if not isinstance(about, dict) or not {"config", "vocabulary"} <= about.keys():
+        raise ValueError(f"pretrained: {path} is no file of a small CLIP (it names neither sizes nor vocabulary)")
+    config = MiniClipConfig(**about.pop("config"))
+    tokenizer = WordTokenizer(about.pop("vocabulary"), config.context_length)
+    clip = build_mini_clip(config, tokenizer.vocab_size)
+    if state:
+        clip.load_state_dict(state)
+    clip.tokenizer = tokenizer  # where only the CLIP is handed on, its words go with it
+    return MiniClip(clip, tokenizer, config, about)
+
+
+def save_mini_clip(mini: MiniClip, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Path:
+    """One safetensors file: weights in ``dtype``, and sizes, vocabulary and ``about`` as JSON in its metadata."""
+    from safetensors.torch import save
+
+    from alt.files import replacing
+
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in mini.clip.state_dict().items()}
+    about = {"config": asdict(mini.config), "vocabulary": mini.tokenizer.vocabulary, **mini.about}
+    data = save(state, {"mini_clip": json.dumps(about)})
+    with replacing(path, "the small CLIP") as file:
+        file.write_bytes(data)
+    return Path(path)

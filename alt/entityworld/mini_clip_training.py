@@ -1,0 +1,246 @@
+"""Contrastive training of the small CLIP on single pictures of an entity world, from scratch.
+
+The shipped weights are what ``python -m alt.entityworld.mini_clip_training`` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alt.entityworld.mini_clip import SHIPPED, MiniClip, MiniClipConfig, WordTokenizer, build_mini_clip, save_mini_clip
+from alt.entityworld.world import World, WorldConfig, normalise
+from alt.models.region_encoder import RegionEncoder
+from alt.patch import unpatch
+
+__all__ = ["Pretraining", "contrastive_loss", "pretrain", "region_scores"]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How the small CLIP is trained.
+
+    Args:
+        images: pictures in all, each with a global and a local caption. steps, batch_size, lr, weight_decay: of AdamW
+            with a linear warm-up and a cosine to zero.
+        text_start: share of the steps before the text tower is trained too. With both towers moving from the start,
+            the embeddings of words that pictures do not tell apart yet (the five places) fall together, and then
+            neither tower gets a gradient that would part them.
+        r: numbers of tokens to merge per block; every step takes the next one, so that a tower learns with all.
+        loss: "regions": half the weight on the class token with global captions, half on regions with local ones;
+            "plain": the class token with both.
+        seed: of weights, pictures and batches.
+        mixed_precision: bfloat16 autocast, on a GPU.
+    """
+
+    images: int = 12_000
+    steps: int = 1500
+    batch_size: int = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 100
+    text_start: float = 0.25
+    r: tuple[int, ...] = (0,)
+    loss: str = "regions"
+    seed: int = 0
+    mixed_precision: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected an int >= 1, got {getattr(self, name)}")
+        if self.images < self.batch_size:
+            raise ValueError(f"images: expected at least a batch of {self.batch_size}, got {self.images}")
+        if self.loss not in ("regions", "plain"):
+            raise ValueError(f"loss: expected 'regions' or 'plain', got {self.loss!r}")
+        if not self.r:
+            raise ValueError("r: expected at least one number of tokens")
+
+    def lr_at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def region_scores(regions: Tensor, texts: Tensor) -> Tensor:
+    """``[B, B']``: of every picture and text, the largest cosine of any region. regions ``[B, n, d]``, unit rows."""
+    return torch.einsum("bnd,cd->bcn", regions, texts).amax(-1)
+
+
+def contrastive_loss(scores: Tensor, captions: Tensor) -> Tensor:
+    """Symmetric InfoNCE ``[B, B]`` logits; pictures whose captions are the same share the target evenly.
+
+    Args:
+        scores: logits of picture i and caption j. captions: int64 ``[B]``, equal numbers for equal captions.
+    """
+    same = (captions[:, None] == captions[None]).to(scores.dtype)
+    target = same / same.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
+
+
+def pretrain(
+    world: World,
+    clip_config: MiniClipConfig | None = None,
+    training: Pretraining | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    report: Callable[[int, float], None] | None = None,
+) -> MiniClip:
+    """Train a small CLIP on pictures of ``world``.
+
+    Args:
+        clip_config: sizes of the towers; None: the CPU's, with the world's image size.
+        training: how. device: where pictures are rendered and the towers trained.
+        report: called with (step, loss) after every step; it may raise to stop.
+
+    Returns:
+        MiniClip: on the CPU, its ``about`` holding world, training, and the loss of every 50th and of the first steps.
+    """
+    config = clip_config or MiniClipConfig(image_size=world.config.size)
+    training = training or Pretraining()
+    if config.image_size != world.config.size:
+        raise ValueError(f"clip_config: image_size is {config.image_size}, but the world draws {world.config.size} px")
+    tokenizer = WordTokenizer(world.vocabulary(), config.context_length)
+    clip = build_mini_clip(config, tokenizer.vocab_size, seed=training.seed)
+    _initialise(clip, training.seed)
+    clip.to(device)
+    tower = RegionEncoder(clip.visual, training.r[0])
+    pictures = world.images(training.images, seed=training.seed, device=device)
+    said = [_Captions(texts, tokenizer, device) for texts in (pictures.global_captions, pictures.local_captions)]
+    optimizer = torch.optim.AdamW(_groups(clip, training.weight_decay), lr=training.lr, betas=(0.9, 0.98))
+    losses: list[float] = []
+    clip.train()
+    start = time.perf_counter()
+    for step, rows in enumerate(_batches(training, torch.device(device))):
+        if tower.r != training.r[step % len(training.r)]:
+            tower.r = training.r[step % len(training.r)]
+        for group in optimizer.param_groups:
+            waits = group["text"] and step < training.text_start * training.steps
+            group["lr"] = 0.0 if waits else training.lr_at(step)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.mixed_precision):
+            loss = _loss(clip, tower, normalise(pictures.frames[rows]), [c.take(rows) for c in said], training.loss)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(max=math.log(100.0))
+        if step < 10 or step % 50 == 49 or report is not None:
+            losses.append(float(loss.detach()))
+            if report is not None:
+                report(step, losses[-1])
+    unpatch(clip.visual)
+    clip.requires_grad_(False).eval().to("cpu")
+    about = {
+        "world": dataclasses.asdict(world.config),
+        "training": dataclasses.asdict(training),
+        "first_losses": [round(value, 6) for value in losses[:10]],
+        "last_loss": round(losses[-1], 4),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return MiniClip(clip, tokenizer, config, about)
+
+
+@torch.no_grad()
+def _initialise(clip: Any, seed: int) -> None:
+    """Wider than open_clip's initialisation, for a training that is short: places in the picture and words that tell
+    texts apart have to be seen by the other tower from the first step on."""
+    generator = torch.Generator().manual_seed(seed)
+    clip.visual.positional_embedding.normal_(std=0.5, generator=generator)
+    clip.token_embedding.weight.normal_(std=0.1, generator=generator)
+    clip.logit_scale.fill_(math.log(20.0))
+
+
+class _Captions:
+    """Captions as ids, each distinct one once."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: WordTokenizer, device: torch.device | str) -> None:
+        distinct = sorted(set(texts))
+        number = {text: i for i, text in enumerate(distinct)}
+        self.ids = tokenizer(distinct).to(device)
+        self.numbers = torch.tensor([number[text] for text in texts], device=device)
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = self.numbers[rows]
+        return self.ids[numbers], numbers
+
+
+def _loss(
+    clip: Any, tower: RegionEncoder, pictures: Tensor, captions: list[tuple[Tensor, Tensor]], kind: str
+) -> Tensor:
+    tokens = F.normalize(tower(pictures[:, None]).x[:, 0], dim=-1)
+    (whole, whole_number), (local, local_number) = captions
+    texts = F.normalize(clip.encode_text(torch.cat([whole, local])), dim=-1)
+    first, second = texts.chunk(2)
+    scale = clip.logit_scale.exp()
+    classes = tokens[:, 0]
+    of_local = region_scores(tokens[:, 1:], second) if kind == "regions" else classes @ second.T
+    return 0.5 * contrastive_loss(scale * (classes @ first.T).float(), whole_number) + 0.5 * contrastive_loss(
+        scale * of_local.float(), local_number
+    )
+
+
+def _batches(training: Pretraining, device: torch.device) -> Iterator[Tensor]:
+    """Rows of every step: permutations of all pictures, one after the other."""
+    generator = torch.Generator().manual_seed(training.seed)
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(training.steps):
+        if len(order) < training.batch_size:
+            order = torch.randperm(training.images, generator=generator)
+        yield order[: training.batch_size].to(device)
+        order = order[training.batch_size :]
+
+
+def _groups(clip: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """Image tower and text tower, each with and without decay."""
+    groups = []
+    for text in (False, True):
+        own = [p for name, p in clip.named_parameters() if name.startswith(("visual.", "logit_scale")) != text]
+        groups.append({"params": [p for p in own if p.dim() > 1], "weight_decay": weight_decay, "text": text})
+        groups.append({"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0, "text": text})
+    return groups
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m alt.entityworld.mini_clip_training", description=__doc__)
+    parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "tiny"), help="world and sizes")
+    parser.add_argument("--out", default=str(SHIPPED), help="file to write (default: the one that ships)")
+    parser.add_argument("--steps", type=int, default=Pretraining.steps)
+    parser.add_argument("--images", type=int, default=Pretraining.images)
+    parser.add_argument("--loss", default="regions", choices=("regions", "plain"))
+    parser.add_argument("--r", type=int, nargs="+", default=list(Pretraining.r))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where pictures are rendered and the towers trained")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    training = Pretraining(
+        images=options.images, steps=options.steps, loss=options.loss, r=tuple(options.r), seed=options.seed
+    )
+    world = World(WorldConfig.preset(options.preset))
+
+    def report(step: int, loss: float) -> None:
+        if step % 50 == 49 or step < 3:
+            print(f"step {step + 1:5d}  loss {loss:.4f}", flush=True)
+
+    mini = pretrain(world, MiniClipConfig.preset(options.preset), training, device=options.device, report=report)
+    given = [f"--{name} {value}" for name, value in (("preset", options.preset), ("steps", options.steps))]
+    if options.loss != "regions":
+        given.append(f"--loss {options.loss}")
+    given += [f"--images {options.images}", f"--r {' '.join(map(str, options.r))}", f"--seed {options.seed}"]
+    mini.about["command"] = " ".join([parser.prog, *given])
+    print(f"saved to {save_mini_clip(mini, options.out)} after {mini.about['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
