@@ -32,7 +32,7 @@ class Result:
     top1, top5: percent of the videos whose label is the best class, or among the five best (all classes, if there are
         fewer). mean_average_precision: one-vs-rest average precision, mean over the classes that occur, percent.
     per_class: class name -> percent of its videos that were right, None for a class without a video.
-    confusion: [C][C] counts, row = true class, column = best class. videos: how many.
+    confusion: ``[C][C]`` counts, row = true class, column = best class. videos: how many.
     setting: how it was run (views, r, checkpoint, seed, ...), plain values.
     """
 

@@ -40,11 +40,14 @@ class RegionEncoder(nn.Module):
 
     Args:
         visual: an open_clip ``VisionTransformer`` with a class token that it pools, and a projection. Not patched yet.
-        r, inflection, prop_attn: see :func:`alt.patch_clip`.
+        r: see :func:`alt.patch_clip`, like the next two.
+        inflection: tilts r over depth.
+        prop_attn: add log s to attention logits.
         grad_checkpointing: recompute the blocks in the backward.
 
     Raises:
-        TypeError: another kind of tower. ValueError: it is patched already, or r does not fit it.
+        TypeError: another kind of tower.
+        ValueError: it is patched already, or r does not fit it.
 
     Source: arXiv 2311.15619, Eq. 1 to 3; token merging: arXiv 2210.09461.
     """

@@ -70,10 +70,14 @@ class VideoAdapter(nn.Module):
     ``temporal_pos``) permuting the frames permutes the queries and changes nothing else.
 
     Args:
-        width: d. layers: M. heads: of the attentions.
-        self_attention, convolution: False leaves that part out of every block.
+        width: d.
+        layers: M.
+        heads: of the attentions.
+        self_attention: False leaves that part out of every block.
+        convolution: False leaves that part out of every block.
         conv_kernel: frames that the convolution sees, odd.
-        frames: T, for the positions. temporal_pos: learned positions ``[T, d]``, added to queries and keys.
+        frames: T, for the positions.
+        temporal_pos: learned positions ``[T, d]``, added to queries and keys.
         zero_output: the last layer of every part starts at zero, so that the adapter starts as the identity.
 
     Source: arXiv 2311.15619, Eq. 8.

@@ -59,8 +59,11 @@ def heat_rows(
     """Cosine and gradient maps of texts.
 
     Args:
-        model, clip, explanation: of one another. texts: entities or classes; None: the most probable class, and of
-            every category the entity with the largest share.
+        model: that explained the clip.
+        clip: as given to :func:`explain`.
+        explanation: the result of :func:`explain`.
+        texts: entities or classes; None: the most probable class, and the entity of every category with the largest
+            share.
     """
     if texts is None:
         texts = [entity.unit for entity in explanation.best_of_categories()]

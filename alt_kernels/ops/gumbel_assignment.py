@@ -57,8 +57,9 @@ def cosine_gumbel_assign(
         tau where they require it.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape, device or value. RuntimeError: ``impl`` cannot
-        run here.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device or value.
+        RuntimeError: ``impl`` cannot run here.
 
     Source: "Align before Adapt" (arXiv 2311.15619), Eq. 4 and 5; Jang et al., arXiv 1611.01144.
     """

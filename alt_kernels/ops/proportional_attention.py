@@ -37,7 +37,8 @@ def proportional_attention(
 
     Args:
         q: ``[B, H, M, D]``, float32, float16, bfloat16 or float64; any strides (views of a packed QKV).
-        k, v: ``[B, H, N, D]`` of the same dtype and device.
+        k: ``[B, H, N, D]`` of the same dtype and device.
+        v: as k.
         size: ``[B, N]`` float32, the sizes of the keys, >= 0; None: ones. Constant, gets no gradient.
         scale: a finite number; None: 1 / sqrt(D).
         impl: ``"auto"``, ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.

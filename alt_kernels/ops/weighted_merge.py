@@ -34,8 +34,10 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
         Merged: x' ``[B, N', C]`` in x's dtype, s' ``[B, N']`` float32.
 
     Raises:
-        TypeError: a wrong type or dtype. ValueError: a wrong shape or device, a plan of another length or whose
-        values are no plan (read on the CPU), or a ``size`` that requires grad. RuntimeError: ``impl`` cannot run here.
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, a plan of another length or whose values are no plan (read on the CPU),
+            or a ``size`` that requires grad.
+        RuntimeError: ``impl`` cannot run here.
 
     Source: ToMe (arXiv 2210.09461), section 3, "Tracking token size"; ALT, Eq. 2.
     """
@@ -125,10 +127,12 @@ def merge_layer_norm(
     Under autocast ``x`` may be float32 while ``residual`` is bfloat16: the result has the promoted dtype of the two.
 
     Args:
-        x: ``[B, N, C]`` the stream. residual: ``[B, N, C]`` what the branch adds to it.
+        x: ``[B, N, C]``, the stream.
+        residual: ``[B, N, C]``, what the branch adds to it.
         matching: the plan, of B images and N input tokens.
         size: ``[B, N]`` float32 or None (ones), constant.
-        weight, bias: ``[C]`` or None, any float dtype.
+        weight: ``[C]`` or None, any float dtype.
+        bias: as weight.
         eps: added to the variance, a finite number > 0.
         impl: ``"auto"``, ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
 
