@@ -1,10 +1,12 @@
 # Everything runs in .venv, which the first target that needs it creates.
-# Another interpreter: make PYTHON=python3.12 demo. More test processes: make JOBS=8 test.
+# Another interpreter: make PYTHON=python3.12 demo. More test processes: make JOBS=8 test. Another build of torch:
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu make install
 
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 ARGS ?=
+TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -16,7 +18,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo test test-slow bench gpu aot aot-check cuda-resources cuda-check lint format wheel clean distclean
+.PHONY: help install ext demo test test-slow bench docs gpu aot aot-check cuda-resources cuda-check lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,14 +26,15 @@ help: ## show this list
 # torch and the build tools come first, so that the second step can build against the torch that will run
 # (no isolated build, which would download torch a second time).
 $(VENV)/.torch: constraints.txt
-	@echo "==> $(VENV): Python environment with PyTorch (about 5 GB on disk, a few minutes the first time)"
+	@echo "==> $(VENV): Python environment with PyTorch (a few minutes and about 5 GB on disk the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch numpy setuptools wheel ninja
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
+	$(PIP) numpy setuptools wheel ninja
 	@touch $@
 
 $(STAMP): $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	@echo "==> $(VENV): alt-kernels with its extras, compiling the CPU kernels"
-	$(PIP) --no-build-isolation -e ".[models,bench,dev]"
+	$(PIP) --no-build-isolation -e ".[models,bench,docs,dev]"
 	@touch $@
 
 install: $(STAMP) ## create .venv and install the package with every extra
@@ -76,6 +79,9 @@ cuda-check: $(STAMP) ## the same, without writing the table; where there is no n
 	    AK_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0" $(BIN)/python setup.py -q build_ext --build-lib build/cuda && \
 	    $(BIN)/python csrc/cuda/resources.py build/cuda/alt_kernels/_C_cuda*.so --out build/cuda/resources.md; \
 	else echo "no nvcc here: csrc/cuda is not compiled"; fi
+
+docs: $(STAMP) ## build the documentation into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
