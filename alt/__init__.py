@@ -8,76 +8,28 @@ Names are resolved on first use, so ``import alt`` needs neither open_clip nor a
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from .lazy import attach
+
 if TYPE_CHECKING:
-    from .corpus import Corpus
-    from .cost import CostReport, count_macs
-    from .models import (
-        AltConfig,
-        TextEncoder,
-        VideoModel,
-        create_model,
-        create_text_encoder,
-        list_models,
-        load_model,
-        save_model,
-    )
-    from .patch import PatchHandle, get_handle, patch_clip, unpatch
-    from .train import TrainConfig, fit, load_config
+    from .corpus import Corpus as Corpus
+    from .cost import CostReport as CostReport
+    from .cost import count_macs as count_macs
+    from .models import AltConfig as AltConfig
+    from .models import TextEncoder as TextEncoder
+    from .models import VideoModel as VideoModel
+    from .models import create_model as create_model
+    from .models import create_text_encoder as create_text_encoder
+    from .models import list_models as list_models
+    from .models import load_model as load_model
+    from .models import save_model as save_model
+    from .patch import PatchHandle as PatchHandle
+    from .patch import get_handle as get_handle
+    from .patch import patch_clip as patch_clip
+    from .patch import unpatch as unpatch
+    from .train import TrainConfig as TrainConfig
+    from .train import fit as fit
+    from .train import load_config as load_config
 
-_HOME = {
-    "TrainConfig": "alt.train",
-    "AltConfig": "alt.models",
-    "Corpus": "alt.corpus",
-    "CostReport": "alt.cost",
-    "PatchHandle": "alt.patch",
-    "TextEncoder": "alt.models",
-    "VideoModel": "alt.models",
-    "count_macs": "alt.cost",
-    "create_model": "alt.models",
-    "create_text_encoder": "alt.models",
-    "fit": "alt.train",
-    "get_handle": "alt.patch",
-    "list_models": "alt.models",
-    "load_config": "alt.train",
-    "load_model": "alt.models",
-    "patch_clip": "alt.patch",
-    "save_model": "alt.models",
-    "unpatch": "alt.patch",
-}
-
-__all__ = [
-    "AltConfig",
-    "Corpus",
-    "CostReport",
-    "PatchHandle",
-    "TextEncoder",
-    "TrainConfig",
-    "VideoModel",
-    "count_macs",
-    "create_model",
-    "create_text_encoder",
-    "fit",
-    "get_handle",
-    "list_models",
-    "load_config",
-    "load_model",
-    "patch_clip",
-    "save_model",
-    "unpatch",
-]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value  # the next access does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -22,7 +22,7 @@ PACKAGES = ("alt_kernels", "alt")
 
 # room (longest prefix of a module's name wins) -> rooms it may import, besides itself.
 KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
-BELOW_PATCH = {"alt_kernels"}
+BELOW_PATCH = {"alt_kernels", "alt.lazy"}
 BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files"}
 BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.data", "alt.cost", "alt.errors"}
 JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.entityworld", "alt.entityworld.demo"}
@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "alt_kernels.testing": KERNEL_BASE
     | {"alt_kernels", "alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference"},
     "alt.errors": set(),
+    "alt.lazy": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS | {"alt.corpus", "alt.entityworld.mini_clip"},

@@ -5,35 +5,17 @@ Accuracies are in percent everywhere, as the papers print them. Names are resolv
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from alt.lazy import attach
+
 if TYPE_CHECKING:
-    from .metrics import Result, VideoMetrics
-    from .run import collect_logits, evaluate
-    from .tradeoff import Point, Tradeoff, TradeoffRow
+    from .metrics import Result as Result
+    from .metrics import VideoMetrics as VideoMetrics
+    from .run import collect_logits as collect_logits
+    from .run import evaluate as evaluate
+    from .tradeoff import Point as Point
+    from .tradeoff import Tradeoff as Tradeoff
+    from .tradeoff import TradeoffRow as TradeoffRow
 
-_HOME = {
-    "Point": "tradeoff",
-    "Result": "metrics",
-    "Tradeoff": "tradeoff",
-    "TradeoffRow": "tradeoff",
-    "VideoMetrics": "metrics",
-    "collect_logits": "run",
-    "evaluate": "run",
-}
-
-__all__ = ["Point", "Result", "Tradeoff", "TradeoffRow", "VideoMetrics", "collect_logits", "evaluate"]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -5,87 +5,34 @@ Names are resolved on first use: ``import alt.models`` loads no open_clip.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from alt.lazy import attach
+
 if TYPE_CHECKING:
-    from .alt import AltModel
-    from .baselines import ClipJoint, ClipMean, ClipOne
-    from .config import AltConfig
-    from .entity_alignment import EntityAlignment
-    from .frame_integration import FrameIntegration, FrameIntegrationModel
-    from .prompts import LearnedPrompts
-    from .region_encoder import RegionEncoder, Tokens
-    from .registry import create_model, create_text_encoder, list_models
-    from .strategy import Strategy, apply_strategy
-    from .text import TextEncoder
-    from .video_adapter import VideoAdapter
-    from .video_model import VideoModel, VideoOutput
-    from .weights import load_backbone, load_model, load_weights, save_model
+    from .alt import AltModel as AltModel
+    from .baselines import ClipJoint as ClipJoint
+    from .baselines import ClipMean as ClipMean
+    from .baselines import ClipOne as ClipOne
+    from .config import AltConfig as AltConfig
+    from .entity_alignment import EntityAlignment as EntityAlignment
+    from .frame_integration import FrameIntegration as FrameIntegration
+    from .frame_integration import FrameIntegrationModel as FrameIntegrationModel
+    from .prompts import LearnedPrompts as LearnedPrompts
+    from .region_encoder import RegionEncoder as RegionEncoder
+    from .region_encoder import Tokens as Tokens
+    from .registry import create_model as create_model
+    from .registry import create_text_encoder as create_text_encoder
+    from .registry import list_models as list_models
+    from .strategy import Strategy as Strategy
+    from .strategy import apply_strategy as apply_strategy
+    from .text import TextEncoder as TextEncoder
+    from .video_adapter import VideoAdapter as VideoAdapter
+    from .video_model import VideoModel as VideoModel
+    from .video_model import VideoOutput as VideoOutput
+    from .weights import load_backbone as load_backbone
+    from .weights import load_model as load_model
+    from .weights import load_weights as load_weights
+    from .weights import save_model as save_model
 
-_HOME = {
-    "AltConfig": "config",
-    "AltModel": "alt",
-    "ClipJoint": "baselines",
-    "ClipMean": "baselines",
-    "ClipOne": "baselines",
-    "EntityAlignment": "entity_alignment",
-    "FrameIntegration": "frame_integration",
-    "FrameIntegrationModel": "frame_integration",
-    "LearnedPrompts": "prompts",
-    "RegionEncoder": "region_encoder",
-    "Strategy": "strategy",
-    "TextEncoder": "text",
-    "Tokens": "region_encoder",
-    "VideoAdapter": "video_adapter",
-    "VideoModel": "video_model",
-    "VideoOutput": "video_model",
-    "apply_strategy": "strategy",
-    "create_model": "registry",
-    "create_text_encoder": "registry",
-    "list_models": "registry",
-    "load_backbone": "weights",
-    "load_model": "weights",
-    "load_weights": "weights",
-    "save_model": "weights",
-}
-
-__all__ = [
-    "AltConfig",
-    "AltModel",
-    "ClipJoint",
-    "ClipMean",
-    "ClipOne",
-    "EntityAlignment",
-    "FrameIntegration",
-    "FrameIntegrationModel",
-    "LearnedPrompts",
-    "RegionEncoder",
-    "Strategy",
-    "TextEncoder",
-    "Tokens",
-    "VideoAdapter",
-    "VideoModel",
-    "VideoOutput",
-    "apply_strategy",
-    "create_model",
-    "create_text_encoder",
-    "list_models",
-    "load_backbone",
-    "load_model",
-    "load_weights",
-    "save_model",
-]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value  # the next access does not come here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = attach(__name__)

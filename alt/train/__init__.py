@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from alt.lazy import attach
+
 if TYPE_CHECKING:
-    from .config import TrainConfig, load_config
-    from .module import VideoLearner
-    from .run import RunResult, fit
+    from .config import TrainConfig as TrainConfig
+    from .config import load_config as load_config
+    from .module import VideoLearner as VideoLearner
+    from .run import RunResult as RunResult
+    from .run import fit as fit
 
-_HOME = {
-    "RunResult": "alt.train.run",
-    "TrainConfig": "alt.train.config",
-    "VideoLearner": "alt.train.module",
-    "fit": "alt.train.run",
-    "load_config": "alt.train.config",
-}
-
-__all__ = ["RunResult", "TrainConfig", "VideoLearner", "fit", "load_config"]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+__getattr__, __dir__, __all__ = attach(__name__)
