@@ -23,7 +23,7 @@ PACKAGES = ("alt_kernels", "alt")
 # room (longest prefix of a module's name wins) -> rooms it may import, besides itself.
 KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
 BELOW_PATCH = {"alt_kernels", "alt.lazy"}
-BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files"}
+BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files", "alt.validation"}
 BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.data", "alt.cost", "alt.errors"}
 JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.entityworld", "alt.entityworld.demo"}
 # The generated world and its small CLIP lie in the room of the comparison, but below models and jobs.
@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     | {"alt_kernels", "alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference"},
     "alt.errors": set(),
     "alt.lazy": set(),
+    "alt.validation": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS | {"alt.corpus", "alt.entityworld.mini_clip"},

@@ -21,8 +21,8 @@ from torch import Tensor
 from alt.cost import count_macs
 from alt.entityworld.world import FAMILIES
 from alt.evaluate.protocols import few_shot_indices
-from alt.models.baselines import BaselineConfig
 from alt.models.blocks import Mlp
+from alt.models.config import BaselineConfig
 from alt.models.registry import build_clip, create_model
 from alt.models.video_model import Tokens, VideoModel
 

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import AltConfig
+from .config import BaselineConfig
 from .video_model import Tokens, VideoModel, VideoOutput
 
-__all__ = ["BaselineConfig", "ClipJoint", "ClipMean", "ClipOne"]
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """What a baseline is made of: the fields of :class:`AltConfig` that it shares, under the same checks.
-
-    ``r`` is 0 here: the published baselines merge nothing. ``head="linear"`` is the row "without text".
-
-    Raises:
-        TypeError, ValueError: one sentence that names the field.
-    """
-
-    backbone: str = "ViT-B-16"
-    quick_gelu: bool | None = None
-    frames: int = 8
-    r: int | float | tuple[int, ...] = 0
-    inflection: float = 0.0
-    prop_attn: bool = True
-    head: Literal["cosine", "literal", "linear"] = "cosine"
-    strategy: Literal["full", "frozen", "s", "sm", "stm"] = "full"
-    grad_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        shared = {field.name for field in dataclasses.fields(AltConfig)}
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        checked = AltConfig(**{name: value for name, value in values.items() if name in shared})
-        object.__setattr__(self, "r", checked.r)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and YAML."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+__all__ = ["ClipJoint", "ClipMean", "ClipOne"]
 
 
 class ClipMean(VideoModel):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from .baselines import BaselineConfig
 from .blocks import AttentionBlock, Mlp
-from .config import AltConfig
+from .config import FrameIntegrationConfig, num_heads
 from .video_model import Tokens, VideoModel
 
-__all__ = ["FrameIntegration", "FrameIntegrationConfig", "FrameIntegrationModel"]
+__all__ = ["FrameIntegration", "FrameIntegrationModel"]
 
 
 class _Block(AttentionBlock):
@@ -53,17 +50,6 @@ class FrameIntegration(nn.Module):
         return (x + frames).mean(1)
 
 
-@dataclass(frozen=True)
-class FrameIntegrationConfig(BaselineConfig):
-    """A baseline's configuration, and ``layers`` (1 in the paper) and ``heads`` of the integration transformer.
-
-    heads: None: as :meth:`AltConfig.num_heads` has it.
-    """
-
-    layers: int = 1
-    heads: int | None = None
-
-
 class FrameIntegrationModel(VideoModel):
     """The mean of the frames with an integration transformer before it: order-aware, without text entities."""
 
@@ -72,7 +58,7 @@ class FrameIntegrationModel(VideoModel):
 
     def __init__(self, config: FrameIntegrationConfig, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
         super().__init__(config, visual, logit_scale)
-        heads = AltConfig(heads=config.heads).num_heads(self.width)
+        heads = num_heads(config.heads, self.width)
         self.integration = FrameIntegration(self.width, config.layers, heads, config.frames)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig
 from .text import TextEncoder
 
 if TYPE_CHECKING:
@@ -28,15 +30,22 @@ __all__ = [
     "parse_name",
 ]
 
-FAMILIES: dict[str, str] = {
-    "alt": "alt.models.alt:AltModel",
-    "clip-mean": "alt.models.baselines:ClipMean",
-    "clip-one": "alt.models.baselines:ClipOne",
-    "clip-joint": "alt.models.baselines:ClipJoint",
-    "mit": "alt.models.frame_integration:FrameIntegrationModel",
+
+class Family(NamedTuple):
+    """home: "module:class" of a VideoModel, called ``(config, visual, logit_scale)``; config: the type of its first
+    argument."""
+
+    home: str
+    config: type[VideoConfig]
+
+
+FAMILIES = {
+    "alt": Family("alt.models.alt:AltModel", AltConfig),
+    "clip-mean": Family("alt.models.baselines:ClipMean", BaselineConfig),
+    "clip-one": Family("alt.models.baselines:ClipOne", BaselineConfig),
+    "clip-joint": Family("alt.models.baselines:ClipJoint", BaselineConfig),
+    "mit": Family("alt.models.frame_integration:FrameIntegrationModel", FrameIntegrationConfig),
 }
-"""family -> "module:class". The class is a VideoModel, called ``(config, visual, logit_scale)`` with a config made by
-its ``config_class(backbone=, quick_gelu=, frames=, r=, **options)``."""
 
 BACKBONES: dict[str, tuple[str, int, int, int]] = {
     "b32": ("ViT-B-32", 8, 2, 4),
@@ -99,19 +108,14 @@ def create_model(
     family, suffix = parse_name(name)
     backbone, default_frames, default_r, layers = BACKBONES[suffix]
     backbone = options.pop("backbone", backbone)
-    builder = _load(family)
     frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
-    loaded = build_clip(backbone, pretrained, quick_gelu=options.pop("quick_gelu", None))
-    values = {**({"layers": layers} if family == "alt" else {}), **options}
-    try:
-        config = builder.config_class(backbone=backbone, quick_gelu=loaded.quick_gelu, frames=frames, r=r, **values)
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        unknown = str(error).rpartition("argument ")[2]
-        raise TypeError(f"options: {name} has no option {unknown}") from None
-    model = builder(config, loaded.clip.visual, loaded.clip.logit_scale.detach().exp())
+    r = tuple(r) if isinstance(r, Sequence) else r
+    values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
+    config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # refused before anything is read
+    loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
+    config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
+    model = load_family(family)(config, loaded.clip.visual, loaded.clip.logit_scale.detach().exp())
     if corpus is not None:
         model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
@@ -208,8 +212,9 @@ def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
     return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none")
 
 
-def _load(family: str) -> Any:
-    module, _, attribute = FAMILIES[family].partition(":")
+def load_family(family: str) -> Any:
+    """Returns the class of the models of a family."""
+    module, _, attribute = FAMILIES[family].home.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 

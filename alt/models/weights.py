@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alt.corpus import Corpus
 from alt.files import replacing
+from alt.validation import plain
 
 __all__ = ["BackboneReport", "load_backbone", "load_model", "load_weights", "read_header", "save_model"]
 
@@ -65,7 +66,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     from . import registry
 
     header = read_header(path)
-    builder = registry._load(header["family"])
+    builder = registry.load_family(header["family"])
     values = dict(header["config"])
     known = builder.config_class.__dataclass_fields__
     unknown = [name for name in values if name not in known]
@@ -100,7 +101,7 @@ def load_weights(
     """
     header = read_header(path)
     model = getattr(model, "_orig_mod", model)
-    family, config = _family_of(model), _plain(model.config)
+    family, config = _family_of(model), plain(model.config)
     differing = _differences(header["config"], config)
     decisive = [name for name in differing if name not in _NO_WEIGHTS | {"frames", "strategy", "quick_gelu"}]
     if header["family"] != family:
@@ -249,8 +250,8 @@ def _family_of(model: Any) -> str:
     from .registry import FAMILIES
 
     name = f"{type(model).__module__}:{type(model).__qualname__}"
-    for family, home in FAMILIES.items():
-        if home == name:
+    for family, entry in FAMILIES.items():
+        if entry.home == name:
             return family
     raise TypeError(f"model: expected a video model of this package, got {type(model).__name__}")
 
@@ -269,11 +270,7 @@ def _description(model: Any) -> dict[str, Any]:
     }
     corpus = getattr(model, "corpus", None)
     entities = None if corpus is None else [list(entity) for entity in corpus]
-    return {"config": _plain(model.config), "tower": tower, "classes": list(model.classes), "corpus": entities}
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))
+    return {"config": plain(model.config), "tower": tower, "classes": list(model.classes), "corpus": entities}
 
 
 def _tower(config: Any, sizes: dict[str, Any]) -> nn.Module:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from alt.errors import UserError, one_line
+from alt.validation import nearest
 
-from .parse import merge, nearest, read_yaml
+from .parse import merge, read_yaml
 
 
 @functools.cache

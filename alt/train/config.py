@@ -7,50 +7,72 @@ found by their bare name (:mod:`alt.train.catalogue`); values on the command lin
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, Strict, model_validator
 
 from alt.errors import UserError
+from alt.models.registry import FAMILIES, parse_name
+from alt.validation import (
+    Count,
+    Finite,
+    Flag,
+    Group,
+    Natural,
+    NotNegative,
+    Positive,
+    Reduction,
+    Share,
+    Text,
+    checked,
+    expected,
+    from_mapping,
+    plain,
+)
 
-from .parse import apply_override, build, coerce, flat, merge, nearest, plain
+from .parse import apply_override, flat, merge
 
 
-def _positive(value: float | None, name: str) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name} must be above 0, got {value}.")
+def _betas(value: tuple[float, ...]) -> tuple[float, ...]:
+    if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+        raise expected("two numbers from 0 to below 1")
+    return value
 
 
-def _share(value: float, name: str) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name} must be between 0 and 1, got {value}.")
+def _scales(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not all(0 < scale <= 1 for scale in value):
+        raise expected("a list of numbers above 0 and up to 1")
+    return value
 
 
-@dataclass(frozen=True)
+def _smoothing(value: float) -> float:
+    if not 0 <= value < 1:
+        raise expected("from 0 to below 1")
+    return value
+
+
+@checked
 class ModelSection:
     """``name``, ``pretrained``, ``frames`` and ``r`` go to :func:`alt.create_model` as they are, ``options`` are the
     other fields of its configuration. ``init_from``: weights of an earlier run to start from (few-shot).
     ``templates``: the prompts of the class texts. ``corpus``: a file, "world" (EntityWorld's own) or "labels"
     (the class names are the entities); ``corpus_categories``: keep these only."""
 
-    name: str = "alt-b16"
-    pretrained: str | None = "openai"
-    init_from: str | None = None
-    frames: int = 8
-    r: int | float | tuple[int, ...] = 8
-    corpus: str | None = None
-    corpus_categories: tuple[str, ...] | None = None
-    templates: str = "alt16"
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _positive(self.frames, "model.frames")
+    name: Text = "alt-b16"
+    pretrained: Text | None = "openai"
+    init_from: Text | None = None
+    frames: Count = 8
+    r: Reduction = 8
+    corpus: Text | None = None
+    corpus_categories: tuple[Text, ...] | None = None
+    templates: Text = "alt16"
+    options: Annotated[dict[str, Any], Group] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@checked
 class DataSection:
     """``kind`` "entity_world": ``preset`` and the splits name generated clips. ``kind`` "frames": list files of clips
     (``path label`` a line) under ``root``, class names in ``labels``.
@@ -61,73 +83,56 @@ class DataSection:
     """
 
     kind: Literal["entity_world", "frames"] = "frames"
-    preset: str = "cpu"
-    train_split: str = "seen-train"
-    val_split: str | None = "seen-test"
-    root: str | None = None
-    train_list: str = "train.txt"
-    val_list: str | None = "val.txt"
-    labels: str = "labels.csv"
-    size: int = 224
-    resize: int = 256
-    batch_size: int = 256
-    shots: int | None = None
-    shots_seed: int = 0
-    limit: int | None = None
-    workers: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("size", "resize", "batch_size", "shots", "limit"):
-            _positive(getattr(self, name), f"data.{name}")
-        if self.workers < 0:
-            raise UserError(f"data.workers must be 0 or more, got {self.workers}.")
+    preset: Text = "cpu"
+    train_split: Text = "seen-train"
+    val_split: Text | None = "seen-test"
+    root: Text | None = None
+    train_list: Text = "train.txt"
+    val_list: Text | None = "val.txt"
+    labels: Text = "labels.csv"
+    size: Count = 224
+    resize: Count = 256
+    batch_size: Count = 256
+    shots: Count | None = None
+    shots_seed: Annotated[int, Strict()] = 0
+    limit: Count | None = None
+    workers: Natural = 4
 
 
-@dataclass(frozen=True)
+@checked
 class OptimSection:
     """AdamW. CLIP's own parameters learn at ``lr``, others at ``lr * new_multiplier * few_shot_multiplier``."""
 
-    lr: float = 8e-6
-    new_multiplier: float = 10.0
-    few_shot_multiplier: float = 1.0
-    betas: tuple[float, ...] = (0.9, 0.98)
-    eps: float = 1e-8
-    weight_decay: float = 1e-3
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "new_multiplier", "few_shot_multiplier", "eps", "clip_norm"):
-            _positive(getattr(self, name), f"optim.{name}")
-        if self.weight_decay < 0:
-            raise UserError(f"optim.weight_decay must be 0 or more, got {self.weight_decay}.")
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise UserError(f"optim.betas must be two numbers from 0 to below 1, got {list(self.betas)}.")
+    lr: Positive = 8e-6
+    new_multiplier: Positive = 10.0
+    few_shot_multiplier: Positive = 1.0
+    betas: Annotated[tuple[Finite, ...], AfterValidator(_betas)] = (0.9, 0.98)
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 1e-3
+    clip_norm: Positive | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class ScheduleSection:
     """Linear warm-up from 0, then a cosine down to ``lr * min_ratio``, over ``epochs`` (or ``steps``, which wins)."""
 
-    epochs: int = 30
-    warmup_epochs: int = 5
-    steps: int | None = None
-    warmup_steps: int | None = None
-    min_ratio: float = 0.01
+    epochs: Count = 30
+    warmup_epochs: Natural = 5
+    steps: Count | None = None
+    warmup_steps: Natural | None = None
+    min_ratio: Share = 0.01
 
-    def __post_init__(self) -> None:
-        _positive(self.epochs, "schedule.epochs")
-        _positive(self.steps, "schedule.steps")
-        _share(self.min_ratio, "schedule.min_ratio")
-        for name in ("warmup_epochs", "warmup_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"schedule.{name} must be 0 or more, got {value}.")
+    @model_validator(mode="after")
+    def _warm_up_is_shorter(self) -> ScheduleSection:
         if self.steps is None and self.warmup_steps is None and self.warmup_epochs >= self.epochs:
-            raise UserError(
+            raise ValueError(
                 f"schedule.warmup_epochs ({self.warmup_epochs}) must be below schedule.epochs ({self.epochs})."
             )
         if self.steps is not None and self.warmup_steps is not None and self.warmup_steps >= self.steps:
-            raise UserError(f"schedule.warmup_steps ({self.warmup_steps}) must be below schedule.steps ({self.steps}).")
+            raise ValueError(
+                f"schedule.warmup_steps ({self.warmup_steps}) must be below schedule.steps ({self.steps})."
+            )
+        return self
 
     def length(self, steps_per_epoch: int) -> tuple[int, int]:
         """(all steps, steps of the warm-up)."""
@@ -141,56 +146,39 @@ class ScheduleSection:
         return total, min(warmup, total - 1)
 
 
-@dataclass(frozen=True)
+@checked
 class AugmentationSection:
     """One draw a clip for flip, crop, jitter and gray; mixup and cutmix once a batch. All off: the test transform."""
 
-    flip: float = 0.5
-    crop_scales: tuple[float, ...] | None = (1.0, 0.875, 0.75, 0.66)
-    color_jitter: float = 0.8
-    grayscale: float = 0.2
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    switch: float = 0.5
-    label_smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "color_jitter", "grayscale", "switch"):
-            _share(getattr(self, name), f"augmentation.{name}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"augmentation.label_smoothing must be from 0 to below 1, got {self.label_smoothing}.")
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augmentation.{name} must be 0 (off) or above, got {getattr(self, name)}.")
-        if self.crop_scales is not None and not all(0 < s <= 1 for s in self.crop_scales):
-            raise UserError(f"augmentation.crop_scales must lie above 0 and up to 1, got {list(self.crop_scales)}.")
+    flip: Share = 0.5
+    crop_scales: Annotated[tuple[Finite, ...], AfterValidator(_scales)] | None = (1.0, 0.875, 0.75, 0.66)
+    color_jitter: Share = 0.8
+    grayscale: Share = 0.2
+    mixup: NotNegative = 0.8
+    cutmix: NotNegative = 1.0
+    switch: Share = 0.5
+    label_smoothing: Annotated[Finite, AfterValidator(_smoothing)] = 0.1
 
 
-@dataclass(frozen=True)
+@checked
 class TrainerSection:
     """How Lightning runs it. ``accumulate``: parts of a step on each device. ``checkpoint_every``: steps between
     checkpoints, None: once an epoch. ``validate_every``: epochs between validations, 0: never."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int | None = None
-    nodes: int = 1
+    devices: Count | None = None
+    nodes: Count = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    accumulate: int = 1
-    checkpoint_every: int | None = None
-    validate_every: int = 1
-    log_every: int = 10
-    progress: bool = True
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("devices", "nodes", "accumulate", "checkpoint_every", "log_every", "threads"):
-            _positive(getattr(self, name), f"trainer.{name}")
-        if self.validate_every < 0:
-            raise UserError(f"trainer.validate_every must be 0 (never) or more, got {self.validate_every}.")
+    accumulate: Count = 1
+    checkpoint_every: Count | None = None
+    validate_every: Natural = 1
+    log_every: Count = 10
+    progress: Flag = True
+    threads: Count | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class EvaluationSection:
     """How the row of the paper is measured afterwards; training only validates with one view.
 
@@ -198,64 +186,60 @@ class EvaluationSection:
     ``draws`` times ``subset`` classes at random where both are given (K600)."""
 
     protocol: Literal["supervised", "few-shot", "zero-shot", "linear-probe"] = "supervised"
-    sets: tuple[str, ...] = ()
-    splits: tuple[int, ...] = (1,)
-    frames: int | None = None
-    crops: int = 1
-    clips: int = 1
-    subset: int | None = None
-    draws: int | None = None
+    sets: tuple[Text, ...] = ()
+    splits: tuple[Count, ...] = (1,)
+    frames: Count | None = None
+    crops: Literal[1, 3] = 1
+    clips: Count = 1
+    subset: Count | None = None
+    draws: Count | None = None
 
 
-@dataclass(frozen=True)
+@checked
 class TrainConfig:
     """One run. ``seed`` decides the order of the clips, every augmentation and every draw of noise."""
 
-    name: str = "run"
-    about: str = ""
-    seed: int = 0
+    name: Text = "run"
+    about: Text = ""
+    seed: Natural = 0
     task: Literal["supervised", "linear-probe"] = "supervised"
-    model: ModelSection = field(default_factory=ModelSection)
-    data: DataSection = field(default_factory=DataSection)
-    optim: OptimSection = field(default_factory=OptimSection)
-    schedule: ScheduleSection = field(default_factory=ScheduleSection)
-    augmentation: AugmentationSection = field(default_factory=AugmentationSection)
-    trainer: TrainerSection = field(default_factory=TrainerSection)
-    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed must be 0 or more, got {self.seed}.")
+    model: Annotated[ModelSection, Group] = field(default_factory=ModelSection)
+    data: Annotated[DataSection, Group] = field(default_factory=DataSection)
+    optim: Annotated[OptimSection, Group] = field(default_factory=OptimSection)
+    schedule: Annotated[ScheduleSection, Group] = field(default_factory=ScheduleSection)
+    augmentation: Annotated[AugmentationSection, Group] = field(default_factory=AugmentationSection)
+    trainer: Annotated[TrainerSection, Group] = field(default_factory=TrainerSection)
+    evaluation: Annotated[EvaluationSection, Group] = field(default_factory=EvaluationSection)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False, allow_unicode=True)
 
 
 def from_tree(tree: dict[str, Any]) -> TrainConfig:
-    """A checked configuration from nested mappings."""
-    config = build(TrainConfig, tree)
-    options = _checked_options(config.model.options)
+    """Returns a checked configuration of nested mappings.
+
+    Raises:
+        UserError: an unknown key, a wrong type or a value out of range, in one sentence.
+    """
+    try:
+        config = from_mapping(TrainConfig, tree)
+        options = _checked_options(config.model)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    """``model.options`` against the fields of the model's configuration."""
-    import typing
-
-    from alt.models.config import AltConfig
-
-    hints = typing.get_type_hints(AltConfig)
-    own = ("backbone", "frames", "r")
-    names = [f.name for f in dataclasses.fields(AltConfig) if f.name not in own]
-    checked = {}
-    for key, value in options.items():
-        if key in own:
-            place = "model.name" if key == "backbone" else f"model.{key}"
-            raise UserError(f"model.options.{key} is not set here but by {place}.")
-        if key not in names:
-            raise UserError(f"model.options.{key} is not a setting; {nearest(key, names)}")
-        checked[key] = coerce(hints[key], value, ["model", "options", key])
-    return checked
+def _checked_options(model: ModelSection) -> dict[str, Any]:
+    """``model.options`` as the configuration of the named model has them."""
+    try:
+        family, _ = parse_name(model.name)
+    except ValueError as error:
+        raise ValueError(f"model.{error}.") from None
+    for key, owner in (("backbone", "name"), ("frames", "frames"), ("r", "r")):
+        if key in model.options:
+            raise ValueError(f"model.options.{key} is not set here but by model.{owner}.")
+    values = from_mapping(FAMILIES[family].config, model.options, "model.options.")
+    return {key: getattr(values, key) for key in model.options}
 
 
 def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:

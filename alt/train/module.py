@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from alt.validation import plain
+
 from .config import TrainConfig
 from .mixing import build_mix
 from .optim import build_optimizer, build_schedule, describe_groups, parameter_groups
-from .parse import plain
 from .sampler import derive_seed
 
 

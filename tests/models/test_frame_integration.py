@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import alt
-from alt.models.frame_integration import FrameIntegration, FrameIntegrationConfig, FrameIntegrationModel
+from alt.models.config import FrameIntegrationConfig
+from alt.models.frame_integration import FrameIntegration, FrameIntegrationModel
 
 from .tiny_models import FRAMES, WIDTH, clips, draw, randomised, tiny_visual
 
@@ -98,7 +99,7 @@ def test_options() -> None:
     assert model(heads=8).integration.blocks[0].attention.num_heads == 8
     with pytest.raises(ValueError, match="heads: expected a divisor of the joint width 16, got 3"):
         model(heads=3)
-    with pytest.raises(ValueError, match="layers: expected an int >= 1, got 0"):
+    with pytest.raises(ValueError, match="layers must be 1 or more, got 0"):
         FrameIntegrationConfig(layers=0)
     with torch.device("meta"):
         assert alt.create_model("mit-l14").integration.blocks[0].attention.num_heads == 12

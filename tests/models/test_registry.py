@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import alt
 from alt.models.config import AltConfig
-from alt.models.registry import FAMILIES, build_clip, list_models, parse_name
+from alt.models.registry import FAMILIES, build_clip, list_models, load_family, parse_name
 
 from .tiny_models import draw
 
@@ -169,7 +169,8 @@ def test_list_of_models() -> None:
 
 
 def test_every_family_can_be_made() -> None:
-    for family in FAMILIES:
+    for family, entry in FAMILIES.items():
+        assert load_family(family).config_class is entry.config
         model = alt.create_model(f"{family}-mini", classes=(["a", "b"], random_corpus(2)))
         if family == "alt":
             model.set_corpus(random_corpus())
@@ -184,16 +185,21 @@ def test_every_family_can_be_made() -> None:
         ("alt-b17", {}, ValueError, "name: expected one of alt-b32, .* got 'alt-b17'"),
         ("b16", {}, ValueError, "name: expected one of"),
         (None, {}, ValueError, "name: expected one of"),
-        ("alt-mini", {"colour": 1}, TypeError, "options: alt-mini has no option 'colour'"),
-        ("alt-mini", {"reduction": "max"}, ValueError, "reduction: expected one of 'mean', .* got 'max'"),
-        ("alt-mini", {"head": None}, ValueError, "head: expected one of"),
-        ("alt-mini", {"hard": 1}, TypeError, "hard: expected True or False, got 1"),
-        ("alt-mini", {"frames": 0}, ValueError, "frames: expected an int >= 1, got 0"),
-        ("alt-mini", {"layers": True}, TypeError, "layers: expected an int >= 1, got True"),
-        ("alt-mini", {"conv_kernel": 4}, ValueError, "conv_kernel: expected an odd number"),
+        ("alt-mini", {"colour": 1}, TypeError, "colour is not a setting; known are backbone"),
+        (
+            "alt-mini",
+            {"reduction": "max"},
+            ValueError,
+            "reduction must be one of mean, .* got 'max'",
+        ),
+        ("alt-mini", {"head": None}, ValueError, "head must be one of cosine, literal, linear, got None"),
+        ("alt-mini", {"hard": 1}, TypeError, "hard must be true or false, got 1"),
+        ("alt-mini", {"frames": 0}, ValueError, "frames must be 1 or more, got 0"),
+        ("alt-mini", {"layers": True}, TypeError, "layers must be a whole number, got True"),
+        ("alt-mini", {"conv_kernel": 4}, ValueError, "conv_kernel must be an odd number of frames, got 4"),
         ("alt-mini", {"heads": 5}, ValueError, "heads: expected a divisor of the joint width 48, got 5"),
-        ("alt-mini", {"tau": 0.0}, ValueError, "tau: expected a finite number > 0"),
-        ("alt-mini", {"sim_scale": "1"}, TypeError, "sim_scale: expected a number > 0, got '1'"),
+        ("alt-mini", {"tau": 0.0}, ValueError, "tau must be above 0, got 0"),
+        ("alt-mini", {"sim_scale": "1"}, TypeError, "sim_scale must be a number, got '1'"),
         ("alt-mini", {"r": -1}, ValueError, "r must"),
         ("alt-mini", {"quick_gelu": True}, ValueError, "quick_gelu: the mini model was made without it"),
         ("alt-mini", {"corpus": torch.zeros(3, 7)}, ValueError, r"corpus: expected embeddings \[K, 48\]"),

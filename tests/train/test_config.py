@@ -12,7 +12,7 @@ import yaml
 from alt.errors import UserError
 from alt.train.catalogue import expand, names
 from alt.train.config import TrainConfig, first_difference, from_tree, load_config, smoke
-from alt.train.parse import plain
+from alt.validation import plain
 
 
 def test_rows_of_the_tables_ship() -> None:
@@ -102,9 +102,13 @@ def test_overrides_come_last_and_numbers_are_numbers() -> None:
         ("trainer.progress=off", r"trainer\.progress must be true or false, got 'off'"),
         ("schedule.warmup_epochs=30", r"warmup_epochs \(30\) must be below schedule\.epochs \(30\)"),
         ("augmentation.flip=2", r"augmentation\.flip must be between 0 and 1, got 2"),
-        ("augmentation.crop_scales=[2]", r"crop_scales must lie above 0 and up to 1"),
+        ("augmentation.crop_scales=[2]", r"crop_scales must be a list of numbers above 0 and up to 1"),
         ("model.r={a: 1}", r"model\.r must be a whole number or a number or a list of whole numbers, got"),
         ("seed=-1", "seed must be 0 or more"),
+        ("model.name=alt-b17", "model.name: expected one of alt-b32"),
+        ("model.options.tau=0", r"model\.options\.tau must be above 0, got 0"),
+        ("evaluation.crops=2", "crops must be one of 1, 3, got 2"),
+        ("optim.lr=.nan", r"optim\.lr must be"),
         ("seed", "wants KEY=VALUE"),
         ("seed=[1", "--set seed line 1 is not valid YAML"),
     ],
