@@ -67,6 +67,12 @@ def test_blocks_and_paddings(dtype: torch.dtype, queries: int, keys: int, depth:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4 if dtype == torch.bfloat16 else 1e-5)
 
 
+def skip_where_pytorch_runs(*qkv: torch.Tensor) -> None:
+    """For what only our kernel promises: with AMX, PyTorch's runs in bfloat16, and it drops NaN among few keys."""
+    if calls_pytorch(*qkv):
+        pytest.skip("PyTorch's kernel runs on this processor")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_which_calls_it_takes(dtype: torch.dtype) -> None:
     capable = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -117,6 +123,7 @@ def test_bit_equal_for_every_number_of_threads(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_does_not_depend_on_its_block(dtype: torch.dtype) -> None:
     q, k, v = draw(dtype, 1, 2, 19, 53, 64)
+    skip_where_pytorch_runs(q, k, v)
     together = OP(q, k, v, None, 0.125)
     for row in (0, 7, 8, 18):
         alone = OP(q[:, :, row : row + 1], k, v, None, 0.125)
@@ -136,6 +143,7 @@ def test_numbers_that_are_not_finite(dtype: torch.dtype, keys: int) -> None:
     q[3, 0, 8, 7] = -torch.inf  # every score is -inf: no key is left
     q[4, 0, 0, 7] = torch.inf
     v[5, 0, 0, 2] = torch.inf
+    skip_where_pytorch_runs(q, k, v)
     size = testing.random_size(6, keys, seed=keys)
     out, _ = OP(q, k, v, size, 0.1)
     expected, _ = reference.proportional_attention(q, k, v, size, 0.1)
