@@ -1,23 +1,23 @@
-// Shared ground of every C++ kernel: types, dispatch, checks and allocation on the LibTorch stable ABI.
+// Helpers of every C++ kernel: types, dispatch, checks and allocation on the LibTorch stable ABI.
 //
 // Only torch/csrc/stable and torch/headeronly are included, so one binary serves several torch versions;
-// ATen headers must not appear here. Kernels of csrc/cpu include this file and nothing of each other.
+// ATen headers must not appear here. Kernels of csrc/cpu include this file and not one another.
 //
-//   alt::check(cond, parts...)             raise (ValueError in Python) with one sentence
+//   alt::check(cond, parts...)             raise with a message (ValueError in Python)
 //   alt::accumulate_t<T>                   double for double, float otherwise
 //   alt::dispatch_floating(dtype, op, f)   call f(alt::TypeTag<T>{}) for double, float, half, bfloat16
 //   alt::load<Acc>(x), alt::store<T>(v)    one element to and from the accumulation type (vectorises)
 //   alt::new_empty({2, 3}, dtype)          new contiguous CPU tensor, uninitialised
 //   alt::as_contiguous(t or optional)      the tensor itself where it is contiguous, else a copy
-//   alt::as_rows_contiguous(t)             the same, asking only that the last dimension has stride 1
+//   alt::as_rows_contiguous(t)             the tensor itself where its last dimension has stride 1, else a copy
 //   alt::data<T>(t)                        typed pointer (T may be const), checks the dtype
 //   alt::data_or_null<T>(optional)         nullptr where the optional tensor is absent
 //   alt::Scratch<T>(count)                 aligned uninitialised memory
 //   alt::parallel_for(n, cost, f)          f(begin, end) over [0, n), serial where the work is small
 //   alt::Plan                              a checked merge plan, see below
-//   ALT_MULTIVERSION                       compile a function once per x86 level, chosen when loaded
+//   ALT_MULTIVERSION                       compile a function once per x86 level, chosen when the library loads
 //
-// Exceptions must not leave the body of a parallel_for (they would lose their text): check first.
+// Check arguments before a parallel_for: an exception that leaves its body loses its message.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -41,10 +41,10 @@
 #include <type_traits>
 
 // ALT_MULTIVERSION before a function (free, static or a template in an anonymous namespace) makes GCC compile
-// it for AVX-512, AVX2 and the baseline and choose when the library is loaded (ifunc: glibc only). Helpers
+// it for AVX-512, AVX2 and the baseline, and choose when the library is loaded (ifunc: glibc only). Helpers
 // called in its loops must be ALT_INLINE; lambdas inside it are not cloned. -DALT_NO_MULTIVERSION compiles
-// the plain path alone, which is how tests reach it; under sanitizers, which ifunc resolvers would outrun, it
-// is off as well.
+// only the baseline, which is how tests reach it. It is off under sanitizers too, because ifunc resolvers run
+// before a sanitizer is ready.
 #if !defined(ALT_NO_MULTIVERSION) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 &&     \
     defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
@@ -75,7 +75,7 @@ using torch::stable::Tensor;
 
 // ---------------------------------------------------------------------------------------------- checks
 
-// Raises std::invalid_argument (ValueError in Python) whose text is the parts put together.
+// Raises std::invalid_argument (ValueError in Python) with the parts joined as its message.
 template <typename... Parts>
 inline void check(bool condition, const Parts&... parts) {
   if (!condition) {
@@ -92,15 +92,13 @@ inline bool is_floating(ScalarType dtype) {
          dtype == ScalarType::BFloat16;
 }
 
-// The rank of an argument; the name is the one of the op's schema. Sentences read like those of the Python
-// checks.
+// Checks the rank of an argument, which is named as in the op's schema. Messages read like those of the Python checks.
 inline void check_rank(const Tensor& t, int64_t rank, const char* name) {
   check(t.dim() == rank, name, ": expected ", rank, " dimensions, got ", t.dim());
 }
 
 inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
-  check(t.scalar_type() == dtype, name, ": expected ", dtype_name(dtype), ", got ",
-        dtype_name(t.scalar_type()));
+  check(t.scalar_type() == dtype, name, ": expected ", dtype_name(dtype), ", got ", dtype_name(t.scalar_type()));
 }
 
 // ----------------------------------------------------------------------------------------------- types
@@ -132,7 +130,7 @@ constexpr ScalarType scalar_type_of() {
   }
 }
 
-// The dtype sums are kept in, as a run-time value.
+// The dtype of accumulation, as a run-time value.
 inline ScalarType accumulate_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -197,7 +195,7 @@ ALT_INLINE T store(Acc v) {
 
 // --------------------------------------------------------------------------------------------- tensors
 
-// A new contiguous CPU tensor, uninitialised. Straight through the C shim: no dispatcher call.
+// A new contiguous CPU tensor, uninitialised. It calls the C shim directly, without the dispatcher.
 inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   constexpr size_t max_rank = 8;
   int64_t shape[max_rank];
@@ -223,7 +221,8 @@ inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
 }
 
-// The last dimension contiguous, other strides free: what row kernels need, without copying most views.
+// The tensor itself where its last dimension is contiguous, else a copy. Row kernels need no more than that, and
+// most views have it.
 inline Tensor as_rows_contiguous(const Tensor& t) {
   const int64_t last = t.dim() - 1;
   return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
@@ -250,8 +249,8 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : memory_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(std::max<int64_t>(count, 1)),
-                                               std::align_val_t{64}))) {}
+      : memory_(static_cast<T*>(
+            ::operator new(sizeof(T) * static_cast<size_t>(std::max<int64_t>(count, 1)), std::align_val_t{64}))) {}
   T* get() const { return memory_.get(); }
   T& operator[](int64_t i) const { return memory_.get()[i]; }
 
@@ -264,8 +263,8 @@ class Scratch {
 
 // --------------------------------------------------------------------------------------------- threads
 
-// f(begin, end) over [0, n). cost_per_item is a rough count of elementary operations (say, floats touched);
-// a thread gets at least 32768 of them, so small problems stay on the calling thread.
+// Calls f(begin, end) over [0, n). cost_per_item is a rough count of elementary operations (say, floats touched).
+// A thread gets at least 32768 of them, so small problems stay on the calling thread.
 template <typename F>
 inline void parallel_for(int64_t n, int64_t cost_per_item, const F& f) {
   constexpr int64_t min_cost_per_thread = 32768;
@@ -284,9 +283,9 @@ inline void parallel_for(int64_t n, int64_t cost_per_item, const F& f) {
 
 // A merge plan: output row j of image b is made of the input tokens
 // indices[b, offsets[b, j] : offsets[b, j + 1]], and output_row[b, i] is the output row of input token i.
-// make_plan copies nothing that is contiguous and raises unless, for every image, offsets rise strictly from
+// make_plan copies nothing that is contiguous. It raises unless, for every image, offsets rise strictly from
 // 0 to N (every output row has a source) and all indices and output rows are in range. It does not check that
-// indices is a permutation and output_row its inverse: no kernel may rely on that for memory safety.
+// indices is a permutation and output_row its inverse, so no kernel may rely on that for memory safety.
 struct Plan {
   Tensor indices_tensor, offsets_tensor, output_row_tensor;  // keep the memory alive
   const int32_t* indices = nullptr;                          // [B, N]
@@ -295,7 +294,7 @@ struct Plan {
   int64_t batch = 0, tokens = 0, rows = 0;                   // B, N, M
 };
 
-// Values of one plan tensor from 0 to count - 1.
+// Raises unless all values of a plan's tensor are from 0 to count - 1.
 inline void check_plan_values(const int32_t* values, int64_t total, int64_t count, const char* name) {
   // Negative values become huge as unsigned, so one compare covers both ends; no early exit: it vectorises.
   bool bad = false;
@@ -303,8 +302,7 @@ inline void check_plan_values(const int32_t* values, int64_t total, int64_t coun
     bad |= static_cast<uint32_t>(values[i]) >= static_cast<uint32_t>(count);
   }
   for (int64_t i = 0; bad && i < total; ++i) {
-    check(values[i] >= 0 && values[i] < count, name, ": expected values from 0 to ", count - 1, ", got ",
-          values[i]);
+    check(values[i] >= 0 && values[i] < count, name, ": expected values from 0 to ", count - 1, ", got ", values[i]);
   }
 }
 
@@ -318,13 +316,12 @@ inline Plan make_plan(const Tensor& indices, const Tensor& offsets, const Tensor
   plan.tokens = output_row.size(1);
   plan.rows = offsets.size(1) - 1;
   check(offsets.size(0) == plan.batch && plan.rows >= 0 && plan.rows <= plan.tokens,
-        "matching.offsets: expected shape [", plan.batch, ", 1 to ", plan.tokens + 1, "], got [",
-        offsets.size(0), ", ", offsets.size(1), "]");
+        "matching.offsets: expected shape [", plan.batch, ", 1 to ", plan.tokens + 1, "], got [", offsets.size(0), ", ",
+        offsets.size(1), "]");
   check_rank(indices, 2, "matching.indices");
   check_dtype(indices, ScalarType::Int, "matching.indices");
-  check(indices.size(0) == plan.batch && indices.size(1) == plan.tokens,
-        "matching.indices: expected shape [", plan.batch, ", ", plan.tokens, "] like output_row, got [",
-        indices.size(0), ", ", indices.size(1), "]");
+  check(indices.size(0) == plan.batch && indices.size(1) == plan.tokens, "matching.indices: expected shape [",
+        plan.batch, ", ", plan.tokens, "] like output_row, got [", indices.size(0), ", ", indices.size(1), "]");
   plan.indices_tensor = as_contiguous(indices);
   plan.indices = data<const int32_t>(plan.indices_tensor);
   plan.offsets_tensor = as_contiguous(offsets);
@@ -341,8 +338,7 @@ inline Plan make_plan(const Tensor& indices, const Tensor& offsets, const Tensor
     for (int64_t j = 0; j < plan.rows; ++j) {
       bad |= row[j + 1] <= row[j];
     }
-    check(!bad, "matching.offsets: expected values that rise strictly from 0 to ", plan.tokens, " in image ",
-          b);
+    check(!bad, "matching.offsets: expected values that rise strictly from 0 to ", plan.tokens, " in image ", b);
   }
   return plan;
 }

@@ -1,5 +1,5 @@
-// The steps of attention from a block of queries to all keys of one head. To be inlined into functions
-// compiled for one x86 level: attention_levels.h has them. Vectors go by reference, which needs no level.
+// The steps of attention from a block of queries to all keys of one head, inlined into functions compiled for one
+// x86 level (attention_levels.h). Vectors are passed by reference, so that signatures do not depend on the level.
 //
 // Per block of kRows queries: products with all keys into scores [kRows, padded keys], softmax in place,
 // product with all values. Keys are packed transposed in panels of a few vectors, values row by row, once
@@ -12,8 +12,7 @@
 namespace alt {
 namespace {
 
-// How `vecs` vectors are split into groups of at most `most`, none much narrower than the others: calls
-// f(first vector, count) for each.
+// Splits `vecs` vectors into groups of at most `most` and similar width, and calls f(first vector, count) for each.
 template <typename F>
 ALT_INLINE void for_groups(int64_t vecs, int64_t most, const F& f) {
   for (int64_t first = 0, groups = (vecs + most - 1) / most; groups > 0; --groups) {
@@ -54,7 +53,7 @@ ALT_INLINE void float_product(const float* ALT_RESTRICT a, int64_t a_stride, con
   }
 }
 
-// x becomes e^x, for x <= 0 and NaN: the polynomial of vexp, 0 below -87.3.
+// Replaces x by e^x, for x <= 0 and NaN: the polynomial of vexp, 0 below -87.3.
 template <int kBytes>
 ALT_INLINE void exp_nonpositive(Vec<float, kBytes>& x) {
   using V = Vec<float, kBytes>;
@@ -89,7 +88,7 @@ struct Max {
   }
 };
 
-// The lanes of a vector as one number, halves folded onto halves.
+// Reduces the lanes of a vector to one number by folding halves.
 template <typename Fold, int kBytes>
 ALT_INLINE float folded(const Vec<float, kBytes>& x) {
   if constexpr (kBytes == 4) {
@@ -102,14 +101,12 @@ ALT_INLINE float folded(const Vec<float, kBytes>& x) {
   }
 }
 
-// Softmax of kRows rows of raw products [kRows, padded]: weights e^(score - largest) in their place, the
-// inverse of the sum of each row, and lse, the log-sum-exp. bias [padded] holds log s, and -inf past the
-// last key. A row without keys has weights 0, inverse 1 and lse 0: so PyTorch's kernel has it and its
-// backward wants it.
+// Softmax of kRows rows of raw products [kRows, padded]. It replaces them by weights e^(score - largest), and writes
+// the inverse of each row's sum and lse, the log-sum-exp. bias [padded] holds log s, and -inf past the last key.
+// A row without keys has weights 0, inverse 1 and lse 0, as PyTorch's kernel has it and its backward expects.
 template <int kBytes, int kRows>
-ALT_INLINE void softmax_rows(float* ALT_RESTRICT scores, int64_t padded, float scale,
-                             const float* ALT_RESTRICT bias, float* ALT_RESTRICT inverse,
-                             float* ALT_RESTRICT lse) {
+ALT_INLINE void softmax_rows(float* ALT_RESTRICT scores, int64_t padded, float scale, const float* ALT_RESTRICT bias,
+                             float* ALT_RESTRICT inverse, float* ALT_RESTRICT lse) {
   using V = Vec<float, kBytes>;
   constexpr int lanes = kBytes / 4;
   constexpr float lowest = -std::numeric_limits<float>::infinity();
@@ -137,16 +134,16 @@ ALT_INLINE void softmax_rows(float* ALT_RESTRICT scores, int64_t padded, float s
     total[m] = folded<Add, kBytes>(sum);
   }
   for (int m = 0; m < kRows; ++m) {
-    const bool any = total[m] != 0.0f;  // NaN as well
+    const bool any = total[m] != 0.0f;  // true for NaN
     inverse[m] = any ? 1.0f / total[m] : 1.0f;
     const float log_total = total[m] == total[m] ? vlog(total[m]) : total[m];
     lse[m] = any ? shift[m] + log_total : 0.0f;
   }
 }
 
-// Keys transposed in panels: the one of vectors [first, first + count) lies at first * kLanes * depth and is
-// [depth, count * kLanes]. Past the last key come copies of it, which only the bias tells apart: zeros would
-// turn an infinite query into NaN where the formula does not.
+// Keys transposed in panels: that of vectors [first, first + count) starts at first * kLanes * depth and is
+// [depth, count * kLanes]. The last key is repeated as padding, which the bias masks. Zeros as padding would turn an
+// infinite query into NaN where the formula does not.
 template <typename T, int kLanes, int kVecs, typename RowOf>
 ALT_INLINE void pack_transposed(const RowOf& row_of, int64_t rows, int64_t depth, T* packed) {
   const auto pack = [&](int64_t first, int64_t count) __attribute__((always_inline)) {

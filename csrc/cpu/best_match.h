@@ -1,4 +1,4 @@
-// The best column of every row, and the rows whose best is best: the search of matching, for one image.
+// The search of matching for one image: the best column of every row, and the r rows with the highest best score.
 //
 // Operands come from unit_rows.h. Scores are dot products of unit vectors, kept in registers.
 #pragma once
@@ -9,13 +9,13 @@ namespace alt {
 namespace {
 
 // One register block: scores of kRows rows against kVecs vectors of columns, folded into the running best of
-// every lane. best and base are [kRows][lanes]: the best score this lane has seen and the first column of its
-// vector. Columns come in ascending order and only a strictly better one replaces, so a lane keeps its lowest
+// every lane. best and base are [kRows][lanes]: the best score of the lane so far and the first column of its
+// vector. Columns come in ascending order and only a strictly better score replaces, so a lane keeps its lowest
 // column.
 template <typename T, int kBytes, int kRows, int kVecs>
-ALT_INLINE void score_block(const T* ALT_RESTRICT rows, const T* ALT_RESTRICT panel,
-                            const T* ALT_RESTRICT bias, int64_t channels, int64_t column,
-                            T* ALT_RESTRICT best, IndexOf<T>* ALT_RESTRICT base, int64_t best_stride) {
+ALT_INLINE void score_block(const T* ALT_RESTRICT rows, const T* ALT_RESTRICT panel, const T* ALT_RESTRICT bias,
+                            int64_t channels, int64_t column, T* ALT_RESTRICT best, IndexOf<T>* ALT_RESTRICT base,
+                            int64_t best_stride) {
   using V = Vec<T, kBytes>;
   using VI = Vec<IndexOf<T>, kBytes>;
   constexpr int64_t lanes = kBytes / static_cast<int64_t>(sizeof(T));
@@ -52,8 +52,8 @@ ALT_INLINE void score_block(const T* ALT_RESTRICT rows, const T* ALT_RESTRICT pa
 }
 
 template <typename T, typename Block, int kVecs>
-ALT_INLINE void score_panel(int64_t vecs, const T* rows, int64_t count, const T* panel, const T* bias,
-                            int64_t channels, int64_t column, T* best, IndexOf<T>* base) {
+ALT_INLINE void score_panel(int64_t vecs, const T* rows, int64_t count, const T* panel, const T* bias, int64_t channels,
+                            int64_t column, T* best, IndexOf<T>* base) {
   constexpr int64_t lanes = Block::template lanes<T>();
   if constexpr (kVecs > 0) {
     if (vecs == kVecs) {
@@ -88,9 +88,8 @@ ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin,
     std::fill(base, base + count * lanes, IndexOf<T>(0));
     for (int64_t column = 0; column < columns;) {
       const int64_t width = panel_width<T, Block>(column, columns);
-      score_panel<T, Block, Block::kVecs>(width / lanes, rows + chunk * channels, count,
-                                          packed + column * channels, bias + column, channels, column, best,
-                                          base);
+      score_panel<T, Block, Block::kVecs>(width / lanes, rows + chunk * channels, count, packed + column * channels,
+                                          bias + column, channels, column, best, base);
       column += width;
     }
     for (int64_t i = 0; i < std::min(count, end - chunk); ++i) {
@@ -110,21 +109,21 @@ ALT_INLINE void best_columns(const T* rows, const uint8_t* valid, int64_t begin,
   }
 }
 
-// merged[i] = 1 for the r rows with the highest score, ties to the lower i: a row's rank is the number of
-// rows that beat it, so nothing is sorted and nothing depends on an order of evaluation. Ranks are counted
-// for a vector of rows at a time; score and merged have room for one vector past their end.
+// merged[i] = 1 for the r rows with the highest score, ties to the lower i. A row's rank is the number of rows that
+// beat it, so nothing is sorted and the result does not depend on the order of evaluation. Ranks are counted for a
+// vector of rows at a time; score and merged have room for one more vector.
 template <typename T, typename Block>
 ALT_INLINE void choose_rows(T* score, int64_t rows, int64_t r, uint8_t* merged) {
   using V = Vec<T, Block::kBytes>;
   using VI = Vec<IndexOf<T>, Block::kBytes>;
   constexpr int64_t lanes = Block::template lanes<T>();
-  const VI zero{},
-      one = zero + 1;  // selects, not arithmetic on masks: GCC takes some of that apart lane by lane
+  // Selects, not arithmetic on masks, some of which GCC compiles lane by lane.
+  const VI zero{}, one = zero + 1;
   VI lane;
   for (int64_t l = 0; l < lanes; ++l) {
     lane[l] = static_cast<IndexOf<T>>(l);
   }
-  std::fill(score + rows, score + round_up(rows, lanes), T(0));  // ranked as well, and ignored
+  std::fill(score + rows, score + round_up(rows, lanes), T(0));  // ranked and ignored
   for (int64_t i = 0; i < rows; i += lanes) {
     const V own = *reinterpret_cast<const V*>(score + i);
     const int64_t after = std::min(rows, i + lanes);

@@ -3,10 +3,9 @@
 //   alt_kernels::bipartite_matching(metric [B, N, C], r, num_protected)
 //     -> indices int32 [B, N], offsets int32 [B, N - r + 1], output_row int32 [B, N]
 //
-// A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever
-// written. Per image: unit rows of A and packed unit columns of B, then every a's best b, then ranks, then
-// the plan. With fewer images than threads and many tokens, the rows of A are shared out instead; results are
-// the same.
+// A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever written.
+// Per image: unit rows of A and packed unit columns of B, then the best b of every a, then ranks, then the plan.
+// With fewer images than threads and many tokens, threads share the rows of A instead, with the same results.
 
 #include "best_match.h"
 
@@ -22,9 +21,9 @@ struct Scores {
   T* bias;         // [padded columns]
   T* buffer;       // [lanes, channels]
   uint8_t* valid;  // [a.count]
-  T* score;        // [a.count], and room for a vector more
+  T* score;        // [a.count], with room for one more vector
   int32_t* column;
-  uint8_t* merged;  // [a.count], and room for a vector more
+  uint8_t* merged;  // [a.count], with room for one more vector
 };
 
 template <typename T, typename Block, typename In>
@@ -35,8 +34,7 @@ ALT_INLINE void prepare(const In* image, int64_t token_stride, const Scores<T>& 
 
 template <typename T, typename Block>
 ALT_INLINE void search(const Scores<T>& s, int64_t begin, int64_t end) {
-  best_columns<T, Block>(s.rows, s.valid, begin, end, s.packed, s.bias, s.b.count, s.channels, s.score,
-                         s.column);
+  best_columns<T, Block>(s.rows, s.valid, begin, end, s.packed, s.bias, s.b.count, s.channels, s.score, s.column);
 }
 
 template <typename T, typename Block>
@@ -44,8 +42,8 @@ ALT_INLINE void choose(const Scores<T>& s, int64_t r) {
   choose_rows<T, Block>(s.score, s.a.count, r, s.merged);
 }
 
-// The three stages compiled for one x86 level. 24 accumulators of the 32 AVX-512 registers, 12 of the 16 of
-// AVX2.
+// The three stages compiled for one x86 level. The blocks take 24 of the 32 registers of AVX-512 as accumulators, 12
+// of the 16 of AVX2.
 #define ALT_MATCHING_LEVEL(Level, bytes, block_rows, block_vecs, fma, ...)               \
   using Block##Level = RegisterBlock<bytes, block_rows, block_vecs, fma>;                \
   template <typename T, typename In>                                                     \
@@ -131,8 +129,8 @@ struct PlanWriter {
         ++row;
       }
     }
-    // Rows of B: count the members, sum up, then drop each merged a behind those before it. While filling,
-    // offsets[first + j] is where row j's next member goes, one group late, so that it ends as row j's start.
+    // Rows of B: count the members, take prefix sums, then append each merged a to its row. While rows are filled,
+    // start[j] is where row j's next member goes.
     const int64_t first = row;
     int32_t* start = offsets + first;
     std::fill(start, start + b.count + 1, 0);
@@ -182,10 +180,9 @@ void match(const Tensor& metric, const PlanWriter& shape) {
     plan.output_row += image * shape.tokens;
     return plan;
   };
-  // row_threads: share the rows of A out among threads, rather than the images.
+  // row_threads: threads share the rows of A, not the images.
   const auto run = [&](int64_t begin, int64_t end, bool row_threads) {
-    const int64_t floats =
-        rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
+    const int64_t floats = rows * channels + columns * channels + columns + stage.lanes * channels + rows + stage.lanes;
     Scratch<T> memory(floats);
     Scratch<uint8_t> flags(2 * rows + stage.lanes);
     Scratch<int32_t> column(rows);
@@ -225,13 +222,11 @@ void match(const Tensor& metric, const PlanWriter& shape) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r,
-                                                      int64_t num_protected) {
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r, int64_t num_protected) {
   check_rank(metric_in, 3, "metric");
   const Tensor metric = as_rows_contiguous(metric_in);
   const int64_t batch = metric.size(0), tokens = metric.size(1);
-  check(tokens <= std::numeric_limits<int32_t>::max(), "metric: expected fewer than 2^31 tokens, got ",
-        tokens);
+  check(tokens <= std::numeric_limits<int32_t>::max(), "metric: expected fewer than 2^31 tokens, got ", tokens);
   check(num_protected >= 0, "num_protected: expected at least 0, got ", num_protected);
   const int64_t limit = std::max<int64_t>(tokens - num_protected, 0) / 2;
   check(r >= 0 && r <= limit, "r: expected 0 to ", limit, ", half of the unprotected tokens, got ", r);
@@ -269,8 +264,6 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, in
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) {
-  m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
-}
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching)); }
 
 }  // namespace alt

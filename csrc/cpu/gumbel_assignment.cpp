@@ -1,18 +1,18 @@
-// alt_kernels::gumbel_assignment on CPU: cosine logits with Gumbel noise, their argmax and log-sum-exp, and the
+// alt_kernels::gumbel_assignment on the CPU: cosine logits with Gumbel noise, their argmax and log-sum-exp, and the
 // chosen entities (hard) or the softmax-weighted ones.
 //
 //   x [M, d], entities [K, d] -> output [M, d], index [M] int64, log_normalizer [M]
 //
-// Hard mode keeps one chunk x tile of logits at a time and a running (max, argmax, sum) per row; soft mode keeps
-// the logits of one chunk of rows, whose softmax needs the whole row. Argmax takes the lowest index among equals and
-// passes over NaN; log_normalizer is NaN where any logit is.
+// Hard mode keeps one chunk x tile of logits at a time and a running (max, argmax, sum) per row. Soft mode keeps
+// the logits of one chunk of rows, because softmax needs the whole row. Argmax takes the lowest index among equals
+// and skips NaN; log_normalizer is NaN where any logit is.
 #include "cpu/gumbel_assignment.h"
 
 namespace alt {
 namespace gumbel {
 namespace {
 
-// Running state of a row, or its value over one tile; sum is that of exp(logit - max).
+// The running state of a row, or its value over one tile; sum is over exp(logit - max).
 template <typename T>
 struct Best {
   T max = -std::numeric_limits<T>::infinity();
@@ -33,7 +33,7 @@ ALT_INLINE void score_block(T* ALT_RESTRICT z, const T* ALT_RESTRICT inverse_nor
 
 template <typename T>
 ALT_INLINE double sum_of_exp(const T* z, int64_t count, T max) {
-  constexpr int64_t step = 256;  // partial sums short enough for float
+  constexpr int64_t step = 256;  // partial sums short enough for float32
   double total = 0.0;
   for (int64_t b = 0; b < count; b += step) {
     const int64_t end = std::min(count, b + step);
@@ -100,12 +100,12 @@ ALT_MULTIVERSION Best<float> score_row(float* z, const float* inverse_norm, int6
   return score_row_body(z, inverse_norm, count, tau, noise, first_column);
 }
 
-Best<double> score_row(double* z, const double* inverse_norm, int64_t count, double tau,
-                       const NoiseRow<double>& noise, int64_t first_column) {
+Best<double> score_row(double* z, const double* inverse_norm, int64_t count, double tau, const NoiseRow<double>& noise,
+                       int64_t first_column) {
   return score_row_body(z, inverse_norm, count, tau, noise, first_column);
 }
 
-// z: logits in, softmax out, times the factor that leads from a stored to a given entity row.
+// z: logits in, softmax out, times the factor from a stored to a given entity row.
 template <typename T>
 ALT_INLINE void softmax_row_body(T* z, int64_t count, T log_normalizer, const T* value_scale) {
 #pragma omp simd
@@ -125,7 +125,7 @@ void softmax_row(double* z, int64_t count, double log_normalizer, const double* 
   softmax_row_body(z, count, log_normalizer, value_scale);
 }
 
-// Adds a later tile to a row's state. A strict comparison keeps the lowest index.
+// Merges a later tile into a row's state. A strict comparison keeps the lowest index.
 template <typename T>
 void merge(Best<T>& row, const Best<T>& tile) {
   const bool larger = tile.max > row.max;
@@ -202,9 +202,8 @@ Tensor gather_rows(const Tensor& source, const Tensor& index) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-std::tuple<Tensor, Tensor, Tensor> gumbel_assignment(Tensor x, Tensor entities, Tensor tau,
-                                                     std::optional<Tensor> noise, std::optional<Tensor> seed,
-                                                     bool hard) {
+std::tuple<Tensor, Tensor, Tensor> gumbel_assignment(Tensor x, Tensor entities, Tensor tau, std::optional<Tensor> noise,
+                                                     std::optional<Tensor> seed, bool hard) {
   const Problem p = make_problem(x, entities, tau, noise, seed);
   Tensor index = new_empty({p.rows}, ScalarType::Long);
   Tensor log_normalizer = new_empty({p.rows}, p.accumulate);

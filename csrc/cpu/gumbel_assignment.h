@@ -1,11 +1,11 @@
-// Parts shared by the forward and the backward of the Gumbel assignment on CPU.
+// Parts shared by the forward and the backward of the Gumbel assignment on the CPU.
 //
 //   logit_ik = cos(x_i, s_k) / tau + g_ik        (ALT, Eq. 4; the noise g is not divided by tau)
 //
-// Rows of x are taken in chunks and entities in tiles of at most kTileWidth rows; the products of a chunk and a
-// tile come from the library's matmul, everything else from the fused row functions below. T is the accumulation
-// type, float or double; half and bfloat16 operands are widened chunk by chunk and tile by tile, so no logit is
-// ever rounded to 16 bits and no widened copy of all entities exists.
+// Rows of x are taken in chunks and entities in tiles of at most kTileWidth rows. Products of a chunk and a tile
+// come from the library's matmul, everything else from the fused row functions below. T is the accumulation type,
+// float or double. Half and bfloat16 operands are widened chunk by chunk and tile by tile, so no logit is ever
+// rounded to 16 bits and there is no widened copy of all entities.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -21,14 +21,14 @@
 
 namespace alt {
 namespace gumbel {
-namespace {  // every file that includes this has its own copy, clones for instruction sets included
+namespace {  // every file that includes this has its own copy, with the clones for instruction sets
 
 constexpr int64_t kBlock = 4 * kPhiloxCalls;  // columns whose noise is drawn at once
 constexpr int64_t kTileWidth = 1024;          // a multiple of kBlock; K up to twice this is one tile
 
 // ------------------------------------------------------------------------------------------------ library calls
 
-// The CPU kernels themselves, through the C shim: neither autocast nor a dispatch mode can interfere.
+// These call the CPU kernels through the C shim, so neither autocast nor a dispatch mode interferes.
 inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
@@ -59,7 +59,7 @@ Tensor matrix_over(T* memory, int64_t rows, int64_t columns) {
 
 struct Problem {
   int64_t rows = 0, entities = 0, width = 0;  // M, K, d
-  int64_t entity_bytes = 0;                // of the tensor as given
+  int64_t entity_bytes = 0;                   // of the tensor as given
   double tau = 1.0;
   ScalarType accumulate = ScalarType::Float;  // type of all arithmetic and of log_normalizer
   ScalarType output = ScalarType::Float;      // promote_types(x, entities)
@@ -67,7 +67,7 @@ struct Problem {
   uint64_t seed = 0;
 };
 
-// Checks every argument that forward and backward have in common.
+// Checks the arguments that forward and backward share.
 inline Problem make_problem(const Tensor& x, const Tensor& entities, const Tensor& tau,
                             const std::optional<Tensor>& noise, const std::optional<Tensor>& seed) {
   check_rank(x, 2, "x");
@@ -94,10 +94,9 @@ inline Problem make_problem(const Tensor& x, const Tensor& entities, const Tenso
   check(!(noise.has_value() && seed.has_value()), "noise and seed cannot both be given");
   if (noise.has_value()) {
     check_rank(*noise, 2, "noise");
-    check(is_floating(noise->scalar_type()), "noise must be a floating tensor, got ",
-          dtype_name(noise->scalar_type()));
-    check(noise->size(0) == p.rows && noise->size(1) == p.entities, "noise must have shape [", p.rows, ", ",
-          p.entities, "], got [", noise->size(0), ", ", noise->size(1), "]");
+    check(is_floating(noise->scalar_type()), "noise must be a floating tensor, got ", dtype_name(noise->scalar_type()));
+    check(noise->size(0) == p.rows && noise->size(1) == p.entities, "noise must have shape [", p.rows, ", ", p.entities,
+          "], got [", noise->size(0), ", ", noise->size(1), "]");
   }
   if (seed.has_value()) {
     check_rank(*seed, 0, "seed");
@@ -108,9 +107,9 @@ inline Problem make_problem(const Tensor& x, const Tensor& entities, const Tenso
   return p;
 }
 
-// Rows per chunk: the chunk's buffers stay within a megabyte or half the size of the entities, whichever is more, up
-// to 64 MiB; never below 16 rows, because thinner matmuls lose their speed. Independent of the threads, so that
-// results are, too.
+// Rows per chunk. The chunk's buffers stay within a megabyte or half the size of the entities, whichever is more, up
+// to 64 MiB. A chunk has at least 16 rows, because thinner matmuls are slow. The number of threads does not enter, so
+// results do not depend on it.
 inline int64_t rows_per_chunk(const Problem& p, int64_t values_per_row) {
   const int64_t item = p.accumulate == ScalarType::Double ? 8 : 4;
   const int64_t budget = std::clamp<int64_t>(p.entity_bytes / 2, int64_t{1} << 20, int64_t{1} << 26);
@@ -121,7 +120,7 @@ inline int64_t rows_per_chunk(const Problem& p, int64_t values_per_row) {
 
 // ------------------------------------------------------------------------------------------------ noise
 
-// Where the noise of one row and tile comes from: a tensor's row, Philox, or nowhere.
+// The source of the noise of one row and tile: a tensor's row, Philox, or none.
 template <typename T>
 struct NoiseRow {
   const T* given = nullptr;  // at the tile's first column
@@ -218,7 +217,7 @@ ALT_INLINE void squares_of_rows_body(const T* rows, int64_t stride, int64_t coun
 }
 
 ALT_MULTIVERSION void squares_of_rows(const float* rows, int64_t stride, int64_t count, int64_t width,
-                                             double* squares) {
+                                      double* squares) {
   squares_of_rows_body(rows, stride, count, width, squares);
 }
 
@@ -226,16 +225,16 @@ void squares_of_rows(const double* rows, int64_t stride, int64_t count, int64_t 
   squares_of_rows_body(rows, stride, count, width, squares);
 }
 
-// Dot products of a row outside these bounds could overflow or lose their bits to underflow. (Rows with NaN or
-// infinity are not `extreme`: nothing would help them, and NaN must reach the result.)
+// True if dot products of a row could overflow or lose bits to underflow. Rows with NaN or infinity are not `extreme`:
+// scaling would not help them, and NaN must reach the result.
 template <typename T>
 bool is_extreme(double squares) {
   constexpr bool single = std::is_same_v<T, float>;
   return squares < (single ? 1e-60 : 1e-280) || squares > (single ? 1e75 : 1e280);
 }
 
-// For a row with extreme squares: the exponent of its largest entry, by which it is scaled. None (0, false) for
-// a zero row and for one that is not finite.
+// For a row with extreme squares: the exponent of its largest entry, by which it is scaled. False for a row that is
+// zero or not finite.
 template <typename T>
 bool scaling_exponent(const T* row, int64_t width, int* exponent) {
   T largest = 0;
@@ -285,8 +284,8 @@ void normalise_rows(T* rows, int64_t count, int64_t width, double* inverse_norm)
 // The entities as tiles [rows of the tile, d] of type T with the reciprocal norms of their rows.
 //
 // A tile is a view where the tensor already has type T and contiguous rows, otherwise a copy in one buffer. A tile
-// with extreme rows is a copy too, in which those rows are multiplied by a power of two: reciprocal norms are those
-// of the rows as stored, and value_scale leads back to the given ones.
+// with extreme rows is a copy too, in which those rows are multiplied by a power of two. Reciprocal norms are of the
+// rows as stored, and value_scale leads back to the given ones.
 template <typename T>
 class EntityTiles {
  public:
@@ -304,7 +303,7 @@ class EntityTiles {
   int64_t first(int64_t t) const { return t * tile_width(); }
   int64_t size(int64_t t) const { return std::min(tile_width(), count_ - first(t)); }
 
-  // The two below are valid once tile(t) was called.
+  // The next two are valid after tile(t).
   const T* inverse_norm(int64_t t) const { return inverse_norm_.get() + first(t); }
   // Given row = value_scale * stored row; nullptr where the tile holds no extreme row.
   const T* value_scale(int64_t t) const {
@@ -317,7 +316,7 @@ class EntityTiles {
       load(t);
       find_norms(t);
       seen_[static_cast<size_t>(t)] = 1;
-      current_tile_ = value_scale(t) == nullptr ? t : -1;  // load again, scaled
+      current_tile_ = value_scale(t) == nullptr ? t : -1;  // -1: load again, scaled
     }
     load(t);
     return current_;

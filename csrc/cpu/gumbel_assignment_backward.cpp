@@ -1,5 +1,5 @@
-// alt_kernels::gumbel_assignment_backward on CPU: the gradient of A @ entities (soft) or of the straight-through
-// onehot + A - sg(A) (hard), which differ in the value path to the entities alone.
+// alt_kernels::gumbel_assignment_backward on the CPU: the gradient of A @ entities (soft) or of the straight-through
+// onehot + A - sg(A) (hard). They differ only in the value path to the entities.
 //
 // Per chunk of rows, with u_i = x_i / |x_i|, v_k = s_k / |s_k|, c_ik = u_i . v_k and A from the saved log_normalizer:
 //
@@ -41,9 +41,8 @@ ALT_INLINE double softmax_row_body(T* z, T* grad, const T* inverse_norm, const T
   for (int64_t b = 0; b < count; b += kBlock) {
     const int64_t left = count - b;
     noise_block(noise, first_column + b, b, std::min(left, kBlock), drawn);
-    const T part = left >= kBlock
-                       ? softmax_block(z + b, grad + b, inverse_norm + b, drawn, kBlock, tau, log_normalizer)
-                       : softmax_block(z + b, grad + b, inverse_norm + b, drawn, left, tau, log_normalizer);
+    const T part = left >= kBlock ? softmax_block(z + b, grad + b, inverse_norm + b, drawn, kBlock, tau, log_normalizer)
+                                  : softmax_block(z + b, grad + b, inverse_norm + b, drawn, left, tau, log_normalizer);
     delta += static_cast<double>(part);
   }
   return delta;
@@ -132,8 +131,8 @@ struct Arguments {
   bool hard, need_entities;
 };
 
-// Sums H [K of the tile, d] become gradients: orthogonal to the entity and times 1 / (tau |s_k|). They are written
-// in place, or added to `target` where one is given.
+// Turns the sums H [K of the tile, d] into gradients: orthogonal to the entity, times 1 / (tau |s_k|). They are
+// written in place, or added to `target` where it is given.
 template <typename T>
 void finish_tile(const Problem& p, EntityTiles<T>& tiles, int64_t t, T* sums, T* target) {
   const Tensor tile = tiles.tile(t);
@@ -169,8 +168,8 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
   const T* log_normalizer = data<const T>(a.log_normalizer);
   double tau_sum = 0.0;
 
-  // Hard: H is summed over all chunks and finished at the end. Soft: it shares its sums with the value path, so
-  // the part of every chunk is finished on its own, tile by tile, and no second [K, d] buffer is needed.
+  // Hard: H is summed over all chunks and finished at the end. Soft: H shares its sums with the value path, so
+  // each chunk's part is finished on its own, tile by tile, and no second [K, d] buffer is needed.
   Scratch<T> tile_sums(a.need_entities && !a.hard ? tiles.tile_width() * d : 0);
   T* sums = nullptr;
   if (a.need_entities) {
@@ -225,8 +224,7 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
     }
     parallel_for(rows, 3 * d, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        row_tau[i] =
-            project_row(along.get() + i * d, stacked.get() + i * d, d, 1.0, inverse_norm[i] / p.tau);
+        row_tau[i] = project_row(along.get() + i * d, stacked.get() + i * d, d, 1.0, inverse_norm[i] / p.tau);
       }
     });
     for (int64_t i = 0; i < rows; ++i) {
@@ -258,8 +256,8 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_assignment_backward(Tensor grad, Tenso
   const Problem p = make_problem(x, entities, tau, noise, seed);
   check_rank(grad, 2, "grad");
   check(is_floating(grad.scalar_type()), "grad must be a floating tensor, got ", dtype_name(grad.scalar_type()));
-  check(grad.size(0) == p.rows && grad.size(1) == p.width, "grad must have shape [", p.rows, ", ", p.width,
-        "], got [", grad.size(0), ", ", grad.size(1), "]");
+  check(grad.size(0) == p.rows && grad.size(1) == p.width, "grad must have shape [", p.rows, ", ", p.width, "], got [",
+        grad.size(0), ", ", grad.size(1), "]");
   check_rank(index, 1, "index");
   check_dtype(index, ScalarType::Long, "index");
   check_rank(log_normalizer, 1, "log_normalizer");
@@ -278,9 +276,8 @@ std::tuple<Tensor, Tensor, Tensor> gumbel_assignment_backward(Tensor grad, Tenso
   const Arguments arguments{p, grad, x, entities, noise, index, log_normalizer, hard, need_entities};
   const Tensor grad_x = new_empty({p.rows, p.width}, x.scalar_type());
   std::optional<Tensor> entity_sums;
-  const double tau_grad = p.accumulate == ScalarType::Double
-                              ? differentiate<double>(arguments, grad_x, entity_sums)
-                              : differentiate<float>(arguments, grad_x, entity_sums);
+  const double tau_grad = p.accumulate == ScalarType::Double ? differentiate<double>(arguments, grad_x, entity_sums)
+                                                             : differentiate<float>(arguments, grad_x, entity_sums);
   Tensor grad_entities = need_entities ? *entity_sums : new_empty({0}, entities.scalar_type());
   if (grad_entities.scalar_type() != entities.scalar_type()) {
     grad_entities = torch::stable::to(grad_entities, entities.scalar_type());

@@ -3,10 +3,11 @@
 //   merge_layer_norm(x [B, N, C], residual [B, N, C], size [B, N]?, plan, weight [C]?, bias [C]?, eps)
 //     -> x' [B, M, C], normed [B, M, C], S [B, M] float32, mean [B, M], rstd [B, M]
 //
-// x'_j = sum s_i (x_i + residual_i) / S_j, summed in float (double for double) and rounded once to the
-// promoted dtype of x and residual; normed is the LayerNorm of x' as stored. A row stays in the first-level
-// cache from its sum to its norm. The variance is taken about the mean, so a large mean costs no digits.
-// Threads take whole rows.
+// x'_j = sum s_i (x_i + residual_i) / S_j
+//
+// is summed in float (double for double) and rounded once to the promoted dtype of x and residual. normed is the
+// LayerNorm of x' as stored. A row stays in the first-level cache from its sum to its norm. The variance is taken
+// about the mean, so a large mean loses no digits. Threads take whole rows.
 
 #include <cmath>
 
@@ -62,10 +63,9 @@ ALT_MULTIVERSION void row_sum(const T* ALT_RESTRICT x, const T* ALT_RESTRICT res
   }
 }
 
-// Mean and 1 / sqrt(variance + eps) of a row. The mean of the differences from a first mean corrects both.
+// Mean and 1 / sqrt(variance + eps) of a row. The mean difference from a first estimate corrects both.
 template <typename T, typename Acc>
-ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, double eps, Acc* mean,
-                                  Acc* rstd) {
+ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, double eps, Acc* mean, Acc* rstd) {
   constexpr int wide = kWide<Acc>;
   Wide<Acc> even{}, odd{}, v;
   int64_t c = 0;
@@ -105,22 +105,21 @@ ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, dou
   const double variance = static_cast<double>(squares) / static_cast<double>(channels) -
                           static_cast<double>(correction) * static_cast<double>(correction);
   *mean = first + correction;
-  // Not std::max, which would turn the NaN of a row with one into 0.
+  // Not std::max, which would turn a NaN into 0.
   *rstd = static_cast<Acc>(1.0 / std::sqrt((variance < 0.0 ? 0.0 : variance) + eps));
 }
 
 // out = (x - mean) rstd weight + bias
 template <typename T, typename Acc>
-ALT_MULTIVERSION void row_normalise(const T* ALT_RESTRICT x, Acc mean, Acc rstd,
-                                    const Acc* ALT_RESTRICT weight, const Acc* ALT_RESTRICT bias,
-                                    T* ALT_RESTRICT out, int64_t channels) {
+ALT_MULTIVERSION void row_normalise(const T* ALT_RESTRICT x, Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight,
+                                    const Acc* ALT_RESTRICT bias, T* ALT_RESTRICT out, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     out[c] = store<T>((load<Acc>(x[c]) - mean) * rstd * weight[c] + bias[c]);
   }
 }
 
-// Everything one output row needs; X, R: dtypes of x and residual, T: of the result.
+// The arguments of an output row. X and R are the dtypes of x and residual, T that of the result.
 template <typename X, typename R, typename T>
 struct Forward {
   using Acc = accumulate_t<T>;
@@ -149,14 +148,13 @@ struct Forward {
     }
   }
 
-  // Ask for the sources of an output row while the row before it is normalised: the rows of one set are every
+  // Prefetches the source of an output row while the row before it is normalised. The rows of one set are every
   // other token, a pattern that hardware prefetchers miss.
   void prefetch(int64_t image, int64_t j) const {
 #if defined(__GNUC__)
     const int64_t own = plan.indices[image * plan.tokens + plan.offsets[image * (plan.rows + 1) + j]];
     const char* a = reinterpret_cast<const char*>(x + image * x_stride.batch + own * x_stride.row);
-    const char* b =
-        reinterpret_cast<const char*>(residual + image * residual_stride.batch + own * residual_stride.row);
+    const char* b = reinterpret_cast<const char*>(residual + image * residual_stride.batch + own * residual_stride.row);
     for (int64_t byte = 0; byte < channels * static_cast<int64_t>(sizeof(X)); byte += 64) {
       __builtin_prefetch(a + byte);
     }
@@ -203,15 +201,17 @@ struct Forward {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> merge_layer_norm(
-    const Tensor x_in, const Tensor residual_in, const std::optional<Tensor> size_in, const Tensor indices,
-    const Tensor offsets, const Tensor output_row, const std::optional<Tensor> weight,
-    const std::optional<Tensor> bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> merge_layer_norm(const Tensor x_in, const Tensor residual_in,
+                                                                    const std::optional<Tensor> size_in,
+                                                                    const Tensor indices, const Tensor offsets,
+                                                                    const Tensor output_row,
+                                                                    const std::optional<Tensor> weight,
+                                                                    const std::optional<Tensor> bias, double eps) {
   const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(x_in, plan.batch, plan.tokens, "x");
   check_rows(residual_in, plan.batch, plan.tokens, "residual");
-  check(x_in.size(2) == residual_in.size(2), "residual must have the channels of x (", x_in.size(2),
-        "), got ", residual_in.size(2));
+  check(x_in.size(2) == residual_in.size(2), "residual must have the channels of x (", x_in.size(2), "), got ",
+        residual_in.size(2));
   check(is_floating(x_in.scalar_type()) && is_floating(residual_in.scalar_type()),
         "x, residual: expected floating point tensors");
   const std::optional<Tensor> size = checked_size(size_in, plan);

@@ -5,13 +5,16 @@
 //                             output_row)
 //     -> grad_input [B, N, C] (of x and of residual), grad_weight [C] or [0], grad_bias [C] or [0]
 //
-// With h = (x' - mean) rstd and g = dn w:  dx' = dm + rstd (g - mean_C(g) - h mean_C(g h)),  dx_i = (s_i /
-// S_j) dx'_j, dw = sum dn h, db = sum dn. dx' stays in float (double for double) until it is handed to its
-// tokens.
+// With h = (x' - mean) rstd and g = dn w:
 //
-// dw and db: the flattened [B, M] rows are cut into blocks whose length depends on B M alone. A block sums
-// its rows in order, then the blocks are added in order, in double. So the sums are the same for any number
-// of threads.
+//   dx'  = dm + rstd (g - mean_C(g) - h mean_C(g h))
+//   dx_i = (s_i / S_j) dx'_j
+//   dw   = sum dn h,  db = sum dn
+//
+// dx' stays in float (double for double) until it is written to its tokens.
+//
+// dw and db: the flattened [B, M] rows are cut into blocks whose length depends only on B M. A block sums its rows in
+// order, then the blocks are added in order, in double. So the sums are the same for any number of threads.
 
 #include "row_ops.h"
 
@@ -23,7 +26,7 @@ template <typename T, typename Acc>
 ALT_MULTIVERSION void row_sums(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn, Acc mean, Acc rstd,
                                const Acc* ALT_RESTRICT weight, Acc* ALT_RESTRICT dw, Acc* ALT_RESTRICT db,
                                int64_t channels, Acc* ALT_RESTRICT sums) {
-  constexpr int lanes = 32;  // independent partial sums, so that additions do not wait for one another
+  constexpr int lanes = 32;  // independent partial sums, so that additions overlap
   Acc sum_g[lanes] = {}, sum_gh[lanes] = {};
   for (int64_t start = 0; start < channels; start += lanes) {
     const int64_t count = std::min<int64_t>(lanes, channels - start);
@@ -62,9 +65,8 @@ ALT_MULTIVERSION void row_sums(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn
 
 // dx = dm + rstd (g - mean_g - h mean_gh)
 template <typename T, typename Acc>
-ALT_MULTIVERSION void row_gradient(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn,
-                                   const T* ALT_RESTRICT dm, Acc mean, Acc rstd,
-                                   const Acc* ALT_RESTRICT weight, Acc mean_g, Acc mean_gh,
+ALT_MULTIVERSION void row_gradient(const T* ALT_RESTRICT x, const T* ALT_RESTRICT dn, const T* ALT_RESTRICT dm,
+                                   Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight, Acc mean_g, Acc mean_gh,
                                    Acc* ALT_RESTRICT dx, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
@@ -83,8 +85,8 @@ ALT_MULTIVERSION void row_accumulate(const Acc* ALT_RESTRICT x, double* ALT_REST
   }
 }
 
-// The tokens of every output row, ascending, [B, N] in the places that offsets names. Raises where output_row
-// and offsets are not of one plan: rows are then never written twice nor left out.
+// The tokens of every output row, ascending: [B, N] at the places that offsets gives. Raises if output_row and offsets
+// do not belong to one plan, so no row is written twice or left out.
 Scratch<int32_t> tokens_by_row(const Plan& plan) {
   Scratch<int32_t> tokens(plan.batch * plan.tokens);
   Scratch<int32_t> next(plan.rows);
@@ -120,11 +122,12 @@ Tensor summed(const Scratch<Acc>& partial, int64_t blocks, int64_t first, int64_
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
-    const Tensor grad_merged_in, const Tensor grad_normed_in, const Tensor merged_in, const Tensor mean_in,
-    const Tensor rstd_in, const std::optional<Tensor> weight, bool has_bias,
-    const std::optional<Tensor> size_in, const Tensor merged_size_in, const Tensor indices,
-    const Tensor offsets, const Tensor output_row) {
+std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(const Tensor grad_merged_in, const Tensor grad_normed_in,
+                                                             const Tensor merged_in, const Tensor mean_in,
+                                                             const Tensor rstd_in, const std::optional<Tensor> weight,
+                                                             bool has_bias, const std::optional<Tensor> size_in,
+                                                             const Tensor merged_size_in, const Tensor indices,
+                                                             const Tensor offsets, const Tensor output_row) {
   const Plan plan = make_plan(indices, offsets, output_row);
   const ScalarType dtype = merged_in.scalar_type();
   check_rows(merged_in, plan.batch, plan.rows, "merged");
@@ -132,22 +135,19 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
   for (const auto& [grad, name] :
        {std::pair(&grad_merged_in, "grad_merged"), std::pair(&grad_normed_in, "grad_normed")}) {
     check_rows(*grad, plan.batch, plan.rows, name);
-    check(grad->size(2) == channels, name, ": expected the ", channels, " channels of merged, got ",
-          grad->size(2));
+    check(grad->size(2) == channels, name, ": expected the ", channels, " channels of merged, got ", grad->size(2));
     check_dtype(*grad, dtype, name);
   }
   for (const auto& [t, name] : {std::pair(&mean_in, "mean"), std::pair(&rstd_in, "rstd")}) {
     check_rank(*t, 2, name);
     check_dtype(*t, accumulate_type(dtype), name);
-    check(t->size(0) == plan.batch && t->size(1) == plan.rows, name, ": expected shape [", plan.batch, ", ",
-          plan.rows, "]");
+    check(t->size(0) == plan.batch && t->size(1) == plan.rows, name, ": expected shape [", plan.batch, ", ", plan.rows,
+          "]");
   }
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
   const Tensor merged_size = checked_merged_size(merged_size_in, plan);
-  const Tensor merged = as_rows_contiguous(merged_in), mean = as_contiguous(mean_in),
-               rstd = as_contiguous(rstd_in);
-  const Tensor grad_merged = as_rows_contiguous(grad_merged_in),
-               grad_normed = as_rows_contiguous(grad_normed_in);
+  const Tensor merged = as_rows_contiguous(merged_in), mean = as_contiguous(mean_in), rstd = as_contiguous(rstd_in);
+  const Tensor grad_merged = as_rows_contiguous(grad_merged_in), grad_normed = as_rows_contiguous(grad_normed_in);
   const Tensor grad_input = new_empty({plan.batch, plan.tokens, channels}, dtype);
   const Scratch<int32_t> tokens = tokens_by_row(plan);
   const float* size = data_or_null<const float>(size_tensor);
@@ -176,8 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_layer_norm_backward(
       Acc sums[2];
       row_sums(x_row, dn_row, mu[flat], r[flat], scale.get(), dw, db, channels, sums);
       const Acc n = static_cast<Acc>(channels);
-      row_gradient(x_row, dn_row, dm_row, mu[flat], r[flat], scale.get(), sums[0] / n, sums[1] / n, dx,
-                   channels);
+      row_gradient(x_row, dn_row, dm_row, mu[flat], r[flat], scale.get(), sums[0] / n, sums[1] / n, dx, channels);
       const int32_t* bounds = plan.offsets + image * (plan.rows + 1) + row;
       for (int32_t k = bounds[0]; k < bounds[1]; ++k) {
         const int64_t token = image * plan.tokens + tokens[image * plan.tokens + k];

@@ -1,8 +1,8 @@
 // Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers:
 // as easy as 1, 2, 3", SC 2011, section 3.2. The only copy of it in the C++ code.
 //
-// A call maps a 128-bit counter and a 64-bit key to four 32-bit words without any state, so the noise of an
-// element is a function of (seed, row, column): independent of tiling and threads, and redrawn by the backward.
+// A call maps a 128-bit counter and a 64-bit key to four 32-bit words without any state. So the noise of an
+// element is a function of (seed, row, column), independent of tiling and threads, and the backward draws it again.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,7 @@ struct PhiloxState {
   uint32_t c0, c1, c2, c3;
 };
 
-// One round. The 32x32 -> 64 products are written so that compilers turn a loop over calls into vector
-// multiplies.
+// One round. The 32x32 -> 64 products are written so that compilers turn a loop over calls into vector multiplies.
 ALT_INLINE PhiloxState philox_round(PhiloxState c, uint32_t k0, uint32_t k1) {
   const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c.c0;
   const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c.c2;

@@ -3,12 +3,12 @@
 //   alt_kernels::proportional_attention(q [B, H, M, D], k, v [B, H, N, D], size float32 [B, N] or None, scale)
 //     -> out [B, H, M, D] in q's dtype, logsumexp [B, H, M] float32 (float64 for double)
 //
-// Results are [B, M, H, D] and [B, M, H] in memory, whatever the strides of q: joining the heads costs nothing.
-// PyTorch's backward takes them so.
+// Results are [B, M, H, D] and [B, M, H] in memory, whatever the strides of q, so joining the heads costs nothing.
+// PyTorch's backward expects that layout.
 //
 // The kernels here are made for vision transformers: all keys and values of a head fit the second-level cache
-// and the scores of a few queries the first, so softmax needs one pass. What `runs_here` refuses, double, and
-// processors for which nothing was measured to be faster get PyTorch's kernel.
+// and the scores of a few queries the first, so softmax needs one pass. PyTorch's kernel runs for shapes that
+// `runs_here` refuses, for double, and on processors where ours was not measured to be faster.
 
 #include <cmath>
 
@@ -34,11 +34,11 @@ struct Problem {
   float* lse;         // [B, M, H]
 };
 
-// c [kRows, vecs] = a b. Vector i of b starts `apart` * i further on; its rows are b_stride apart, or, where
-// that is 0, as far as the group of vectors that are multiplied together is wide.
+// c [kRows, vecs] = a b. Vector i of b starts at `apart` * i. Its rows are b_stride apart; 0 means the width of the
+// group of vectors that are multiplied together.
 template <typename Level>
-void multiply(const typename Level::Operand* a, int64_t a_stride, const typename Level::Operand* b,
-              int64_t apart, int64_t b_stride, int64_t depth, int64_t vecs, float* c, int64_t c_stride) {
+void multiply(const typename Level::Operand* a, int64_t a_stride, const typename Level::Operand* b, int64_t apart,
+              int64_t b_stride, int64_t depth, int64_t vecs, float* c, int64_t c_stride) {
   for_groups(vecs, Level::kVecs, [&](int64_t first, int64_t count) {
     const typename Level::Operand* from = b + first * apart;
     const int64_t stride = b_stride == 0 ? count * Level::kLanes : b_stride;
@@ -53,8 +53,8 @@ void multiply(const typename Level::Operand* a, int64_t a_stride, const typename
   });
 }
 
-// Blocks of kRows queries [begin, end), numbered through all heads of all images. A row's result does not
-// depend on its block, so it is the same for every number of threads.
+// Computes blocks [begin, end) of kRows queries, numbered through all heads of all images. A row's result does not
+// depend on its block, so it is the same for any number of threads.
 template <typename Level, typename In>
 void attend(const Problem<In>& p, int64_t begin, int64_t end) {
   using Operand = typename Level::Operand;
@@ -77,15 +77,15 @@ void attend(const Problem<In>& p, int64_t begin, int64_t end) {
   for (int64_t block = begin; block < end; ++block) {
     const int64_t b = block / blocks / p.heads, h = block / blocks % p.heads;
     if (block == begin || block % blocks == 0) {
-      Level::pack(p.k.head(b, h), p.k.row_stride, p.v.head(b, h), p.v.row_stride, p.keys, p.depth, keys,
-                  values, buffer);
+      Level::pack(p.k.head(b, h), p.k.row_stride, p.v.head(b, h), p.v.row_stride, p.keys, p.depth, keys, values,
+                  buffer);
       if (p.bias != nullptr) {
         std::copy(p.bias + b * p.keys, p.bias + (b + 1) * p.keys, bias);
       }
     }
     const int64_t first = block % blocks * rows, count = std::min(rows, p.queries - first);
     Level::load_queries(p.q.head(b, h) + first * p.q.row_stride, p.q.row_stride, count, p.depth, queries);
-    for (int64_t m = count; m < rows; ++m) {  // computed and not written
+    for (int64_t m = count; m < rows; ++m) {  // computed, not written
       std::memcpy(queries + m * width, queries, static_cast<size_t>(width) * sizeof(Operand));
     }
     float inverse[rows], lse[rows];
@@ -105,7 +105,7 @@ void attend(const Problem<In>& p, int64_t begin, int64_t end) {
 
 template <typename In>
 struct Kernel {
-  void (*attend)(const Problem<In>&, int64_t, int64_t);  // nullptr: PyTorch's is faster, or nobody knows
+  void (*attend)(const Problem<In>&, int64_t, int64_t);  // nullptr: PyTorch's is faster, or not measured
   int64_t rows;
 };
 
@@ -118,7 +118,7 @@ Kernel<In> choose_kernel() {
   const int level = cpu_level();
   if constexpr (std::is_same_v<In, BFloat16>) {
     if (level > 0 && __builtin_cpu_supports("amx-bf16")) {
-      return {};  // PyTorch's multiplies with it
+      return {};  // PyTorch's kernel uses AMX
     }
     if (level == 2 && __builtin_cpu_supports("avx512bf16")) {
       return kKernel<AttentionBf16, BFloat16>;
@@ -135,13 +135,13 @@ Kernel<In> choose_kernel() {
 #endif
 }
 
-// The shapes that were measured.
+// True for the shapes that were measured.
 bool runs_here(int64_t keys, int64_t depth) { return depth % 16 == 0 && depth <= 128 && keys <= 4096; }
 
 // --------------------------------------------------------------------------------------------------- op
 
-// log s [B, 1, 1, N], from which both kernels read it with stride zero over heads and queries: never in half
-// precision, where log 3 is off by 0.3 %.
+// log s [B, 1, 1, N], which both kernels read with stride zero over heads and queries. Never in half precision, where
+// log 3 is off by 0.3 %.
 std::optional<Tensor> key_bias(const std::optional<Tensor>& size, ScalarType dtype) {
   if (!size.has_value()) {
     return std::nullopt;
@@ -170,23 +170,23 @@ std::tuple<Tensor, Tensor> of_pytorch(const Tensor& q, const Tensor& k, const Te
   using torch::stable::detail::to;
   constexpr double dropout = 0.0;
   constexpr bool causal = false;
-  StableIValue stack[] = {from(q),      from(k),    from(v),   from(dropout),
-                          from(causal), from(bias), from(std::optional<double>(scale))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::_scaled_dot_product_flash_attention_for_cpu", "", stack,
-                                               TORCH_ABI_VERSION));
+  StableIValue stack[] = {
+      from(q), from(k), from(v), from(dropout), from(causal), from(bias), from(std::optional<double>(scale))};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::_scaled_dot_product_flash_attention_for_cpu", "", stack, TORCH_ABI_VERSION));
   const Tensor out = to<Tensor>(stack[0]), lse = to<Tensor>(stack[1]);
   const int64_t heads = q.size(1), queries = q.size(2), depth = q.size(3);
   if (out.stride(0) == queries * heads * depth && out.stride(1) == depth && out.stride(2) == heads * depth &&
       out.stride(3) == 1) {
     return {out, lse};
   }
-  // It copies the strides of q, as well as it can.
+  // PyTorch's kernel copies the strides of q where it can.
   Tensor joined = torch::stable::transpose(new_empty({q.size(0), queries, heads, depth}, q.scalar_type()), 1, 2);
   torch::stable::copy_(joined, out);
   return {joined, lse};
 }
 
-// No queries, no images, no heads: nothing. No keys: every row is without one.
+// Fills the results of a problem without queries, images, heads or keys; without keys every row is zero.
 template <typename In>
 void without_keys(const Tensor& out, const Tensor& lse) {
   using Acc = accumulate_t<In>;
@@ -203,8 +203,8 @@ void check_heads(const Tensor& t, const Tensor& q, int64_t keys, const char* nam
   check_rank(t, 4, name);
   check_dtype(t, q.scalar_type(), name);
   check(t.size(0) == q.size(0) && t.size(1) == q.size(1) && t.size(2) == keys && t.size(3) == q.size(3), name,
-        ": expected shape [", q.size(0), ", ", q.size(1), ", ", keys, ", ", q.size(3), "], got [", t.size(0),
-        ", ", t.size(1), ", ", t.size(2), ", ", t.size(3), "]");
+        ": expected shape [", q.size(0), ", ", q.size(1), ", ", keys, ", ", q.size(3), "], got [", t.size(0), ", ",
+        t.size(1), ", ", t.size(2), ", ", t.size(3), "]");
 }
 
 std::tuple<Tensor, Tensor> proportional_attention(const Tensor q_in, const Tensor k_in, const Tensor v_in,
@@ -218,8 +218,8 @@ std::tuple<Tensor, Tensor> proportional_attention(const Tensor q_in, const Tenso
   if (size.has_value()) {
     check_rank(*size, 2, "size");
     check_dtype(*size, ScalarType::Float, "size");
-    check(size->size(0) == batch && size->size(1) == keys, "size: expected shape [", batch, ", ", keys,
-          "], got [", size->size(0), ", ", size->size(1), "]");
+    check(size->size(0) == batch && size->size(1) == keys, "size: expected shape [", batch, ", ", keys, "], got [",
+          size->size(0), ", ", size->size(1), "]");
   }
   const ScalarType dtype = q_in.scalar_type();
   return dispatch_floating(dtype, "proportional_attention", [&](auto tag) -> std::tuple<Tensor, Tensor> {
@@ -240,18 +240,12 @@ std::tuple<Tensor, Tensor> proportional_attention(const Tensor q_in, const Tenso
       without_keys<In>(out, lse);
     } else if constexpr (!std::is_same_v<In, double>) {
       const std::optional<Tensor> bias = key_bias(size, ScalarType::Float);
-      const Problem<In> problem = {batch,
-                                   heads,
-                                   queries,
-                                   keys,
-                                   depth,
-                                   static_cast<float>(scale),
-                                   heads_of<In>(q),
-                                   heads_of<In>(k),
-                                   heads_of<In>(v),
-                                   data_or_null<const float>(bias),
-                                   data<In>(out),
-                                   data<float>(lse)};
+      const Problem<In> problem = {batch,           heads,
+                                   queries,         keys,
+                                   depth,           static_cast<float>(scale),
+                                   heads_of<In>(q), heads_of<In>(k),
+                                   heads_of<In>(v), data_or_null<const float>(bias),
+                                   data<In>(out),   data<float>(lse)};
       const int64_t blocks = batch * heads * ((queries + kernel.rows - 1) / kernel.rows);
       parallel_for(blocks, kernel.rows * keys * depth / 8,
                    [&](int64_t begin, int64_t end) { kernel.attend(problem, begin, end); });
@@ -262,8 +256,6 @@ std::tuple<Tensor, Tensor> proportional_attention(const Tensor q_in, const Tenso
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) {
-  m.impl("proportional_attention", TORCH_BOX(&proportional_attention));
-}
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("proportional_attention", TORCH_BOX(&proportional_attention)); }
 
 }  // namespace alt

@@ -1,5 +1,4 @@
-// Loops over one row of channels, shared by the kernels that merge tokens. Each is compiled once per x86
-// level.
+// Loops over one row of channels, shared by the kernels that merge tokens. Each is compiled once per x86 level.
 //
 // Acc is the accumulation type, float or double; T and U are stored types (double, float, half, bfloat16).
 #pragma once
@@ -13,8 +12,7 @@ namespace {
 
 // acc = weight * x
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc,
-                                 int64_t channels) {
+ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     acc[c] = weight * load<Acc>(x[c]);
@@ -23,19 +21,16 @@ ALT_MULTIVERSION void row_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_R
 
 // acc += weight * x
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_add_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc,
-                                     int64_t channels) {
+ALT_MULTIVERSION void row_add_scaled(const T* ALT_RESTRICT x, Acc weight, Acc* ALT_RESTRICT acc, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     acc[c] += weight * load<Acc>(x[c]);
   }
 }
 
-// out = acc / divisor, rounded once. Dividing keeps the mean of equal rows exact, which a reciprocal would
-// not.
+// out = acc / divisor, rounded once. A division keeps the mean of equal rows exact; a reciprocal would not.
 template <typename Acc, typename T>
-ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* ALT_RESTRICT out,
-                                  int64_t channels) {
+ALT_MULTIVERSION void row_divided(const Acc* ALT_RESTRICT acc, Acc divisor, T* ALT_RESTRICT out, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
     out[c] = store<T>(acc[c] / divisor);
@@ -75,8 +70,8 @@ inline Acc share(float size, float total) {
   return total != 0.0f ? static_cast<Acc>(size) / static_cast<Acc>(total) : Acc(0);
 }
 
-// S_j, the sizes of tokens[0, count) summed in float32 in ascending order of tokens. The first, the row's
-// own, need not be the lowest; sizes that are no integers then still sum to the same float in every
+// S_j, the sum of the sizes of tokens[0, count) in float32, in ascending order of tokens. The row's own token comes
+// first in the list and need not be the lowest. With one order, fractional sizes sum to the same float in every
 // implementation.
 inline float group_size(const float* sizes, const int32_t* tokens, int64_t count) {
   if (sizes == nullptr) {
@@ -95,25 +90,24 @@ inline float group_size(const float* sizes, const int32_t* tokens, int64_t count
   return sum;
 }
 
-// Token sizes [B, N] float32, contiguous, or absent.
+// The checked token sizes [B, N] float32, contiguous, or none.
 inline std::optional<Tensor> checked_size(const std::optional<Tensor>& size, const Plan& plan) {
   if (!size.has_value()) {
     return std::nullopt;
   }
   check_rank(*size, 2, "size");
   check_dtype(*size, ScalarType::Float, "size");
-  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size: expected shape [", plan.batch,
-        ", ", plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
+  check(size->size(0) == plan.batch && size->size(1) == plan.tokens, "size: expected shape [", plan.batch, ", ",
+        plan.tokens, "], got [", size->size(0), ", ", size->size(1), "]");
   return as_contiguous(size);
 }
 
-// Sizes of the output rows [B, M] float32, contiguous.
+// The checked sizes of the output rows [B, M] float32, contiguous.
 inline Tensor checked_merged_size(const Tensor& merged_size, const Plan& plan) {
   check_rank(merged_size, 2, "merged_size");
   check_dtype(merged_size, ScalarType::Float, "merged_size");
-  check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows,
-        "merged_size: expected shape [", plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ",
-        merged_size.size(1), "]");
+  check(merged_size.size(0) == plan.batch && merged_size.size(1) == plan.rows, "merged_size: expected shape [",
+        plan.batch, ", ", plan.rows, "], got [", merged_size.size(0), ", ", merged_size.size(1), "]");
   return as_contiguous(merged_size);
 }
 
@@ -137,14 +131,14 @@ Scratch<Acc> parameter(const std::optional<Tensor>& t, int64_t channels, Acc neu
   return values;
 }
 
-// [batch, rows, C] with rows of the plan's tokens or output rows.
+// Raises unless `t` is [batch, rows, C], where rows are the plan's tokens or output rows.
 inline void check_rows(const Tensor& t, int64_t batch, int64_t rows, const char* name) {
   check_rank(t, 3, name);
   check(t.size(0) == batch && t.size(1) == rows, name, ": expected shape [", batch, ", ", rows,
         ", C] to fit the plan, got [", t.size(0), ", ", t.size(1), ", ", t.size(2), "]");
 }
 
-// Where the rows of a [B, R, C] tensor lie, in elements; the last dimension is contiguous.
+// The strides between rows of a [B, R, C] tensor, in elements; the last dimension is contiguous.
 struct RowStrides {
   int64_t batch, row;
   explicit RowStrides(const Tensor& t) : batch(t.stride(0)), row(t.stride(1)) {}

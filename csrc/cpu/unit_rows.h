@@ -1,7 +1,7 @@
 // Unit rows and packed unit columns for matching, one image at a time.
 //
-// Everything here and in best_match.h is a template to be inlined into a function compiled for one x86 level
-// (see bipartite_matching.cpp): the vector width and the register block are parameters, not preprocessor
+// Everything here and in best_match.h is a template that is inlined into a function compiled for one x86 level
+// (see bipartite_matching.cpp). The vector width and the register block are parameters, not preprocessor
 // choices. T is the type of scores, float or double. Vectors are those of GCC and clang, so other processors
 // work too.
 #pragma once
@@ -19,7 +19,7 @@ struct RegisterBlock {
   static constexpr int kBytes = kBytes_;
   static constexpr int kRows = kRows_;
   static constexpr int kVecs = kVecs_;
-  static constexpr bool kFma = kFma_;                // the processor multiplies and adds with one rounding
+  static constexpr bool kFma = kFma_;                // has fused multiply-add
   static constexpr int64_t kChunkRows = 8 * kRows_;  // rows that share one pass over the columns
   template <typename T>
   static constexpr int64_t lanes() {
@@ -27,8 +27,8 @@ struct RegisterBlock {
   }
 };
 
-// Whether a squared norm can be inverted without leaving the range of T; the other rows take the slow way. So
-// do all rows of doubles, whose scores serve as a check and should not owe a bit to a shortcut.
+// True if a squared norm can be inverted within the range of T. Other rows take the slow path, and so do all rows of
+// doubles, whose scores serve as a check and should not depend on a shortcut.
 template <typename T>
 ALT_INLINE bool ordinary(double squared_norm) {
   if constexpr (std::is_same_v<T, double>) {
@@ -38,9 +38,9 @@ ALT_INLINE bool ordinary(double squared_norm) {
   }
 }
 
-// 1 / norm of kCount rows, each an unevaluated sum of two T. x * reciprocal with both parts and one fused
-// rounding is as good as the quotient taken in double: rows that are multiples of one another come out equal,
-// and ties stay ties. Without fused rounding the product is taken in double.
+// 1 / norm of kCount rows, each as an unevaluated sum of two T. A product with both parts and one fused rounding is
+// as good as the quotient in double: rows that are multiples of one another come out equal, and ties stay ties.
+// Without fused multiply-add the product is taken in double.
 template <typename T, int kCount>
 ALT_INLINE void reciprocals(const double* squared_norm, T* high, T* low) {
   double norm[kCount];
@@ -65,9 +65,8 @@ ALT_INLINE T times(T x, T high, T low) {
   }
 }
 
-// dst = src / |src| for any row; false, and zeros, where the row is zero or not finite. Dividing by the
-// largest magnitude first keeps every finite row in range and makes rows that are multiples of one another
-// equal.
+// dst = src / |src| for any row; zeros and false if the row is zero or not finite. Dividing by the largest magnitude
+// first keeps every finite row in range and makes rows that are multiples of one another equal.
 template <typename T, typename In>
 bool unit_row_slowly(const In* src, T* dst, int64_t channels) {
   double peak = 0;
@@ -123,7 +122,7 @@ ALT_INLINE double squared_norm(const In* ALT_RESTRICT src, int64_t channels) {
   return sum;
 }
 
-// How many columns the panel that starts at `column` has; the widths sum to padded_columns.
+// The width of the panel that starts at `column`, in columns; the widths sum to padded_columns.
 template <typename T, typename Block>
 ALT_INLINE int64_t panel_width(int64_t column, int64_t columns) {
   constexpr int64_t lanes = Block::template lanes<T>();
@@ -182,11 +181,10 @@ ALT_INLINE void prepare_rows(const In* image, int64_t token_stride, TokenSet set
 }
 
 // One vector of columns: kLanes tokens of B from `token` on, transposed into `panel` (row stride `width`) and
-// made unit columns. bias [kLanes]: 0 where the column is a candidate, else -inf. Norms are summed lane by
-// lane.
+// scaled to unit columns. bias [kLanes]: 0 where the column is a candidate, else -inf. Norms are summed lane by lane.
 template <typename T, int kLanes, bool kFma, typename In>
-ALT_INLINE void prepare_vector(const In* image, int64_t token_stride, int64_t token, int64_t count,
-                               int64_t channels, T* ALT_RESTRICT panel, int64_t width, T* bias, T* buffer) {
+ALT_INLINE void prepare_vector(const In* image, int64_t token_stride, int64_t token, int64_t count, int64_t channels,
+                               T* ALT_RESTRICT panel, int64_t width, T* bias, T* buffer) {
   const T* rows[kLanes];
   for (int64_t j = 0; j < kLanes; ++j) {
     const In* row = image + (token + 2 * std::min(j, count - 1)) * token_stride;
@@ -235,8 +233,8 @@ ALT_INLINE void prepare_vector(const In* image, int64_t token_stride, int64_t to
 // Unit rows of B, transposed into panels: the panel that starts at column j lies at packed + j * channels and
 // is [channels, width]. bias [padded columns] is 0, or -inf where the column is no candidate.
 template <typename T, typename Block, typename In>
-ALT_INLINE void prepare_columns(const In* image, int64_t token_stride, TokenSet set, int64_t channels,
-                                T* packed, T* bias, T* buffer) {
+ALT_INLINE void prepare_columns(const In* image, int64_t token_stride, TokenSet set, int64_t channels, T* packed,
+                                T* bias, T* buffer) {
   constexpr int lanes = static_cast<int>(Block::template lanes<T>());
   for (int64_t column = 0; column < set.count;) {
     const int64_t width = panel_width<T, Block>(column, set.count);
@@ -245,9 +243,8 @@ ALT_INLINE void prepare_columns(const In* image, int64_t token_stride, TokenSet 
       const int64_t first = column + inside;
       const int64_t token = set.first + 2 * first;
       if (width - inside >= lanes) {
-        prepare_vector<T, lanes, Block::kFma>(image, token_stride, token,
-                                              std::min<int64_t>(lanes, set.count - first), channels,
-                                              panel + inside, width, bias + first, buffer);
+        prepare_vector<T, lanes, Block::kFma>(image, token_stride, token, std::min<int64_t>(lanes, set.count - first),
+                                              channels, panel + inside, width, bias + first, buffer);
       } else if constexpr (lanes >= 4) {
         prepare_vector<T, lanes / 2, Block::kFma>(image, token_stride, token, set.count - first, channels,
                                                   panel + inside, width, bias + first, buffer);

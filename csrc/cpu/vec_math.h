@@ -1,8 +1,8 @@
 // Branch-free exp and log for vectorised loops, and the Gumbel variate of a 32-bit word.
 //
-// The float versions are polynomials (minimax fits on the reduced interval) in plain arithmetic, so that a
-// loop which calls them is vectorised for every instruction set; the double versions are the C library's.
-// Errors measured against float64 over the whole range are written at each function.
+// The float versions are polynomials (minimax fits on the reduced interval) in plain arithmetic, so a loop that calls
+// them is vectorised for every instruction set. The double versions are the C library's. Each function states its
+// error, measured against float64 over the whole range.
 #pragma once
 
 #include <cmath>
@@ -25,8 +25,8 @@ ALT_INLINE uint32_t bits_of_float(float value) {
   return bits;
 }
 
-// e^x for x <= 88 (larger ones count as 88: arguments here are at most 0 plus rounding); 0 below -87.3, where the
-// result would no longer be a normal number; NaN for NaN. Relative error at most 9e-8.
+// e^x; 0 below -87.3, where the result would not be a normal number; NaN for NaN. Arguments above 88 count as 88:
+// those of this project are at most 0 plus rounding. Relative error at most 9e-8.
 ALT_INLINE float vexp(float x) {
   constexpr float lowest = -87.3f, highest = 88.0f, magic = 12582912.0f;  // 1.5 * 2^23 rounds to an integer
   float c = x < lowest ? lowest : x;
@@ -80,8 +80,8 @@ ALT_INLINE float vlog(float value) {
 
 // g = -log(-log1p(-u)), u = min((word + 1/2) 2^-32, 1 - 2^-24): a Gumbel(0, 1) variate in [-2.81, 22.9].
 // u and 1 - u are both formed from the integer with one rounding: near u = 0 the inner logarithm needs u, near
-// u = 1 it needs 1 - u, each to full relative accuracy. Going through 16-bit halves, because only AVX-512
-// converts unsigned words. Absolute error at most 1e-6 (at g = 22; 2.1 epsilon of max(1, |g|) everywhere).
+// u = 1 it needs 1 - u, each to full relative accuracy. The word is converted as two 16-bit halves, because only
+// AVX-512 converts unsigned words. Absolute error at most 1e-6 (at g = 22; 2.1 epsilon of max(1, |g|) everywhere).
 ALT_INLINE float gumbel_of_word(uint32_t word, float) {
   constexpr float unit = 1.0f / 4294967296.0f, floor = 1.0f / 16777216.0f;
   const float high = static_cast<float>(static_cast<int32_t>(word >> 16));

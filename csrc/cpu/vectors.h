@@ -1,7 +1,7 @@
 // Vectors of GCC and clang, transposition of rows, and the x86 level of this processor.
 //
-// Everything but cpu_level is to be inlined into functions compiled for one x86 level. Other processors have
-// the vector types too.
+// Everything but cpu_level must be inlined into functions compiled for one x86 level. The vector types exist on
+// other processors too.
 #pragma once
 
 #include <cstdlib>
@@ -26,8 +26,8 @@ using IndexOf = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 #if __has_builtin(__builtin_shufflevector)
-// One step of a transposition by doubling: swap, between rows i and i + kStep, the blocks of kStep lanes off
-// the diagonal of every square of 2 kStep. After kStep = lanes / 2, ..., 1 row i holds what was column i.
+// One step of a transposition by doubling: swaps, between rows i and i + kStep, the off-diagonal blocks of kStep lanes
+// in every square of 2 kStep. After kStep = lanes / 2, ..., 1 row i holds what was column i.
 template <int kStep, typename V, int... kLane>
 ALT_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, kLane...>) {
   constexpr int lanes = sizeof...(kLane);
@@ -49,10 +49,9 @@ ALT_INLINE void transpose_square(V* rows) {
 }
 #endif
 
-// dst[c * dst_stride + j] = src[j][c] for kLanes rows of T, of which those from `count` on are taken as zero.
+// dst[c * dst_stride + j] = src[j][c] for kLanes rows of T; rows from `count` on count as zero.
 template <typename T, int kLanes>
-ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t channels, T* dst,
-                               int64_t dst_stride) {
+ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t channels, T* dst, int64_t dst_stride) {
   int64_t c = 0;
 #if __has_builtin(__builtin_shufflevector)
   using V = Vec<T, kLanes* static_cast<int>(sizeof(T))>;
@@ -78,8 +77,8 @@ ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t chann
   }
 }
 
-// What the processor can do, capped by ATEN_CPU_CAPABILITY (default, avx2, avx512) as PyTorch's own kernels
-// are.
+// The x86 level of this processor (0: baseline, 1: AVX2, 2: AVX-512), capped by ATEN_CPU_CAPABILITY (default, avx2,
+// avx512) as PyTorch's own kernels are.
 inline int cpu_level() {
 #if ALT_HAS_MULTIVERSION
   const char* cap = std::getenv("ATEN_CPU_CAPABILITY");

@@ -1,13 +1,13 @@
 // Weighted merge and unmerge on the CPU: gathers along a plan, one pass, no atomics.
 //
-//   weighted_merge(x [B, N, C], size [B, N]?, plan)     -> x' [B, M, C], S [B, M]     x'_j = sum s_i x_i /
-//   S_j weighted_merge_backward(grad [B, M, C], ...)        -> [B, N, C]                  dx_i = (s_i / S_j)
-//   dx'_j unmerge(x [B, M, C], plan)                          -> [B, N, C]                  y_i = x_j(i)
-//   unmerge_backward(grad [B, N, C], plan)              -> [B, M, C]                  dx_j = sum dy_i
+//   weighted_merge(x [B, N, C], size [B, N]?, plan)          -> x' [B, M, C], S [B, M]  x'_j = sum s_i x_i / S_j
+//   weighted_merge_backward(grad [B, M, C], size, S, plan)   -> [B, N, C]               dx_i = (s_i / S_j) dx'_j
+//   unmerge(x [B, M, C], plan)                               -> [B, N, C]               y_i = x_j(i)
+//   unmerge_backward(grad [B, N, C], plan)                   -> [B, M, C]               dx_j = sum dy_i
 //
-// Output rows of one token, nearly all of them, are memcpy: bit for bit, whatever their size. The others
-// accumulate in float (double for double) in the order of the plan and are rounded once. Threads take whole
-// rows, so results do not depend on their number.
+// Output rows of one token, nearly all of them, are copied bit for bit, whatever their size. The others accumulate in
+// float (double for double) in the order of the plan and are rounded once. Threads take whole rows, so results do not
+// depend on their number.
 
 #include "row_ops.h"
 
@@ -27,9 +27,8 @@ ALT_INLINE void for_rows(int64_t begin, int64_t end, int64_t rows, const F& f) {
   }
 }
 
-std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional<Tensor> size_in,
-                                          const Tensor indices, const Tensor offsets,
-                                          const Tensor output_row) {
+std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional<Tensor> size_in, const Tensor indices,
+                                          const Tensor offsets, const Tensor output_row) {
   const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(x_in, plan.batch, plan.tokens, "x");
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
@@ -78,9 +77,8 @@ std::tuple<Tensor, Tensor> weighted_merge(const Tensor x_in, const std::optional
   return {merged, merged_size};
 }
 
-Tensor weighted_merge_backward(const Tensor grad_in, const std::optional<Tensor> size_in,
-                               const Tensor merged_size_in, const Tensor indices, const Tensor offsets,
-                               const Tensor output_row) {
+Tensor weighted_merge_backward(const Tensor grad_in, const std::optional<Tensor> size_in, const Tensor merged_size_in,
+                               const Tensor indices, const Tensor offsets, const Tensor output_row) {
   const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(grad_in, plan.batch, plan.rows, "grad");
   const std::optional<Tensor> size_tensor = checked_size(size_in, plan);
@@ -137,8 +135,7 @@ Tensor unmerge(const Tensor x_in, const Tensor indices, const Tensor offsets, co
   return result;
 }
 
-Tensor unmerge_backward(const Tensor grad_in, const Tensor indices, const Tensor offsets,
-                        const Tensor output_row) {
+Tensor unmerge_backward(const Tensor grad_in, const Tensor indices, const Tensor offsets, const Tensor output_row) {
   const Plan plan = make_plan(indices, offsets, output_row);
   check_rows(grad_in, plan.batch, plan.tokens, "grad");
   const Tensor grad = as_rows_contiguous(grad_in);
@@ -159,8 +156,7 @@ Tensor unmerge_backward(const Tensor grad_in, const Tensor indices, const Tensor
         const T* source = in + image * stride.batch;
         T* target = out + (image * plan.rows + row) * channels;
         if (bounds[1] - bounds[0] == 1) {
-          std::memcpy(target, source + tokens[bounds[0]] * stride.row,
-                      static_cast<size_t>(channels) * sizeof(T));
+          std::memcpy(target, source + tokens[bounds[0]] * stride.row, static_cast<size_t>(channels) * sizeof(T));
           return;
         }
         row_scaled<Acc>(source + tokens[bounds[0]] * stride.row, Acc(1), acc.get(), channels);

@@ -11,12 +11,12 @@
 namespace alt::gpu {
 
 constexpr int kMatchThreads = 256;
-constexpr int kMatchTokens = 512;           // most that a block takes
+constexpr int kMatchTokens = 512;             // most that a block takes
 constexpr int kMatchSide = kMatchTokens / 2;  // most of A or of B
-constexpr int kChannels = 64;               // of a tile
-constexpr int kPitch = kChannels + 4;       // floats: 16 rows in a column lie in different banks
-constexpr int kSide = 16;                   // threads along each side of a tile
-constexpr int kRowLanes = kChannels / 8;    // threads that load a row
+constexpr int kChannels = 64;                 // of a tile
+constexpr int kPitch = kChannels + 4;         // floats: 16 rows in a column lie in different banks
+constexpr int kSide = 16;                     // threads along each side of a tile
+constexpr int kRowLanes = kChannels / 8;      // threads that load a row
 
 struct Match {
   const void* x;  // [B, H, N, C], the last dimension contiguous
@@ -224,8 +224,7 @@ ALT_DEVICE void load_part_of_rows(const Match& m, const T* image, TokenSet set, 
   for (int row = thread_index() / kRowLanes; row < rows; row += kMatchThreads / kRowLanes) {
     const bool live = begin + row < set.count;
     float v[8];
-    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0),
-                         live ? channel + 8 * lane : m.channels, v);
+    read_row<T, Aligned>(m, image, set.first + 2 * (live ? begin + row : 0), live ? channel + 8 * lane : m.channels, v);
     store_row(tile + row * kPitch + 8 * lane, v, scales[row], inverse[row] > 0.0f);
   }
 }

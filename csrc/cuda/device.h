@@ -117,8 +117,8 @@ void allow_shared(int bytes) {
   require(cudaGetDevice(&device));  // the one that torch's guard made current: contexts are shared by all runtimes
   const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
   if ((allowed.load(std::memory_order_acquire) & bit) == 0) {
-    require(cudaFuncSetAttribute(reinterpret_cast<const void*>(Kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    require(cudaFuncSetAttribute(reinterpret_cast<const void*>(Kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 bytes));
     allowed.fetch_or(bit, std::memory_order_release);
   }
 }
@@ -132,8 +132,10 @@ void launch(const Grid& grid, const Argument& argument) {
   if (grid.shared > 48 * 1024) {
     allow_shared<Kernel>(grid.shared);
   }
+  // clang-format off: it takes >>> apart
   Kernel<<<static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.threads),
            static_cast<size_t>(grid.shared), static_cast<cudaStream_t>(grid.stream)>>>(argument);
+  // clang-format on
   require(cudaGetLastError());
 }
 

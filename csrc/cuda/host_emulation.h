@@ -93,8 +93,11 @@ ALT_UNSEEN inline uint32_t take(const uint32_t& slot) { return slot; }
 class Block {
  public:
   Block(const Grid& grid, int64_t index, const std::function<void()>& body)
-      : index(index), body_(body), fibers_(static_cast<size_t>(grid.threads)),
-        warps_(static_cast<size_t>(grid.threads / kWarp)), bytes_(static_cast<size_t>(grid.shared)) {
+      : index(index),
+        body_(body),
+        fibers_(static_cast<size_t>(grid.threads)),
+        warps_(static_cast<size_t>(grid.threads / kWarp)),
+        bytes_(static_cast<size_t>(grid.shared)) {
     if (grid.threads % kWarp != 0 || grid.threads > 1024 || grid.shared > 227 * 1024) {
       stop("a block has whole warps, at most 1,024 threads and 227 KB of shared memory");
     }
@@ -183,7 +186,7 @@ inline void Block::wait(State barrier, const std::source_location& where) {
 inline uint32_t Block::exchange(uint32_t value, int lane, const std::source_location& where) {
   Fiber& f = fiber();
   Warp& warp = warps_[static_cast<size_t>(f.index / kWarp)];
-  uint32_t(&slot)[kWarp] = warp.value[f.warp_barriers % 2];
+  uint32_t (&slot)[kWarp] = warp.value[f.warp_barriers % 2];
   put(slot[f.index % kWarp], value);
   wait(State::at_warp, where);
   return take(slot[lane]);

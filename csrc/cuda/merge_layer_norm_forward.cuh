@@ -14,7 +14,7 @@ namespace alt::gpu {
 struct NormForward {
   const void* x;  // [B, N, C], the last dimension contiguous
   const void* residual;
-  const float* size;      // [B, N] or null
+  const float* size;       // [B, N] or null
   const int32_t* indices;  // [B, N]
   const int32_t* offsets;  // [B, N' + 1]
   const void* weight;      // [C] or null

@@ -4,9 +4,8 @@
 #include <Python.h>
 
 extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {
-  static struct PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C_cuda", "Compiled CUDA kernels of alt_kernels.", -1, nullptr,
-      nullptr, nullptr, nullptr, nullptr};
+  static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_cuda", "Compiled CUDA kernels of alt_kernels.",
+                                          -1};
   return PyModule_Create(&definition);
 }
 #endif

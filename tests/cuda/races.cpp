@@ -61,8 +61,8 @@ void same_in_every_order(const std::string& name, const F& run) {
 
 // A plan without merging partners drawn by a kernel: images of `tokens`, the first `r` + 1 of them in one group.
 struct Plan {
-  Plan(int images, int tokens, int r) : tokens(tokens), rows(tokens - r), indices(images * tokens),
-                                        offsets(images * (rows + 1)) {
+  Plan(int images, int tokens, int r)
+      : tokens(tokens), rows(tokens - r), indices(images * tokens), offsets(images * (rows + 1)) {
     for (int b = 0; b < images; ++b) {
       for (int i = 0; i < tokens; ++i) {
         indices.get()[b * tokens + i] = (i + b) % tokens;
@@ -163,9 +163,10 @@ void norm(int channels, bool aligned) {
     back.partial_bias = partial.get() + back.blocks * channels;
     launch_norm_backward(back, aligned, nullptr);
     if (channels <= 64) {  // 1,024 threads for every 32 channels
-      launch_sum_partials(NormSums{{back.partial_weight, back.partial_bias}, {grad_weight.get(), grad_bias.get()},
-                                   channels, back.blocks},
-                          nullptr);
+      launch_sum_partials(
+          NormSums{
+              {back.partial_weight, back.partial_bias}, {grad_weight.get(), grad_bias.get()}, channels, back.blocks},
+          nullptr);
     }
     return merged.bits() + normed.bits() + merged_size.bits() + mean.bits() + rstd.bits() + grad.bits() +
            partial.bits() + grad_weight.bits() + grad_bias.bits();
@@ -195,7 +196,7 @@ int main(int count, char** arguments) {
   }
   match<float>(23, 16, 1, 7, 1, true);
   match<bfloat_t>(23, 16, 3, 10, 0, true);
-  match<half_t>(70, 72, 2, 20, 1, true);    // more channels than a tile
+  match<half_t>(70, 72, 2, 20, 1, true);  // more channels than a tile
   match<float>(190, 8, 1, 60, 2, true);
   match<float>(220, 8, 1, 60, 0, true);
   match<bfloat_t>(301, 8, 1, 90, 1, true);  // more rows than a tile
