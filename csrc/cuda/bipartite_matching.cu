@@ -1,8 +1,8 @@
 // Bipartite soft matching on CUDA tensors, for images of up to 512 tokens.
 //
 //   bipartite_matching_cuda(metric [B, N, C], r, num_protected)
-//   bipartite_matching_from_keys_cuda(k [B, H, N, D], r, num_protected): the same of the mean of k over its heads,
-//       in float32; k of any strides, such as those of packed QKV
+//   bipartite_matching_from_keys_cuda(k [B, H, N, D], r, num_protected): the same for the mean of k over its heads,
+//       in float32; k has any strides, such as those of packed QKV
 //     -> indices int32 [B, N], offsets int32 [B, N - r + 1], output_row int32 [B, N]
 //
 // One launch, no synchronisation.

@@ -1,14 +1,16 @@
 // Bipartite soft matching on the GPU: one block makes the plan of one image of up to 512 tokens.
 //
 // Symbols: N tokens, P of them protected, |A| even and |B| odd ones among the rest (at most 256 each), C channels,
-// H heads; R scores of a thread along each side, 16 R rows a tile; i counts in A, j in B.
+// H heads; R scores per thread along each side, 16 R rows per tile; i indexes A, j indexes B.
 //
-// 1. Rows of A and of B come into shared memory, 64 channels at a time (bipartite_matching_rows.cuh).
-// 2. Every thread multiplies R x R pairs of rows in registers, in fused float32 steps in ascending order of channels:
-//    no tensor cores, no TF32. The scores are never written.
-// 3. A's best b: highest score, then lowest j; over a thread's own, then over the 16 threads of its row.
-// 4. Rank of a = number of a's that beat it (higher score, or equal and lower i); the r first merge. The plan is
-//    written directly: places are counts of pairs before, by b, then by a. Nothing is sorted, nothing is atomic.
+// 1. Load rows of A and of B into shared memory, 64 channels at a time (bipartite_matching_rows.cuh).
+// 2. Every thread multiplies R x R pairs of rows in registers, in fused float32 steps in ascending order of channels,
+//    without tensor cores or TF32. The scores are never written.
+// 3. The best b of every a: highest score, then lowest j; first over a thread's scores, then over the 16 threads of
+//    its row.
+// 4. The rank of a is the number of a's that beat it (higher score, or equal and lower i); the first r merge. The plan
+//    is written directly: a place is the number of pairs before it, ordered by b, then by a. There is no sort and no
+//    atomic.
 #pragma once
 
 #include "bipartite_matching_rows.cuh"
@@ -19,7 +21,7 @@ struct Identity {
   int32_t* indices;
   int32_t* offsets;
   int32_t* output_row;
-  int64_t total;  // of offsets: images times (tokens + 1)
+  int64_t total;  // number of offsets: images times (tokens + 1)
   int32_t tokens;
 };
 
@@ -28,11 +30,11 @@ struct MatchShared {
   static constexpr int rows = kSide * R;
   float a[rows * kPitch];
   float b[rows * kPitch];
-  float scale[2][rows];    // where the channels need several tiles
+  float scale[2][rows];    // used where the channels need several tiles
   float inverse[2][rows];  // 1 / norm of the scaled row; 0: the row has no direction
-  float best[kMatchSide];  // by i; -inf behind the last
+  float best[kMatchSide];  // by i; -inf past the last
   int32_t partner[kMatchSide];
-  int32_t pair[kMatchSide];  // those that merge, by i: j * 256 + i
+  int32_t pair[kMatchSide];  // the merging pairs, by i: j * 256 + i
   uint32_t merged[kMatchThreads / kWarp];
 };
 
@@ -83,7 +85,7 @@ ALT_DEVICE void multiply(const MatchShared<R>& shared, int channels, float (&sco
   }
 }
 
-// The best of a tile for each of its rows goes to those of the tiles before; an earlier column keeps a tie.
+// Merges each row's best of a tile into the best of the tiles before it; the earlier column wins a tie.
 template <int R>
 ALT_DEVICE void take_best(MatchShared<R>& shared, int a_begin, int b_begin, int even, const float (&score)[R][R]) {
   const int y = thread_index() / kSide, x = thread_index() % kSide;
@@ -127,14 +129,14 @@ ALT_DEVICE void find_partners(const Match& m, const T* image, const Sets& sets, 
   for (int a_begin = 0; a_begin < sets.a.count; a_begin += rows) {
     for (int b_begin = 0; b_begin < sets.b.count; b_begin += rows) {
       float score[R][R];
-      sync_block();  // nobody reads the tiles before any more
+      sync_block();  // all threads have read the tiles before
       if (whole) {
         if (b_begin == 0) {
           load_whole_rows<T, rows, Aligned>(m, image, sets.a, a_begin, shared.a, shared.inverse[0]);
         }
         load_whole_rows<T, rows, Aligned>(m, image, sets.b, b_begin, shared.b, shared.inverse[1]);
         sync_block();
-        clear<R>(score);  // not before: its registers are those of the loads
+        clear<R>(score);  // not earlier: the loads use its registers
         multiply<R>(shared, m.channels, score);
       } else {
         if (b_begin == 0) {
@@ -155,7 +157,7 @@ ALT_DEVICE void find_partners(const Match& m, const T* image, const Sets& sets, 
       }
       take_best<R>(shared, a_begin, b_begin, sets.a.count, score);
     }
-    // 1 / |a| is the same for a whole row: it could wait until the maximum was known.
+    // 1 / |a| is the same for a whole row, so it is applied after the maximum.
     sync_block();
     const int row = a_begin + thread_index();
     if (thread_index() < rows && row < sets.a.count) {
@@ -174,7 +176,7 @@ ALT_DEVICE void write_plan(const Match& m, const Sets& sets, MatchShared<R>& sha
   const bool is_a = i < sets.a.count;
   const float mine = shared.best[i];
   int rank = 0;
-  for (int other = 0; other < sets.a.count; other += 4) {  // those behind |A| score -inf and come last
+  for (int other = 0; other < sets.a.count; other += 4) {  // entries past |A| are -inf and rank last
     float theirs[4];
     load4(shared.best + other, theirs);
 #pragma unroll
@@ -198,8 +200,8 @@ ALT_DEVICE void write_plan(const Match& m, const Sets& sets, MatchShared<R>& sha
     shared.pair[merged_before] = pair;
   }
   sync_block();
-  int pairs_before = 0;  // by b, then by a: before mine
-  int into_before = 0;   // into a b before b_i
+  int pairs_before = 0;  // pairs before this one, ordered by b, then by a
+  int into_before = 0;   // pairs that merge into a b before b_i
   for (int other = 0; other < m.r; ++other) {
     const int theirs = shared.pair[other];
     pairs_before += theirs < pair;
@@ -245,7 +247,7 @@ match_image(Match m) {
   write_plan<R>(m, sets, shared);
 }
 
-// r = 0: every token stays where it is.
+// The plan for r = 0: every token keeps its place.
 ALT_KERNEL(kMatchThreads, 2)
 write_identity(Identity d) {
   const int64_t at = block_index() * kMatchThreads + thread_index();

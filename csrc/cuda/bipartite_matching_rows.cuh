@@ -1,9 +1,9 @@
-// The rows of A and of B that bipartite_matching.cuh compares: read, scaled, measured and laid out in shared memory.
+// Loads the rows of A and of B that bipartite_matching.cuh compares into shared memory, scaled, with their norms.
 //
-// Rows become float32, scaled by a power of two to a largest magnitude in [1, 4), which rounds nothing, with 1 / norm
-// beside them. Keys of several heads are added up on the way: cosines do not see the factor H. The largest magnitude is
-// that of the bits as integers, where NaN > inf > finite, so a row that has no direction shows without a floating
-// comparison.
+// Rows become float32, scaled exactly by a power of two to a largest magnitude in [1, 4), and 1 / norm is stored
+// beside them. Keys of several heads are summed on the way: cosines are invariant to the factor H. The largest
+// magnitude is compared as integer bits, where NaN > inf > finite, so a row without a direction is found without a
+// floating-point comparison.
 #pragma once
 
 #include "device.h"
@@ -11,10 +11,10 @@
 namespace alt::gpu {
 
 constexpr int kMatchThreads = 256;
-constexpr int kMatchTokens = 512;             // most that a block takes
-constexpr int kMatchSide = kMatchTokens / 2;  // most of A or of B
-constexpr int kChannels = 64;                 // of a tile
-constexpr int kPitch = kChannels + 4;         // floats: 16 rows in a column lie in different banks
+constexpr int kMatchTokens = 512;             // the most tokens that a block takes
+constexpr int kMatchSide = kMatchTokens / 2;  // the most of A or of B
+constexpr int kChannels = 64;                 // per tile
+constexpr int kPitch = kChannels + 4;         // floats: 16 rows of a column lie in different banks
 constexpr int kSide = 16;                     // threads along each side of a tile
 constexpr int kRowLanes = kChannels / 8;      // threads that load a row
 
@@ -41,9 +41,8 @@ ALT_DEVICE Sets sets_of(int tokens, int num_protected) {
   return {{num_protected + num_protected % 2, even}, {num_protected + 1 - num_protected % 2, odd}};
 }
 
-// `left` channels of each of P tokens, at most eight, and zeros behind them, added up over the heads. `p` may be read
-// even where nothing is left: no branch parts the loads, and several are on their way at once, since what a small
-// batch waits for is memory's latency.
+// Reads up to eight channels (`left`) of each of P tokens, zero-padded and summed over the heads. `p` must be readable
+// even where nothing is left: without a branch several loads are in flight, and a small batch is bound by latency.
 template <typename T, int P, int Heads, bool Aligned>
 ALT_DEVICE void read_rows(const Match& m, const T* const (&p)[P], const int (&left)[P], float (&v)[P][8]) {
 #pragma unroll
@@ -134,8 +133,8 @@ ALT_DEVICE float square_of(const float (&v)[8], float scale) {
   return square;
 }
 
-// Eight channels of a row. Half of a row's lanes store their second four first: the eight lanes that store together then
-// have 32 banks, not 16.
+// Stores eight channels of a row. Half of a row's lanes store their second four first, so that the eight lanes that
+// store together use 32 banks, not 16.
 ALT_DEVICE void store_row(float* at, const float (&v)[8], float scale, bool keep) {
   const bool second = thread_index() % kRowLanes >= kRowLanes / 2;
 #pragma unroll
@@ -150,11 +149,11 @@ ALT_DEVICE void store_row(float* at, const float (&v)[8], float scale, bool keep
   }
 }
 
-// Rows [begin, begin + Rows) of a set that fit one tile of channels: read once, scaled, with their inverse norms.
+// Loads rows [begin, begin + Rows) of a set, which fit one tile of channels: one read, scaling and inverse norms.
 template <typename T, int Rows, bool Aligned>
 ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, int begin, float* tile, float* inverse) {
   constexpr int at_once = kMatchThreads / kRowLanes, parts = (Rows + at_once - 1) / at_once;
-  static_assert(Rows % (kWarp / kRowLanes) == 0);  // shuffles are of whole warps
+  static_assert(Rows % (kWarp / kRowLanes) == 0);  // shuffles need whole warps
   const int lane = thread_index() % kRowLanes, first = thread_index() / kRowLanes;
   const T* p[parts];
   int left[parts];
@@ -166,7 +165,7 @@ ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, in
     left[i] = live ? m.channels - 8 * lane : 0;
     p[i] = image + (set.first + 2 * (live ? begin + row : 0)) * m.token_stride + (left[i] > 0 ? 8 * lane : 0);
   }
-  // Of how many heads at once: as many as there are registers for on every GPU.
+  // The number of heads read at once: as many as every GPU has registers for.
   constexpr int heads = !Aligned || Rows > 7 * kSide ? 1 : sizeof(T) == 4 && parts > 2 ? 2 : 4;
   read_rows<T, parts, heads, Aligned>(m, p, left, v);
 #pragma unroll
@@ -185,7 +184,7 @@ ALT_DEVICE void load_whole_rows(const Match& m, const T* image, TokenSet set, in
   }
 }
 
-// The same for wider rows: first scale and norm, in two passes over the row ...
+// For wider rows: first the scale and the norm, in two passes over the row ...
 template <typename T, bool Aligned>
 ALT_DEVICE void measure_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, float* scales,
                              float* inverse) {
@@ -216,7 +215,7 @@ ALT_DEVICE void measure_rows(const Match& m, const T* image, TokenSet set, int b
   }
 }
 
-// ... then one tile of channels.
+// ... then the channels of one tile.
 template <typename T, bool Aligned>
 ALT_DEVICE void load_part_of_rows(const Match& m, const T* image, TokenSet set, int begin, int rows, int channel,
                                   float* tile, const float* scales, const float* inverse) {

@@ -1,22 +1,22 @@
-// What the kernels of this folder are written in: a thin layer over the GPU, so that the same text also compiles
-// for the host and runs there, thread by thread (host_emulation.h), where there is no GPU.
+// A thin layer over the GPU in which the kernels of this folder are written. The same text also compiles for the host
+// and runs there, thread by thread, without a GPU (host_emulation.h).
 //
-//   ALT_KERNEL(threads, blocks)  before a kernel, which takes one argument, a struct, by value; blocks: that should
-//                                fit a multiprocessor. Without it the assembler saves registers until it spills.
+//   ALT_KERNEL(threads, blocks)  before a kernel, which takes one struct by value. `blocks` should fit a
+//                                multiprocessor at once; without it the assembler saves registers until it spills.
 //   ALT_DEVICE                   before everything that a kernel calls
 //   thread_index(), block_index()
 //   sync_block()                 barrier of the block, reached by all its threads
 //   shuffle_xor(value, mask)     of a whole warp; float, int32_t or uint32_t
-//   ballot(condition)            of a whole warp; neither orders accesses to memory: only sync_block() does
-//   shared_memory()              the block's shared memory, 16-byte aligned; all of it is dynamic
+//   ballot(condition)            of a whole warp; only sync_block() orders accesses to memory
+//   shared_memory()              the block's shared memory, 16-byte aligned, all of it dynamic
 //   load16(p), store16(p, pack)  16 bytes, aligned
 //   launch<kernel>(grid, argument)
 //   half_t, bfloat_t, widen(x), narrow<T>(float)   storage types and their rounding, to nearest even
 //
-// A product that is rounded together with a sum is written as fused_multiply_add; every other one is rounded by itself,
-// here and on the host, because both are compiled without contraction (setup.py: -fmad=false). Divisions and roots
-// are rounded to nearest. So the emulation is to give the bits of the GPU (tests/cuda/test_bits_of_the_gpu.py), those
-// of a NaN apart.
+// A product that is rounded together with a sum is written as fused_multiply_add. Every other product is rounded on its
+// own, here and on the host, because both are compiled without contraction (setup.py: -fmad=false). Divisions and roots
+// are rounded to nearest. So the emulation must give the bits of the GPU, except for the payload of a NaN
+// (tests/cuda/test_bits_of_the_gpu.py).
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ struct half_t {
 struct bfloat_t {
   uint16_t bits;
 };
-// Run-time name of a storage type.
+// A storage type as a run-time value.
 enum class Kind : int32_t { single, half, bfloat };
 
 struct alignas(16) Pack {
@@ -100,7 +100,7 @@ ALT_DEVICE float half_to_float(uint16_t bits) { return __half2float(__ushort_as_
 ALT_DEVICE uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
 ALT_DEVICE uint16_t float_to_bfloat(float value) { return __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
 
-// The runtime is linked statically, so its last error is its own, and nobody but we would clear it.
+// The runtime is linked statically, so nobody else clears its last error.
 inline void require(cudaError_t status) {
   if (status != cudaSuccess) {
     cudaGetLastError();
@@ -108,13 +108,13 @@ inline void require(cudaError_t status) {
   }
 }
 
-// More than 48 KB of shared memory has to be asked for, once for a kernel and device. It is no operation of a stream,
-// so a graph may be captured around it. All that is kept is a bit a device: asking twice would change nothing.
+// Requests more than 48 KB of shared memory, once per kernel and device. This is no stream operation, so a graph may be
+// captured around it. One bit per device is kept; requesting twice is harmless.
 template <auto Kernel>
 void allow_shared(int bytes) {
   static std::atomic<uint64_t> allowed{0};
   int device = 0;
-  require(cudaGetDevice(&device));  // the one that torch's guard made current: contexts are shared by all runtimes
+  require(cudaGetDevice(&device));  // the one that torch's guard made current: all runtimes share contexts
   const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
   if ((allowed.load(std::memory_order_acquire) & bit) == 0) {
     require(cudaFuncSetAttribute(reinterpret_cast<const void*>(Kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -123,7 +123,7 @@ void allow_shared(int bytes) {
   }
 }
 
-// At most 2^31 - 1 blocks: callers count them first.
+// Callers check that there are at most 2^31 - 1 blocks.
 template <auto Kernel, typename Argument>
 void launch(const Grid& grid, const Argument& argument) {
   if (grid.blocks == 0) {
@@ -166,7 +166,7 @@ ALT_DEVICE bfloat_t narrow<bfloat_t>(float x) {
   return bfloat_t{float_to_bfloat(x)};
 }
 
-// Eight neighbours, widened. The address is a multiple of 16.
+// Reads eight neighbours, widened. The address is a multiple of 16.
 template <typename T>
 ALT_DEVICE void read8(const T* p, float (&v)[8]) {
   if constexpr (sizeof(T) == 4) {
@@ -188,7 +188,7 @@ ALT_DEVICE void read8(const T* p, float (&v)[8]) {
   }
 }
 
-// Rounds, stores, and leaves in v what was stored.
+// Rounds and stores v, and leaves the stored values in v.
 template <typename T>
 ALT_DEVICE void write8(T* p, float (&v)[8]) {
   if constexpr (sizeof(T) == 4) {
@@ -214,7 +214,7 @@ ALT_DEVICE void write8(T* p, float (&v)[8]) {
   }
 }
 
-// Element `at` of an array whose type is known when it runs.
+// Element `at` of an array whose type is known at run time.
 ALT_DEVICE float read_any(const void* p, int64_t at, Kind kind) {
   if (kind == Kind::single) {
     return static_cast<const float*>(p)[at];

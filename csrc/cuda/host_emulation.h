@@ -1,19 +1,20 @@
 // The layer of device.h on the host: every thread of a block is a fiber, and blocks run one after another.
 //
-// A fiber runs until a barrier (of the block, or of its warp: that is what a shuffle is) and goes on when all threads
-// of the block or the warp have come to the same one. A barrier that some never reach, or to which they come from
-// different lines, ends the program with a sentence, as do a write behind the shared memory, which starts as NaN, 16
-// bytes off their address, and a block or a grid larger than a GPU takes. `order` permutes the fibers between two
-// barriers: a result that depends on it has a race. ThreadSanitizer sees each fiber as a thread of its own, with no
-// order between them but the block's barriers', so it finds races within a block, within a warp and between blocks. A
-// shuffle orders nothing there, since on the GPU it does not: shared memory that one lane writes and another one
-// reads after a shuffle alone is a race. `skipped` leaves one barrier out: how the tests know that it would be missed.
+// A fiber runs until a barrier of its block or its warp (a shuffle is a barrier of the warp), and continues when all
+// threads of that block or warp have reached the same barrier. The program aborts with a message if a barrier is not
+// reached by all threads from the same line, on writes past shared memory (initialised to NaN), on misaligned 16-byte
+// accesses, and on oversized blocks or grids.
 //
-// What only a GPU shows: whether a launch has enough registers, whether the extra shared memory was granted, which
-// stream and which device it runs on, and what the compiler makes of the same text (`csrc/cuda/resources.py` reads
-// that). A fiber runs alone: what ThreadSanitizer has forgotten (it keeps four accesses to a word) is not found.
+// `order` permutes the fibers between two barriers: a result that depends on it has a race. ThreadSanitizer sees each
+// fiber as a thread, ordered only by the block's barriers, so it finds races within a block, within a warp and between
+// blocks. A shuffle does not order memory there, as it does not on the GPU: shared memory that one lane writes and
+// another reads after a shuffle alone is a race. `skipped` leaves one barrier out, which shows that tests notice it.
 //
-// For tests: nothing of this is in the library that ships.
+// Only a GPU shows whether a launch has enough registers, whether the extra shared memory was granted, which stream and
+// device it runs on, and what the compiler makes of the same text (`csrc/cuda/resources.py` reads that).
+// ThreadSanitizer keeps four accesses per word, so it misses a race with an older access.
+//
+// For tests only: nothing of this is in the library that ships.
 #pragma once
 
 #include <torch/headeronly/util/Half.h>
@@ -58,23 +59,23 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   std::atomic<State> state{State::ready};
   int index = 0;
-  uint32_t warp_barriers = 0, block_barriers = 0;  // how many this thread has come to
-  std::atomic<const char*> file{nullptr};          // where the last one is
+  uint32_t warp_barriers = 0, block_barriers = 0;  // how many this thread has reached
+  std::atomic<const char*> file{nullptr};          // of the last one
   std::atomic<uint32_t> line{0};
   void* tsan = nullptr;
 };
 
 struct Warp {
-  uint32_t value[2][kWarp];  // what lanes hand over, in turns, so that one barrier is enough
+  uint32_t value[2][kWarp];  // what lanes exchange; two alternating buffers, so that one barrier is enough
 };
 
 constexpr size_t kStack = 128 * 1024;
 constexpr size_t kGuard = 1024;
 
-// 0: ascending; 1: descending; above: a shuffle of its own for every step.
+// 0: ascending; 1: descending; above: the seed of a new shuffle for every step.
 inline std::atomic<unsigned> order{0};
 inline std::atomic<int64_t> launches{0};
-// The line of a sync_block() that does nothing, in the file whose name ends so.
+// The line of a sync_block() that is skipped, and the end of its file's name.
 inline std::atomic<uint32_t> skipped_line{0};
 inline std::atomic<const char*> skipped_file{""};
 
@@ -86,7 +87,7 @@ inline bool skipped(const std::source_location& where) {
   return file.size() >= end.size() && file.substr(file.size() - end.size()) == end;
 }
 
-// What lanes hand over in a shuffle is not memory: ThreadSanitizer is not to see it.
+// What lanes exchange in a shuffle is not memory on a GPU, so it is hidden from ThreadSanitizer.
 ALT_UNSEEN inline void put(uint32_t& slot, uint32_t value) { slot = value; }
 ALT_UNSEEN inline uint32_t take(const uint32_t& slot) { return slot; }
 
@@ -151,11 +152,11 @@ inline void Block::enter() {
   Fiber& f = block.fiber();
   block.body_();
   f.state.store(State::done, std::memory_order_relaxed);
-  ALT_TSAN(__tsan_release(block.finished_);)  // the last that ThreadSanitizer sees of the fiber
+  ALT_TSAN(__tsan_release(block.finished_);)  // the fiber's last event for ThreadSanitizer
   block.yield(f);
 }
 
-// A function of its own, because getcontext may return twice as far as a compiler knows.
+// A separate function, because a compiler must assume that getcontext returns twice.
 inline void Block::prepare(Fiber& f) {
   getcontext(&f.context);
   f.context.uc_stack.ss_sp = f.stack.get();
@@ -182,7 +183,7 @@ inline void Block::wait(State barrier, const std::source_location& where) {
   }
 }
 
-// Every lane hands over `value`, and takes that of `lane`.
+// Every lane gives `value` and receives that of `lane`.
 inline uint32_t Block::exchange(uint32_t value, int lane, const std::source_location& where) {
   Fiber& f = fiber();
   Warp& warp = warps_[static_cast<size_t>(f.index / kWarp)];
@@ -192,7 +193,7 @@ inline uint32_t Block::exchange(uint32_t value, int lane, const std::source_loca
   return take(slot[lane]);
 }
 
-// Lets those go on whose barrier is complete. False: nobody can.
+// Resumes the threads whose barrier is complete; false if there are none.
 inline bool Block::release() {
   bool any = false;
   const auto all = [&](size_t begin, size_t end, State state) {
@@ -360,7 +361,7 @@ void launch(const Grid& grid, const Argument& argument) {
   for (int64_t i = 0; i < grid.blocks; ++i) {
     blocks.push_back(std::make_unique<emulation::Block>(grid, i, body));
     blocks.back()->run(stacks, &finished);
-    // Memory used twice would look like a race; but ThreadSanitizer has 8,128 threads at most.
+    // Memory used twice would look like a race, but ThreadSanitizer has at most 8,128 threads.
     ALT_TSAN(alive += grid.threads; if (alive < 3072) { continue; } alive = 0; __tsan_acquire(&finished);)
     blocks.clear();
   }

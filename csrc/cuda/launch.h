@@ -1,4 +1,4 @@
-// What the launchers of this folder share on the host's side: checks, memory, device and stream, through the stable ABI.
+// Host-side helpers of this folder's launchers: checks, memory, device and stream, through the stable ABI.
 #pragma once
 
 #include "../common.h"
@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #endif
 
-// The kernels' own name of the library and its key; the tests build the same files for the host under other names.
+// The library and the dispatch key of the kernels; the tests build the same files for the host under other names.
 #if !defined(ALT_HOST_EMULATION)
 #define ALT_GPU_LIBRARY alt_kernels
 #define ALT_GPU_KEY CUDA
@@ -19,7 +19,7 @@
 
 namespace alt ALT_HIDDEN {
 
-// The device of a tensor is the current one while this lives; stream() is torch's current stream there.
+// Makes the device of a tensor current while it lives; stream() is torch's current stream there.
 class OnDevice {
  public:
 #if defined(ALT_HOST_EMULATION)
@@ -39,7 +39,7 @@ class OnDevice {
 #endif
 };
 
-// A new contiguous tensor beside `t`, uninitialised, from torch's caching allocator.
+// A new contiguous tensor on the device of `t`, uninitialised, from torch's caching allocator.
 inline Tensor empty_beside(const Tensor& t, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   constexpr size_t max_rank = 4;
   int64_t shape[max_rank];
@@ -83,7 +83,7 @@ inline gpu::Kind kind_of(const Tensor& t, const char* name) {
 
 inline bool multiple_of_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Rows of C elements can be read 8 at a time: address, length and every stride but the last are multiples.
+// True if rows can be read 16 bytes at a time: the address and the strides are multiples of 16 bytes, C of 8.
 inline bool rows_aligned(const Tensor& t) {
   const int64_t last = t.dim() - 1, bytes = static_cast<int64_t>(t.element_size());
   bool fit = multiple_of_16(t.const_data_ptr()) && t.size(last) % 8 == 0;
@@ -93,7 +93,7 @@ inline bool rows_aligned(const Tensor& t) {
   return fit;
 }
 
-// int32 numbers are counts and places within an image in the kernels.
+// Checks a count that the kernels hold as int32.
 inline int32_t count32(int64_t value, const char* name) {
   check(value <= std::numeric_limits<int32_t>::max(), name, ": expected fewer than 2^31, got ", value);
   return static_cast<int32_t>(value);

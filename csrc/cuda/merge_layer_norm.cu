@@ -1,12 +1,12 @@
-// Residual + weighted merge + LayerNorm on CUDA tensors, and its derivative.
+// Residual sum + weighted merge + LayerNorm on CUDA tensors, and its derivative.
 //
 //   merge_layer_norm_cuda(x, residual, size?, indices, offsets, output_row, weight?, bias?, eps)
 //     -> merged, normed [B, N', C], merged_size, mean, rstd [B, N'] float32
 //   merge_layer_norm_cuda_backward(grad_merged, grad_normed, merged, mean, rstd, weight?, has_bias, size?, merged_size,
 //       indices, offsets, output_row) -> grad_input [B, N, C], grad_weight, grad_bias float32 [C] or [0]
 //
-// One launch forward, two backward, no synchronisation. The values of a plan are trusted: reading them back to check
-// them would stop the GPU's queue. C up to 8,192.
+// One launch forward, two backward, no synchronisation. The values of a plan are not checked: reading them back would
+// stall the GPU. C up to 8,192.
 
 #include "launch.h"
 #include "merge_layer_norm_backward.cuh"
@@ -20,7 +20,7 @@ struct Plan3 {
   int64_t batch, tokens, rows;
 };
 
-// Types and shapes of a plan beside `like`, [B, ?, C].
+// Checks the types, shapes and device of a plan for `like`, [B, ?, C].
 Plan3 plan_beside(const Tensor& like, const Tensor& indices, const Tensor& offsets, const Tensor& output_row) {
   struct Field {
     const Tensor& tensor;
@@ -39,7 +39,7 @@ Plan3 plan_beside(const Tensor& like, const Tensor& indices, const Tensor& offse
   return {as_contiguous(indices), as_contiguous(offsets), like.size(0), tokens, rows};
 }
 
-// A float32 table [B, n], or none.
+// The checked float32 table [B, n], or none.
 std::optional<Tensor> table(const std::optional<Tensor>& t, const Tensor& like, int64_t n, const char* name) {
   if (!t.has_value()) {
     return std::nullopt;
@@ -52,7 +52,7 @@ std::optional<Tensor> table(const std::optional<Tensor>& t, const Tensor& like, 
   return as_contiguous(*t);
 }
 
-// A parameter [C], or none; `aligned` becomes false where it cannot be read 16 bytes at a time.
+// The checked parameter [C], or none. `aligned` becomes false if it cannot be read 16 bytes at a time.
 std::optional<Tensor> parameter(const std::optional<Tensor>& t, const Tensor& like, const char* name, bool& aligned) {
   if (!t.has_value()) {
     return std::nullopt;

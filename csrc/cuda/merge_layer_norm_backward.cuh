@@ -1,11 +1,11 @@
-// The derivative of residual + weighted merge + LayerNorm on the GPU, in two passes.
+// The derivative of residual sum + weighted merge + LayerNorm on the GPU, in two launches.
 //
 // Symbols: B images, N tokens, N' output rows, C channels; W and V as in merge_layer_norm_row.cuh.
 //
-// One row: h, g = dn w and their two sums; dx' rounded as the reference rounds it, then written to every token of the
-// group, times its share. Derivatives of weight and bias: a number of blocks that the shapes alone decide, each with
-// its own sums over its rows; a second kernel adds those up. So every sum has one order: no atomics, the same bits
-// every run.
+// Per row: h, g = dn w and their two sums; then dx', rounded as the reference rounds it, is written to every token of
+// the group, times the token's share. Derivatives of weight and bias: the shapes alone decide the number of blocks,
+// each block sums over its rows, and a second kernel adds those partial sums. So every sum has one order: there are no
+// atomics and every run gives the same bits.
 #pragma once
 
 #include "merge_layer_norm_row.cuh"
@@ -49,7 +49,7 @@ ALT_DEVICE void add8(const float* p, float (&v)[8]) {
   }
 }
 
-// Blocks that a multiprocessor has registers for: a thread keeps four numbers of each of its channels.
+// The number of blocks that a multiprocessor has registers for: a thread keeps four values per channel.
 constexpr int resident_blocks(int warps, int vectors) {
   const int of_four_warps = vectors == 1 ? 6 : vectors == 2 ? 4 : vectors == 3 ? 3 : 2;
   return warps == 1 ? of_four_warps : of_four_warps / 2;
@@ -77,7 +77,7 @@ merge_norm_backward(NormBackward n) {
     const int32_t first = n.offsets[at + image], last = n.offsets[at + image + 1];
     const float total = n.merged_size[at];
 
-    float h[V][8], g[V][8];  // outside the row g is 0, h is not
+    float h[V][8], g[V][8];  // past the end of the row g is 0, h is not
     float sum_g = 0.0f, sum_gh = 0.0f;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
@@ -138,7 +138,7 @@ merge_norm_backward(NormBackward n) {
     }
   }
 
-  // The block's sums: those of its rows one after another.
+  // The block's sums, over its rows in order.
   if (n.partial_weight == nullptr && n.partial_bias == nullptr) {
     return;
   }
@@ -175,7 +175,7 @@ merge_norm_backward(NormBackward n) {
   }
 }
 
-// 32 channels of one parameter's derivative: 32 warps add up every 32nd partial sum, then those 32.
+// 32 channels of one parameter's derivative: each of 32 warps adds every 32nd partial sum, then those 32 are added.
 ALT_KERNEL(1024, 1)
 sum_partials(NormSums n) {
   const int tiles = (n.channels + kWarp - 1) / kWarp;
@@ -205,8 +205,8 @@ sum_partials(NormSums n) {
 
 // ------------------------------------------------------------------------------------------ launching
 
-// How many partial sums the backward makes: of the shapes alone, never of the GPU. As many as the 132 multiprocessors of
-// an H200 hold at once, so that none of them waits while others do a second round.
+// The number of partial sums of the backward, which depends on the shapes and not on the GPU. It is what the 132
+// multiprocessors of an H200 hold at once, so that no second wave is needed.
 inline int32_t norm_blocks(int64_t total, int32_t channels) {
   int64_t blocks = 0;
   with_row_shape(channels, true, [&](auto shape) {

@@ -1,9 +1,9 @@
-// Residual + weighted merge + LayerNorm on the GPU in one pass.
+// Residual sum + weighted merge + LayerNorm on the GPU in one pass.
 //
 // Symbols: B images, N tokens, N' output rows, C channels; W and V as in merge_layer_norm_row.cuh.
 //
-// One row: the sum x + residual of its own token and, in the order of the plan, of the others in its group, float32;
-// rounded once; mean and deviation of what was stored, in two passes over registers. A row of one token is neither
+// Per row: the weighted sum of x + residual over the tokens of its group in the order of the plan, in float32, rounded
+// once; then mean and deviation of the stored row, in two passes over registers. A row of one token is neither
 // multiplied nor divided.
 #pragma once
 
@@ -37,7 +37,7 @@ merge_norm_forward(NormForward n) {
   using Shape = RowShape<W, V>;
   const int64_t at = block_index() * Shape::rows + Shape::row();
   if (at >= n.total) {
-    return;  // a whole warp: a block of several rows shares nothing
+    return;  // a whole warp: the rows of a block share nothing
   }
   const int64_t image = image_of(at, n.rows);
   const int32_t* offsets = n.offsets + at + image;
@@ -84,7 +84,7 @@ merge_norm_forward(NormForward n) {
     keep<Out, Aligned>(n.merged, n.out_kind, row, Shape::channel(v), n.channels, value[v]);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      sum += value[v][k];  // zero from the end of the row on
+      sum += value[v][k];  // zero past the end of the row
     }
   }
   sum_row<W>(sum, nothing, 0);

@@ -1,20 +1,20 @@
-// How the kernels of merge + LayerNorm share out a row of C channels.
+// The distribution of a row of C channels over threads, for the kernels of merge + LayerNorm.
 //
-// A row is worked on by W warps, each thread of which holds V times 8 neighbouring channels (16 bytes of a
-// half-precision number, twice 16 of float32); with W = 1 a block does four rows at a time, otherwise one.
+// W warps share a row. Each thread holds V vectors of 8 neighbouring channels (16 bytes in half precision, 32 in
+// float32). With W = 1 a block takes four rows at a time, otherwise one.
 //
-// Variants: the usual pairs of dtypes by template, 16 bytes at a time; whatever else (other pairs, C or strides that
-// are no multiples of 8, addresses off 16) in one that asks for each element's dtype as it runs.
+// Variants: the usual pairs of dtypes are templates that move 16 bytes at a time. Everything else (other pairs, C or
+// strides that are no multiples of 8, misaligned addresses) runs one variant that reads each dtype at run time.
 #pragma once
 
 #include "device.h"
 
 namespace alt::gpu {
 
-constexpr int kNormRows = 4;             // of a block where a warp does a row
-constexpr int64_t kNormChannels = 8192;  // most
+constexpr int kNormRows = 4;             // per block where one warp takes a row
+constexpr int64_t kNormChannels = 8192;  // the most
 
-// A row's threads and what they hold.
+// The threads of a row and the channels that they hold.
 template <int W, int V>
 struct RowShape {
   static constexpr int threads = W * kWarp;
@@ -26,12 +26,12 @@ struct RowShape {
   ALT_DEVICE static int channel(int v) { return 8 * (v * threads + thread_index() % threads); }
 };
 
-// The image of a row, both fewer than 2^31: a division of 64 bits would be a function call.
+// The image of a row. Both are below 2^31: a 64-bit division would be a function call.
 ALT_DEVICE int64_t image_of(int64_t row, int32_t rows) {
   return static_cast<uint32_t>(row) / static_cast<uint32_t>(rows);
 }
 
-// Both sums over a row's threads, the same bits in all of them. `turn` alternates from call to call.
+// Sums both values over a row's threads, with the same bits in all of them. `turn` alternates from call to call.
 template <int W>
 ALT_DEVICE void sum_row(float& first, float& second, int turn) {
   first = sum_lanes(first);
@@ -53,7 +53,7 @@ ALT_DEVICE void sum_row(float& first, float& second, int turn) {
   }
 }
 
-// Eight channels of a row that starts at element `row`; zeros from the end of the row on.
+// Reads eight channels of a row that starts at element `row`; zeros past the end of the row.
 template <typename T, bool Aligned>
 ALT_DEVICE void fetch(const void* p, Kind kind, int64_t row, int channel, int channels, float (&v)[8]) {
   if constexpr (Aligned) {
@@ -68,7 +68,7 @@ ALT_DEVICE void fetch(const void* p, Kind kind, int64_t row, int channel, int ch
   }
 }
 
-// Rounds and stores them; v is then what was stored.
+// Rounds and stores eight channels, and leaves the stored values in v.
 template <typename T, bool Aligned>
 ALT_DEVICE void keep(void* p, Kind kind, int64_t row, int channel, int channels, float (&v)[8]) {
   if constexpr (Aligned) {
@@ -85,7 +85,7 @@ ALT_DEVICE void keep(void* p, Kind kind, int64_t row, int channel, int channels,
   }
 }
 
-// Eight weights (or biases); zeros from the end of the row on.
+// Reads eight weights (or biases); zeros past the end of the row.
 template <bool Aligned>
 ALT_DEVICE void fetch_parameter(const void* p, Kind kind, int channel, int channels, float (&v)[8]) {
   if constexpr (Aligned) {
@@ -102,7 +102,7 @@ ALT_DEVICE void fetch_parameter(const void* p, Kind kind, int channel, int chann
   }
 }
 
-// f(RowShape<W, V>) with the smallest shape that holds the row.
+// Calls f(RowShape<W, V>) with the smallest shape that holds the row.
 template <typename F>
 void with_row_shape(int channels, bool aligned, const F& f) {
   if (!aligned) {

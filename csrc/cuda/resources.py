@@ -1,7 +1,7 @@
 """Registers, spills and 16-byte accesses of the kernels in a built ``_C_cuda`` library, for every GPU it holds.
 
 ``python csrc/cuda/resources.py LIBRARY --out docs/kernels_resources_cuda.md`` writes the table; the exit status is 1
-where a kernel spills, or one that should move 16 bytes a thread does not. No GPU is needed: ``make cuda-resources``
+where a kernel spills, or one that should move 16 bytes per thread does not. No GPU is needed: ``make cuda-resources``
 compiles for sm_80, sm_90 and sm_100. The disassembler is the one on the PATH, or the one that comes with Triton.
 """
 
@@ -19,17 +19,18 @@ from typing import NamedTuple
 
 
 class Kernel(NamedTuple):
-    """What the assembler's output says of one kernel for one GPU."""
+    """The assembler's figures for one kernel and one GPU."""
 
     name: str
     target: int
-    registers: int  # of each thread
-    stack: int  # bytes of each thread; a spill, since these kernels keep no array in memory
+    registers: int  # per thread
+    stack: int  # bytes per thread; a spill, since these kernels keep no array in memory
     spills: int  # loads and stores of local memory in the code
     accesses: int  # loads and stores of global memory in the code
-    wide: int  # of these, 16 bytes a thread
+    wide: int  # of these, 16 bytes per thread
 
     def complaints(self) -> list[str]:
+        """Returns the spills and missing wide accesses, one sentence each."""
         found = []
         if self.stack or self.spills:
             found.append(f"spills ({self.stack} bytes of stack, {self.spills} local accesses)")
@@ -38,7 +39,8 @@ class Kernel(NamedTuple):
         return found
 
 
-def tool(name: str, *arguments: str) -> str:
+def run_tool(name: str, *arguments: str) -> str:
+    """Returns the output of a disassembler from the PATH, or of the one that comes with Triton."""
     folders = [os.environ.get("PATH", "")]
     spec = importlib.util.find_spec("triton")
     if spec is not None and spec.origin is not None:
@@ -54,7 +56,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def readable(mangled: str) -> str:
-    """``match_image<float, 7, true>`` as ``match_image float R=7 aligned``."""
+    """Returns ``match_image<float, 7, true>`` as ``match_image float R=7 aligned``."""
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
     found = re.search(r"(\w+)(?:<(.*)>)?\(", name.replace("alt::gpu::", ""))
     if found is None:
@@ -77,7 +79,7 @@ def readable(mangled: str) -> str:
 def read(library: Path) -> list[Kernel]:
     target, name = 0, ""
     code: dict[tuple[int, str], list[str]] = {}
-    for line in tool("cuobjdump", "-sass", str(library)).splitlines():
+    for line in run_tool("cuobjdump", "-sass", str(library)).splitlines():
         if found := re.search(r"(?:arch =|code for) sm_(\d+)", line):
             target = int(found[1])
         elif found := re.search(r"Function : ([\w$]+)", line):
@@ -85,8 +87,8 @@ def read(library: Path) -> list[Kernel]:
         elif found := re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?((?:LDG|STG|LDL|STL)[A-Z0-9_.]*)", line):
             code.setdefault((target, name), []).append(found[1])
     usage: dict[tuple[int, str], dict[str, int]] = {}
-    # A cubin holds one target and names it here alone: it is still the one found above.
-    for line in tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
+    # A cubin holds one target, which only the listing above names.
+    for line in run_tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
         if found := re.search(r"arch = sm_(\d+)", line):
             target = int(found[1])
         elif found := re.search(r"Function ([\w$]+):", line):
@@ -120,11 +122,11 @@ def table(kernels: list[Kernel]) -> str:
         " are the assembler's figures.",
         "A column with one value has it on every target; `a / b / c` are the targets in that order.",
         "",
-        "- registers: of each thread (255 is the limit). stack: bytes of each thread; above 0 is a spill.",
-        "- 16-byte: loads and stores of global memory in the code that move 16 bytes a thread, of all of them; the"
+        "- registers: per thread (255 is the limit). stack: bytes per thread; above 0 is a spill.",
+        "- 16-byte: loads and stores of global memory in the code that move 16 bytes per thread, of all of them; the"
         " others read the plan, sizes and statistics, or are the sums of the backward.",
-        "- R: scores of a thread along each side. W: warps of a row, V: times 8 channels of a thread. `any`: the"
-        " variant for whatever is not a multiple of 16 bytes, or an unusual pair of dtypes.",
+        "- R: scores per thread along each side. W: warps per row. V: vectors of 8 channels per thread. `any`: the"
+        " variant for misaligned rows and unusual pairs of dtypes.",
         "",
         "| kernel | registers | stack | 16-byte | remarks |",
         "|---|---|---|---|---|",
