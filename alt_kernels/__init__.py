@@ -1,6 +1,6 @@
 """Kernels for token merging: matching, merging, proportional attention and cosine-Gumbel assignment.
 
-Tensors only. The models that use them are in the package ``alt`` of the same distribution.
+They take and return tensors only. The models that use them are in the package ``alt`` of the same distribution.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ __all__ = [
     "weighted_merge",
 ]
 
-# After the imports above every op is defined, which is what the compiled library adds its kernels to.
+# The imports above define every op, and the compiled library adds its kernels to them.
 library.initialise()

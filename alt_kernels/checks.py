@@ -1,7 +1,7 @@
 """Argument checks shared by the contracts: one wording for every op.
 
-Each check names the argument, says what was expected and what came. They look at shapes, dtypes and devices
-only, never at values on a device, so that they cost no synchronisation and vanish under ``torch.compile``.
+Each message names the argument, what was expected and what came. The checks read shapes, dtypes and devices, never
+values on a device. So they cost no synchronisation and vanish under ``torch.compile``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def tensor(name: str, value: Any, layout: str) -> Tensor:
-    """``value`` is a float tensor with as many dimensions as ``layout`` ("[B, N, C]") has letters."""
+    """Returns ``value``, a float tensor with the number of dimensions of ``layout`` ("[B, N, C]")."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor {layout}, got {type(value).__name__}")
     ndim = layout.count(",") + 1
@@ -28,28 +28,32 @@ def tensor(name: str, value: Any, layout: str) -> Tensor:
 
 
 def float_dtype(name: str, value: Tensor) -> Tensor:
+    """Returns ``value``, a tensor of one of the four float dtypes."""
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name}: expected float32, float16, bfloat16 or float64, got {_dtype(value)}")
     return value
 
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...], why: str) -> None:
+    """Raises unless ``value`` has the shape ``expected``; ``why`` explains it in the message."""
     if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {_sizes(expected)} ({why}), got {_shape(value)}")
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless both tensors are on one device."""
     if value.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name} ({other.device}), got {value.device}")
 
 
 def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raises unless both tensors have one dtype."""
     if value.dtype != other.dtype:
         raise TypeError(f"{name}: expected the dtype of {other_name} ({_dtype(other)}), got {_dtype(value)}")
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
-    """A plain int (or a symbolic one while compiling), not a bool, not below ``minimum``."""
+    """Returns ``value``, an int (symbolic while compiling) that is no bool and not below ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int >= {minimum}, got {type(value).__name__} {value!r}")
     if value < minimum:
@@ -58,6 +62,7 @@ def integer(name: str, value: Any, minimum: int) -> int:
 
 
 def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
+    """Returns ``value`` as a float that is finite, and above 0 where ``positive``."""
     expected = "a finite number > 0" if positive else "a finite number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
@@ -65,14 +70,14 @@ def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
         number = float(value)
     except OverflowError:  # an int beyond the range of floats
         number = math.inf
-    # Not math.isfinite: a float that torch.compile has made dynamic can be compared, not passed to it. NaN fails too.
+    # Not math.isfinite, which does not take a float that torch.compile made dynamic. NaN fails too.
     if not (-math.inf < number < math.inf) or (positive and number <= 0):
         raise ValueError(f"{name}: expected {expected}, got {number}")
     return number
 
 
 def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_name: str, like: Tensor) -> None:
-    """Token sizes: float32 ``[B, N]``, on the device of the tokens, constant for autograd."""
+    """Raises unless ``size`` is None or float32 ``[B, N]`` on the tokens' device and constant for autograd."""
     if size is None:
         return
     if not isinstance(size, Tensor):
@@ -87,8 +92,8 @@ def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_nam
 
 
 def plan(name: str, value: Any) -> Matching:
-    """Three int32 tensors whose shapes fit one another; their values are checked by the kernels."""
-    if isinstance(value, Matching) and _is_plan(*value):  # at once: every merge of a small batch waits for this
+    """Returns ``value`` as a ``Matching`` of int32 tensors with consistent shapes; the kernels check the values."""
+    if isinstance(value, Matching) and _is_plan(*value):  # the fast path, which counts in small batches
         return value
     if not (isinstance(value, tuple) and len(value) == 3 and all(isinstance(t, Tensor) for t in value)):
         raise TypeError(f"{name}: expected a Matching from bipartite_soft_matching, got {type(value).__name__}")
@@ -112,7 +117,7 @@ def plan(name: str, value: Any) -> Matching:
 
 
 def _is_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> bool:
-    """Whether :func:`plan` has nothing to say."""
+    """True if the plan is well formed (the fast path of :func:`plan`)."""
     if not (isinstance(indices, Tensor) and isinstance(offsets, Tensor) and isinstance(output_row, Tensor)):
         return False
     shape, starts, device = indices.shape, offsets.shape, indices.device
@@ -130,7 +135,10 @@ def _is_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> bool:
 def matching_plan(
     matching: Any, batch: int, tokens: int | None, rows: int | None, like_name: str, like: Tensor
 ) -> None:
-    """A plan for ``batch`` images of ``tokens`` input tokens (or ``rows`` output rows; None: not checked)."""
+    """Raises unless ``matching`` is a plan of ``batch`` images.
+
+    It must have ``tokens`` input tokens and ``rows`` output rows, where these are not None.
+    """
     indices, offsets, _ = plan("matching", matching)
     same_device("matching", indices, like_name, like)
     if indices.shape[0] != batch:

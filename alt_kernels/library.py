@@ -1,12 +1,11 @@
-"""Registration and dispatch: which implementation of an op runs, and why.
+"""Registration and dispatch of the ops.
 
-Every op is defined once, in Python, under ``torch.ops.alt_kernels``, with its schema, its fake, its FLOP formula
-and its reference implementation for any device. The compiled library, where there is one, only adds faster
-implementations under the CPU key, and Triton, where it is installed, under the CUDA key. So an op exists,
-differentiates, compiles and is counted whether or not there is anything but torch.
+Every op is defined once, in Python, under ``torch.ops.alt_kernels``, with its schema, fake, FLOP formula and
+reference implementation for any device. The compiled library adds faster implementations under the CPU key, and
+Triton adds them under the CUDA key. So with torch alone an op exists, differentiates, compiles and is counted.
 
-A dispatch key holds one kernel, so the CUDA C++ kernels are ops of their own, ``<op>_cuda``, with the same contract.
-They run where they are asked for, and under ``impl="auto"`` where ``cuda_choice.json``, read before the call, says so.
+A dispatch key holds one kernel, so the CUDA C++ kernels are separate ops, ``<op>_cuda``, with the same contract.
+They run for ``impl="cuda"``, and for ``impl="auto"`` where ``cuda_choice.json`` lists them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _DISABLE = "ALT_KERNELS_DISABLE_CPP"
 
 
 def _find_triton() -> bool:
-    """Whether Triton is installed: looked for, not imported."""
+    """True if Triton is installed; it is not imported."""
     try:
         return importlib.util.find_spec("triton") is not None
     except ImportError:
@@ -42,14 +41,14 @@ _HAS_TRITON = _find_triton()
 
 
 class Backend(NamedTuple):
-    """Whether an implementation can run in this process, and the reason in words."""
+    """State of an implementation: whether it can run in this process, and the reason in words."""
 
     available: bool
     reason: str
 
 
 class Op(NamedTuple):
-    """What was registered under a name; the tests go through this table."""
+    """Parts of a registered op; tests iterate over this table."""
 
     schema: str
     reference: Callable[..., Any]
@@ -59,7 +58,7 @@ class Op(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A line of ``cuda_choice.json``: where the CUDA C++ kernel of an op was measured to be the faster one."""
+    """Line of ``cuda_choice.json``: a case where the CUDA C++ kernel of an op was measured to be faster."""
 
     op: str
     device: str  # as torch.cuda.get_device_name calls it
@@ -71,7 +70,7 @@ class Choice(NamedTuple):
 
 OPS: dict[str, Op] = {}
 CUDA_OPS: dict[str, Op] = {}  # the ops <op>_cuda
-_python_on_cpu: dict[str, Callable[..., Any]] = {}  # taken up once it is known what the compiled library has
+_python_on_cpu: dict[str, Callable[..., Any]] = {}  # registered after the compiled library, where that has no kernel
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -84,15 +83,14 @@ def register(
     cpu: Callable[..., Any] | None = None,
     triton: str | None = None,
 ) -> None:
-    """Define ``alt_kernels::<schema>``.
+    """Defines ``alt_kernels::<schema>``.
 
     Args:
         schema: ``name(arguments) -> results`` in torch.library's notation.
         reference: plain-torch implementation for every device without a kernel of its own.
         fake: shapes and dtypes of the results (no computation).
         flops: 2 x multiply-accumulates from shapes, as ``torch.utils.flop_counter`` calls it.
-        cpu: a Python implementation for the CPU key, made of a library's kernels; where the compiled library has
-            one of its own, that one runs.
+        cpu: a Python implementation for the CPU key. A kernel of the compiled library takes precedence.
         triton: the module of ``alt_kernels.triton`` whose function of the op's name runs on CUDA tensors.
     """
     name = schema.split("(", 1)[0]
@@ -109,7 +107,7 @@ def register(
 
 
 def register_cuda(name: str, contract: Op) -> None:
-    """Define ``alt_kernels::<name>``, which has ``contract`` in all but the name and is implemented by csrc/cuda.
+    """Defines ``alt_kernels::<name>``, which is implemented by csrc/cuda and shares all but its name with ``contract``.
 
     Its only kernel for CUDA tensors is the compiled one: without it the op raises there. On CPU tensors it is
     the reference, so that it can be traced and tested anywhere.
@@ -123,11 +121,11 @@ def register_cuda(name: str, contract: Op) -> None:
 
 
 def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The CUDA implementation: Triton and the kernels are imported when the first CUDA tensor comes."""
+    """Returns the CUDA implementation, which imports Triton and the kernels on its first call."""
 
     def launch(*args: Any) -> Any:
         if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
-            return reference(*args)  # double is for checking gradients; the kernels have no such path
+            return reference(*args)  # float64 is for checking gradients; the kernels do not support it
         with torch.cuda.device(args[0].device):  # Triton launches on the current device
             return getattr(importlib.import_module(f".triton.{module}", __package__), name)(*args)
 
@@ -135,11 +133,12 @@ def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable
 
 
 def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Registers the derivative of ``alt_kernels::<name>``."""
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
 def register_no_second_derivative(name: str) -> None:
-    """A backward op that is differentiated again raises one sentence instead of giving silently nothing."""
+    """Makes a second derivative of the op raise, where torch would silently return none."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(f"alt_kernels: {name.removesuffix('_backward')} has no second derivative")
@@ -148,7 +147,7 @@ def register_no_second_derivative(name: str) -> None:
 
 
 def load_compiled() -> Backend:
-    """Load ``alt_kernels/_C.*.so`` if it is there; its kernels register themselves under the CPU key."""
+    """Loads ``alt_kernels/_C.*.so`` if it exists; its kernels register themselves under the CPU key."""
     if os.environ.get(_DISABLE, "") not in ("", "0"):
         return Backend(False, f"switched off by {_DISABLE}={os.environ[_DISABLE]}; the plain-torch reference runs")
     found = _libraries("_C")
@@ -170,7 +169,7 @@ def _libraries(name: str) -> list[Path]:
 
 
 def load_cuda() -> Backend:
-    """Load ``alt_kernels/_C_cuda.*.so`` if it is there and torch has CUDA; it touches no device."""
+    """Loads ``alt_kernels/_C_cuda.*.so`` if it exists and torch has CUDA; no device is touched."""
     if torch.version.cuda is None:
         return Backend(False, "this build of torch has no CUDA")
     found = _libraries("_C_cuda")
@@ -188,7 +187,7 @@ def load_cuda() -> Backend:
 
 
 def load_choices() -> tuple[Choice, ...]:
-    """The measured cases in which ``impl="auto"`` takes the CUDA C++ kernel of an op."""
+    """Reads the measured cases in which ``impl="auto"`` takes the CUDA C++ kernel of an op."""
     path = Path(__file__).with_name("cuda_choice.json")
     choices = tuple(Choice(**line) for line in json.loads(path.read_text())["choices"])
     for choice in choices:
@@ -203,7 +202,7 @@ _choices: tuple[Choice, ...] = ()
 
 
 def initialise() -> None:
-    """Called once by the package, after every op has been defined."""
+    """Loads the compiled libraries; the package calls it once, after every op is defined."""
     global _compiled, _cuda, _choices
     _compiled = load_compiled()
     _cuda = load_cuda()
@@ -216,7 +215,7 @@ def initialise() -> None:
 
 
 def backends() -> dict[str, Backend]:
-    """Which implementations can run in this process, and why.
+    """Returns the implementations, and for each whether and why it can run in this process.
 
     Returns:
         ``{"reference": ..., "cpp": ..., "triton": ..., "cuda": ...}``; each a ``Backend(available, reason)``.
@@ -251,7 +250,7 @@ def _triton() -> Backend:
 
 
 def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled: bool = True) -> bool:
-    """Resolve ``impl`` for an op on ``x``: True for the reference, False for the registered op.
+    """Resolves ``impl`` for an op on ``x``: True for the reference, False for the registered op.
 
     A named implementation that cannot run raises; nothing falls back silently.
 
@@ -259,7 +258,7 @@ def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled:
         impl: the caller's choice.
         x: the tensor whose device decides.
         others: the other floating arguments, any of which may be float64.
-        needs_compiled: whether "cpp" of this op needs the compiled library (attention can do with PyTorch's kernels).
+        needs_compiled: False where "cpp" of this op also runs without the compiled library, on PyTorch's kernels.
     """
     if impl not in get_args(Impl):
         choices = ", ".join(repr(c) for c in get_args(Impl))
@@ -282,7 +281,7 @@ def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled:
 
 def _require_gpu(impl: Impl, *tensors: Tensor | None) -> None:
     there = _cuda.available if impl == "cuda" else _HAS_TRITON
-    # A CUDA tensor shows that torch sees a device: to ask the driver again would cost more than the launch.
+    # A CUDA tensor shows that torch sees a device; asking the driver again would cost more than the launch.
     if not there or any(x is not None and x.device.type != "cuda" for x in tensors):
         backend = backends()[impl]
         if not backend.available:
@@ -295,17 +294,18 @@ def _require_gpu(impl: Impl, *tensors: Tensor | None) -> None:
 
 
 def use_cuda(name: str, impl: Impl, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether ``<name>_cuda`` runs: where it is asked for, and for "auto" where a kept result says so.
+    """True if ``<name>_cuda`` runs: for "cuda", and for "auto" where a kept result lists it.
 
     Args:
-        name: of the op.
+        name: the name of the op.
         impl: the caller's choice; "cuda" raises where it cannot run.
-        x: ``[B, ..., N, C]``, whose device and shape decide. others: the other floating arguments.
+        x: ``[B, ..., N, C]``, whose device and shape decide.
+        others: the other floating arguments.
     """
     if impl == "cuda":
         _require_gpu(impl, x, *others)
         return True
-    # The empty table costs a comparison, and limits are inequalities: a graph is not compiled again as N shrinks.
+    # An empty table costs one comparison. Limits are inequalities, so a graph is not recompiled as N shrinks.
     if impl != "auto" or not _choices or not _cuda.available or x.device.type != "cuda":
         return False
     if any(t is not None and t.dtype == torch.float64 for t in (x, *others)):

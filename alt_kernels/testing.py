@@ -1,8 +1,8 @@
-"""What the tests of every op share: inputs whose arithmetic is exact, plans, and assertions with derived bands.
+"""Helpers of every op's tests: inputs with exact arithmetic, plans, and assertions with derived error bands.
 
-Nothing here needs pytest, so benchmarks use the same factories and the same gates.
+Nothing here needs pytest, so benchmarks use the same inputs and checks.
 
-Rounding, in the usual notation: u is half the spacing of a dtype at 1, and n additions in any order are off by at
+Rounding, in the usual notation: u is half the spacing of a dtype at 1. The error of n additions in any order is at
 most gamma_n = n u / (1 - n u) times the sum of the magnitudes (Higham, Accuracy and Stability, section 3.1).
 """
 
@@ -49,12 +49,13 @@ _BITS = {
 
 
 def unavailable(impl: str) -> str | None:
-    """Why ``impl`` cannot run in this process, or None: the one reason for which a test may be skipped."""
+    """Returns the reason why ``impl`` cannot run in this process, the only one for which a test may skip; else None."""
     backend = backends().get(impl)
     return None if backend is None or backend.available else backend.reason
 
 
 def generator(seed: int) -> torch.Generator:
+    """Returns a CPU generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -74,11 +75,11 @@ def exact_metric(
     exponent: int = 6,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Rows on which every correct implementation computes the same scores, in every float dtype.
+    """Returns rows on which every correct implementation computes the same scores, in every float dtype.
 
-    A row holds -1, 0 and 1, as many of them non-zero as one of ``supports`` says, times a power of two. With
-    supports of 4^k its length is a power of two as well, so cosines are multiples of a power of two, exact in
-    float32 whatever the order of the sum; and with 16 non-zero entries there are 33 of them, so ties abound.
+    A row holds -1, 0 and 1, times a power of two; one of ``supports`` is its number of non-zero entries. With
+    supports of 4^k its length is a power of two too. Then cosines are multiples of a power of two, exact in float32
+    in any order of summation. With 16 non-zero entries they take 33 values, so there are many ties.
 
     Args:
         duplicates: share of the rows that repeat an earlier row of their image, up to the sign and the scale.
@@ -112,7 +113,7 @@ def exact_metric(
 
 
 def random_size(batch: int, tokens: int, seed: int, *, integer: bool = False, high: float = 9.0) -> Tensor:
-    """Sizes above 1, as they are from the second layer on: ``[batch, tokens]`` float32 in [1, high)."""
+    """Returns sizes ``[batch, tokens]`` float32 in [1, high), as they occur from the second layer on."""
     size = 1.0 + (high - 1.0) * torch.rand(batch, tokens, generator=generator(seed))
     return size.floor() if integer else size
 
@@ -121,10 +122,10 @@ def random_size(batch: int, tokens: int, seed: int, *, integer: bool = False, hi
 
 
 def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int, int]]) -> Matching:
-    """The plan of one ``{a: b}`` (a merges into b) for each image, all of the same length, from its definition.
+    """Returns the plan of one ``{a: b}`` (a merges into b) per image, all of the same length, by the definition.
 
-    Rows in the order protected, kept A ascending, B ascending; in a row its own token, then the a's ascending.
-    Without pairs it is the identity.
+    Rows come in the order protected, kept A ascending, B ascending. A row has its own token, then the a's ascending.
+    Without pairs the plan is the identity.
     """
     a = [t for t in range(num_protected, tokens) if t % 2 == 0]
     b = [t for t in range(num_protected, tokens) if t % 2 == 1]
@@ -152,17 +153,18 @@ def plan_from_pairs(tokens: int, num_protected: int, pairs: Sequence[Mapping[int
 
 
 def spread(x: Tensor) -> Tensor:
-    """The same values, no two of them adjacent: NaN or the largest integer lies between."""
+    """Returns the same values with NaN (or the largest integer) between any two of them in memory."""
     filler = torch.full_like(x, torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).max)
     return torch.stack([filler, x, filler], -1)[..., 1]
 
 
 def identity_plan(batch: int, tokens: int) -> Matching:
+    """Returns the plan that merges nothing."""
     return plan_from_pairs(tokens, 0, [{}] * batch)
 
 
 def plan_groups(plan: Matching) -> list[list[list[int]]]:
-    """Image by image, output row by output row, the tokens it is made of."""
+    """Returns the tokens of every output row of every image."""
     return [
         [indices[i:j] for i, j in itertools.pairwise(offsets)]
         for indices, offsets in zip(plan.indices.tolist(), plan.offsets.tolist(), strict=True)
@@ -172,17 +174,17 @@ def plan_groups(plan: Matching) -> list[list[list[int]]]:
 def random_plan(
     batch: int, tokens: int, r: int, seed: int, *, num_protected: int = 1, destinations: int | None = None
 ) -> Matching:
-    """A plan that merges ``r`` random a's into random b's; few ``destinations`` make large groups."""
+    """Returns a plan that merges ``r`` random a's into random b's; few ``destinations`` make large groups."""
     g = generator(seed)
     position = torch.arange(tokens)
     a = position[num_protected + num_protected % 2 :: 2]
     b = position[num_protected + 1 - num_protected % 2 :: 2]
     pairs = []
     for _ in range(batch):
-        chosen = a[torch.randperm(len(a), generator=g)[:r]]
-        target = b[torch.randperm(len(b), generator=g)[:destinations]]
-        into = target[torch.randint(max(len(target), 1), (r,), generator=g)] if r else target[:0]
-        pairs.append(dict(zip(chosen.tolist(), into.tolist(), strict=True)))
+        sources = a[torch.randperm(len(a), generator=g)[:r]]
+        targets = b[torch.randperm(len(b), generator=g)[:destinations]]
+        into = targets[torch.randint(max(len(targets), 1), (r,), generator=g)] if r else targets[:0]
+        pairs.append(dict(zip(sources.tolist(), into.tolist(), strict=True)))
     return plan_from_pairs(tokens, num_protected, pairs)
 
 
@@ -190,17 +192,17 @@ def random_plan(
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float64 for double, else float32."""
+    """Returns the dtype of accumulation: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def roundoff(dtype: torch.dtype) -> float:
-    """u: one rounding to nearest is off by at most u times the magnitude of the result."""
+    """Returns u: one rounding to nearest is off by at most u times the magnitude of the result."""
     return torch.finfo(dtype).eps / 2
 
 
 def gamma(terms: int, dtype: torch.dtype) -> float:
-    """gamma_n of a sum of n terms accumulated in what ``dtype`` accumulates in."""
+    """Returns gamma_n of a sum of n terms, in the accumulation dtype of ``dtype``."""
     nu = terms * roundoff(accumulate_dtype(dtype))
     if nu >= 0.5:
         raise ValueError(f"terms: expected a sum short enough for its error to be bounded, got {terms}")
@@ -208,9 +210,9 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 
 
 def store_band(truth: Tensor, magnitude: Tensor | float, terms: int, dtype: torch.dtype) -> Tensor:
-    """The band of a sum that is rounded once to ``dtype``: gamma_n magnitude, then u |truth|.
+    """Returns the error band of a sum that is rounded once to ``dtype``: gamma_n magnitude, plus u |truth|.
 
-    ``magnitude``: the sum of the magnitudes of the terms. A result among the subnormals is off by half their spacing.
+    ``magnitude`` is the sum of the magnitudes of the terms. Subnormal results add half their spacing.
     """
     inner = gamma(terms, dtype) * torch.as_tensor(magnitude, dtype=torch.float64)
     spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
@@ -223,12 +225,12 @@ def store_band(truth: Tensor, magnitude: Tensor | float, terms: int, dtype: torc
 def assert_error_band(
     actual: Tensor, truth: Tensor, band: Tensor | float, *, reference: Tensor | None = None, name: str = "result"
 ) -> None:
-    """|actual - truth| <= band element by element, plus the largest error of ``reference`` where one is given.
+    """Asserts |actual - truth| <= band per element, plus the largest error of ``reference`` where it is given.
 
     Args:
-        actual: what is tested, any float dtype.
+        actual: the tested result, any float dtype.
         truth: float64, computed from the same rounded inputs.
-        band: what rounding explains, a number or a tensor that broadcasts to ``truth``.
+        band: the error that rounding explains, a number or a tensor that broadcasts to ``truth``.
         reference: the same result by the low-precision reference.
     """
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
@@ -249,7 +251,7 @@ def assert_error_band(
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, *, name: str = "result") -> None:
-    """Equal bit for bit: the sign of zero and the payload of NaN included."""
+    """Asserts equal bits, including the sign of zero and the payload of NaN."""
     assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     bits = _BITS.get(actual.dtype)
@@ -266,13 +268,13 @@ def assert_same_bits(actual: Tensor, expected: Tensor, *, name: str = "result") 
 
 
 def assert_same_plan(actual: Matching, expected: Matching, *, name: str = "plan") -> None:
-    """Index for index."""
+    """Asserts that two plans are equal."""
     for field, left, right in zip(Matching._fields, actual, expected, strict=True):
         assert_same_bits(left, right, name=f"{name}.{field}")
 
 
 def assert_valid_plan(plan: Matching, batch: int, tokens: int, r: int, num_protected: int) -> None:
-    """Everything that ``Matching`` promises of any metric."""
+    """Asserts what ``Matching`` promises for any metric."""
     rows = tokens - r
     for value, width in zip(plan, (tokens, rows + 1, tokens), strict=True):
         assert value.dtype == torch.int32
@@ -299,10 +301,11 @@ def assert_valid_plan(plan: Matching, batch: int, tokens: int, r: int, num_prote
 
 
 def chi_square(observed: Tensor, probability: Tensor) -> float:
-    """p-value of counts under an exact law: the upper tail of the chi-square law with K - 1 degrees of freedom.
+    """Returns the p-value of counts under an exact law: the upper tail of chi-square with K - 1 degrees of freedom.
 
     Args:
-        observed: ``[K]`` counts. probability: ``[K]``, sums to 1; every expected count should be above about 5.
+        observed: ``[K]`` counts.
+        probability: ``[K]``, sums to 1. Every expected count should be above about 5.
     """
     observed, probability = observed.double(), probability.double()
     expected = probability * observed.sum()

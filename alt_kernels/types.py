@@ -1,4 +1,4 @@
-"""The result types of the public functions: NamedTuples of fixed arity, whatever the options.
+"""Result types of the public functions: NamedTuples of fixed arity, whatever the options.
 
 Symbols used everywhere: B images, N tokens before merging, N' = N - r tokens after it, C channels.
 """
@@ -13,10 +13,10 @@ Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
 
 
 class Matching(NamedTuple):
-    """A merging plan: for every output row the input tokens it is made of, as gathers.
+    """Merging plan: the input tokens of every output row, as gathers.
 
     Output row ``j`` of image ``b`` is made of the tokens ``indices[b, offsets[b, j]:offsets[b, j + 1]]``:
-    its own token first, then the tokens merged into it in ascending order. Rows come in the order protected
+    its own token first, then the tokens merged into it, in ascending order. Rows come in the order protected
     tokens, kept tokens of A ascending, tokens of B ascending (A: even positions, B: odd positions).
 
     Attributes:
@@ -46,15 +46,15 @@ class MergedNorm(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Every row's entity.
+    """Entity of every row.
 
     Attributes:
-        output: ``[..., M, d]``, the entity of each row (``hard``) or the mean of entities under A (soft).
+        output: ``[..., M, d]``, the entity of each row (``hard``) or the mean of the entities under A (soft).
         index: ``[..., M]`` int64, the entity with the highest noisy logit (not differentiable).
         log_normalizer: ``[..., M]`` float32 (float64 for double input), the log-sum-exp of the noisy logits
             in nats (not differentiable).
     """
 
     output: Tensor
-    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index, which nobody needs here
+    index: Tensor  # type: ignore[assignment]  # the field hides tuple.index
     log_normalizer: Tensor

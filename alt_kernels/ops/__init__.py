@@ -1,1 +1,1 @@
-"""The contracts: public functions, schemas, fakes, FLOP formulas, dispatch and gradients, one file an op."""
+"""Contracts: public functions, schemas, fakes, FLOP formulas, dispatch and gradients, one file per op."""

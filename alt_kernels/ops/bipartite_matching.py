@@ -1,4 +1,4 @@
-"""Contract of bipartite soft matching: which tokens merge into which, from a metric or from an attention's keys."""
+"""Contract of bipartite soft matching: a merging plan from a metric or from the keys of an attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPS = torch.ops.alt_kernels
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, impl: Impl = "auto") -> Matching:
-    r"""Match every token of A with its most similar token of B and plan the merging of the ``r`` best pairs.
+    r"""Returns the plan that merges the ``r`` tokens of A that are most similar to a token of B.
 
     A holds the even and B the odd positions of the sequence, without the first ``num_protected`` tokens, which
     never merge (for one class token this is the split of the paper). With :math:`\hat m = m / |m|`,
@@ -22,23 +22,23 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
               \text{the } r \text{ tokens } a \text{ with the highest } \hat m_a \cdot \hat m_{b(a)}
               \text{ merge into } b(a).
 
-    Ties go to the higher score, then the lower index of a; among equal b to the lowest. A row of zeros or with a
-    non-finite entry scores -inf as source and as destination; if ``r`` exceeds the number of finite candidates the
+    Among equal scores the lower index of a merges first, and the lowest b is taken. A row of zeros or with a
+    non-finite entry scores -inf as source and as destination. If ``r`` exceeds the number of finite candidates, the
     remaining sources are taken by index and go to the lowest unprotected b. Not differentiable. Deterministic.
 
     Args:
-        metric: ``[B, N, C]``, C >= 1, what similarity is measured on (in a ViT the keys, averaged over heads).
+        metric: ``[B, N, C]``, C >= 1, the rows that are compared (in a ViT the keys, averaged over heads).
             float32, float16, bfloat16 (scores accumulate in float32) or float64 (in float64). Any strides.
-        r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``. 0 is the identity plan.
-        num_protected: how many leading tokens never merge (class token, registers), 0 to N.
+        r: the number of tokens to remove, ``0 <= r <= (N - num_protected) // 2``. 0 is the identity plan.
+        num_protected: the number of leading tokens that never merge (class token, registers), 0 to N.
         impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (N <= 512).
 
     Returns:
         Matching: the plan, N' = N - r output rows.
 
     Raises:
-        TypeError: ``metric`` is no float tensor, ``r`` or ``num_protected`` no int.
-        ValueError: a shape or ``r`` outside the range above.
+        TypeError: ``metric`` is not a float tensor, or ``r`` or ``num_protected`` is not an int.
+        ValueError: a shape or ``r`` is outside the range above.
         RuntimeError: ``impl`` names an implementation that cannot run here.
 
     Source: Bolya et al., "Token Merging: Your ViT But Faster" (arXiv 2210.09461), section 3; ALT, Eq. 2.
@@ -58,26 +58,24 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
 
 
 def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int = 1, impl: Impl = "auto") -> Matching:
-    r"""The plan of :func:`bipartite_soft_matching` for the keys of an attention, averaged over its heads.
+    r"""Returns the plan of :func:`bipartite_soft_matching` for the keys of an attention, averaged over its heads.
 
     .. math:: m_n = \frac{1}{H} \sum_h k_{h n}
 
-    The mean is taken in float32 (float64 for float64 keys) from the keys where they lie, such as in a packed
-    projection of queries, keys and values. On a GPU it is part of the matching kernel: no mean is written to memory.
+    The mean is taken in float32 (float64 for float64 keys). It reads the keys in place, for example in a packed
+    projection of queries, keys and values. On a GPU the matching kernel takes the mean and does not write it to memory.
 
     Args:
         k: ``[B, H, N, D]``, H >= 1, D >= 1, any strides; float32, float16, bfloat16 or float64.
-        r: how many tokens to remove, ``0 <= r <= (N - num_protected) // 2``.
-        num_protected: how many leading tokens never merge (class token, registers), 0 to N.
-        impl: ``"auto"`` (C++ on CPU where built), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"`` (N <= 512).
+        r: as in :func:`bipartite_soft_matching`.
+        num_protected: as in :func:`bipartite_soft_matching`.
+        impl: as in :func:`bipartite_soft_matching`.
 
     Returns:
         Matching: the plan, N' = N - r output rows.
 
     Raises:
-        TypeError: ``k`` is no float tensor, ``r`` or ``num_protected`` no int.
-        ValueError: a shape or ``r`` outside the range above.
-        RuntimeError: ``impl`` names an implementation that cannot run here.
+        TypeError, ValueError, RuntimeError: as :func:`bipartite_soft_matching`.
 
     Source: Bolya et al., "Token Merging: Your ViT But Faster" (arXiv 2210.09461), section 3.
 
@@ -99,7 +97,7 @@ def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int =
 
 
 def _check(name: str, rows: Tensor, r: int, num_protected: int) -> None:
-    """``rows`` ``[..., N, C]``: a channel to compare, and r and num_protected that N allows."""
+    """Raises unless ``rows`` ``[..., N, C]`` have a channel, and N allows r and num_protected."""
     tokens, channels = rows.shape[-2:]
     if channels < 1:
         raise ValueError(f"{name}: expected at least one channel, got shape {list(rows.shape)}")
@@ -122,7 +120,7 @@ def _fake(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, T
 
 
 def _flops(metric_shape: tuple[int, ...], r: int, num_protected: int, **_: object) -> int:
-    """2 |A| |B| C per image for the scores; the identity plan (r = 0) computes none."""
+    """2 |A| |B| C per image for the scores; the identity plan (r = 0) computes no scores."""
     batch, (tokens, channels) = metric_shape[0], metric_shape[-2:]
     even = (tokens + 1) // 2 - (num_protected + 1) // 2
     odd = tokens // 2 - num_protected // 2
@@ -140,7 +138,7 @@ library.register(
 
 
 def _from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    """On a CPU: the mean, which is a fraction of the matching, by torch, then the kernel of the matching."""
+    """CPU implementation: the mean by torch, which is a fraction of the time, then the matching kernel."""
     return _OPS.bipartite_matching(reference.head_mean(k), r, num_protected)
 
 
@@ -149,7 +147,7 @@ def _fake_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tens
 
 
 def _flops_from_keys(k_shape: tuple[int, ...], r: int, num_protected: int, **_: object) -> int:
-    """Those of the matching: the mean has additions alone."""
+    """FLOPs of the matching; the mean has no products."""
     return _flops(k_shape, r, num_protected)
 
 

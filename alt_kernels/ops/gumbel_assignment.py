@@ -1,4 +1,4 @@
-"""Contract of cosine-Gumbel assignment: every row chooses one entity, and the choice can be trained."""
+"""Contract of cosine-Gumbel assignment: a trainable choice of one entity per row."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ def cosine_gumbel_assign(
     seed: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Assignment:
-    r"""Assign every row of ``x`` to an entity by cosine similarity and Gumbel noise.
+    r"""Assigns every row of ``x`` to an entity by cosine similarity and Gumbel noise.
 
     .. math:: l_{ik} = \frac{\cos(x_i, s_k)}{\tau} + g_{ik}, \qquad A = \mathrm{softmax}_k(l), \qquad
               k_i = \arg\max_k l_{ik}
 
-    ``hard``: the output is the chosen entity :math:`s_{k_i}`, with the straight-through gradient, i.e. that of
+    With ``hard`` the output is the chosen entity :math:`s_{k_i}`, with the straight-through gradient, that of
     :math:`\hat A S` with :math:`\hat A = \mathrm{onehot}(k) + A - \mathrm{sg}(A)`. Otherwise it is :math:`A S`.
-    The similarity uses normalised rows, the output the entities as they are. The noise is *not* divided by tau
-    (``F.gumbel_softmax`` divides it): here tau sharpens the similarity alone. To scale similarities by c, pass
-    tau / c. A zero row has cosine 0 with everything.
+    The similarity uses normalised rows; the output uses the entities as they are. The noise is *not* divided by tau,
+    unlike in ``F.gumbel_softmax``: here tau only sharpens the similarity. To scale similarities by c, pass tau / c.
+    A zero row has cosine 0 with every entity.
 
-    The noise is a function of (seed, row, column): it does not depend on tiling, threads or implementation, and the
-    backward draws it again. Never an M x K tensor in a compiled implementation, forward or backward: CPU scratch is
-    a block of at most 256 rows. Accumulates in float32 (float64 if either input is).
+    The noise is a function of (seed, row, column). It does not depend on tiling, threads or implementation, and the
+    backward draws it again. Compiled implementations never hold an M x K tensor, forward or backward: CPU scratch is
+    a block of at most 256 rows. Sums accumulate in float32 (float64 if either input is float64).
 
     Args:
         x: ``[..., M, d]``, float32, float16, bfloat16 or float64, d >= 1.
         entities: ``[K, d]``, K >= 1, of any of these dtypes.
-        tau: temperature, a finite number > 0 or a 0-d float tensor (which may require grad; its value is checked
-            where it lies on the CPU).
+        tau: temperature, a finite number > 0 or a 0-d float tensor, which may require grad. The value of a tensor is
+            checked on the CPU only.
         hard: choose one entity (straight-through) or mix them.
-        noise: ``"gumbel"`` draws Gumbel(0, 1) noise (training); None draws none (evaluation: the plain argmax);
-            a float tensor ``[..., M, K]`` is the noise itself, constant.
+        noise: ``"gumbel"`` draws Gumbel(0, 1) noise (training). None draws none (evaluation: the plain argmax).
+            A float tensor ``[..., M, K]`` is the noise itself and gets no gradient.
         seed: 0-d int64 tensor on x's device, only with ``noise="gumbel"``; None draws one from torch's generator of
-            that device. A Python int would recompile every step and freeze under CUDA graphs, so it is refused.
+            that device. A Python int is refused: it would recompile every step and freeze under CUDA graphs.
         impl: ``"auto"``, ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
 
     Returns:
@@ -57,9 +57,9 @@ def cosine_gumbel_assign(
         tau where they require it.
 
     Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, device or value.
-        RuntimeError: ``impl`` cannot run here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
+        RuntimeError: ``impl`` names an implementation that cannot run here.
 
     Source: "Align before Adapt" (arXiv 2311.15619), Eq. 4 and 5; Jang et al., arXiv 1611.01144.
     """
@@ -78,17 +78,18 @@ def cosine_gumbel_assign(
     if not isinstance(hard, bool):
         raise TypeError(f"hard: expected True or False, got {type(hard).__name__} {hard!r}")
     tau = _tau(tau, x, entities)
-    drawn, seed = _noise(noise, seed, x, count)
+    given, seed = _noise(noise, seed, x, count)
     rows = x.reshape(-1, depth)
     run = (
-        reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, drawn) else _OPS.gumbel_assignment
+        reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, given) else _OPS.gumbel_assignment
     )
-    output, index, normalizer = run(rows, entities, tau, drawn, seed, hard)
+    output, index, normalizer = run(rows, entities, tau, given, seed, hard)
     lead = x.shape[:-1]
     return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))
 
 
 def _tau(tau: float | Tensor, x: Tensor, entities: Tensor) -> Tensor:
+    """Returns the checked temperature as a 0-d tensor on the device of ``x``."""
     if isinstance(tau, Tensor):
         if tau.dim() != 0:
             raise ValueError(f"tau: expected a number or a 0-d tensor, got shape {list(tau.shape)}")
@@ -103,7 +104,7 @@ def _tau(tau: float | Tensor, x: Tensor, entities: Tensor) -> Tensor:
 def _noise(
     noise: Literal["gumbel"] | Tensor | None, seed: Tensor | None, x: Tensor, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(noise tensor ``[M, K]`` or None, seed or None)."""
+    """Returns the given noise ``[M, K]`` or None, and the seed or None."""
     if seed is not None and not (isinstance(noise, str) and noise == "gumbel"):
         raise ValueError("seed: only noise='gumbel' draws noise from a seed, got a seed together with other noise")
     if noise is None:
@@ -164,7 +165,7 @@ def _flops(
     hard: bool,
     **_: object,
 ) -> int:
-    """2 M K d for the cosines, and as much again for A S when it is not a gather."""
+    """2 M K d for the cosines, and the same for A S where it is not a gather."""
     return 2 * x_shape[0] * entities_shape[0] * x_shape[1] * (1 if hard else 2)
 
 
@@ -181,7 +182,7 @@ def _backward_flops(
     need_entities: bool,
     **_: object,
 ) -> int:
-    """Cosines again, dO S^T and dl S; to the entities dl^T x and, when soft, A^T dO."""
+    """The cosines again, dO S^T and dl S; for the entities dl^T x and, if soft, A^T dO."""
     products = 3 + (0 if not need_entities else 1 if hard else 2)
     return 2 * x_shape[0] * entities_shape[0] * x_shape[1] * products
 

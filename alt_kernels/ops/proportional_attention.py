@@ -24,16 +24,17 @@ def proportional_attention(
     scale: float | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    r"""Attention whose keys count as many times as the tokens they stand for.
+    r"""Returns attention in which a key of size s counts s times.
 
     .. math:: \mathrm{softmax}\left(q k^\top \cdot \mathrm{scale} + \log s\right) v
 
-    with log s added to every logit of a key. For integer sizes this equals plain attention over keys and values
-    repeated s times. A size of 0 masks a key; a row whose keys are all masked gives zeros. Scores and sums
-    accumulate in float32 (float64 for double). On CPU there is never an N x N tensor: a kernel of ours for the
-    shapes of vision transformers (D a multiple of 16 up to 128, N up to 4096), else PyTorch's fused kernel with
-    the sizes as a broadcast key bias; the backward is PyTorch's. The Triton kernels take D up to 256. The result
-    lies as ``[B, M, H, D]``, so joining the heads of a token costs nothing.
+    For integer sizes this equals plain attention over keys and values that are repeated s times. A size of 0 masks a
+    key. A row whose keys are all masked gives zeros. Scores and sums accumulate in float32 (float64 for float64).
+
+    On CPU there is never an N x N tensor. A kernel of ours runs the shapes of vision transformers (D a multiple of 16
+    up to 128, N up to 4096), else PyTorch's fused kernel with the sizes as a broadcast key bias. The backward is
+    PyTorch's. The Triton kernels take D up to 256. The result is ``[B, M, H, D]`` in memory, so joining the heads of
+    a token costs nothing.
 
     Args:
         q: ``[B, H, M, D]``, float32, float16, bfloat16 or float64; any strides (views of a packed QKV).
@@ -47,8 +48,8 @@ def proportional_attention(
         ``[B, H, M, D]`` in q's dtype. Gradients go to q, k and v.
 
     Raises:
-        TypeError: a wrong type, or dtypes that differ (under autocast cast q, k, v alike first).
-        ValueError: a wrong shape or device, or a ``size`` that requires grad.
+        TypeError: an argument has the wrong type, or dtypes differ (under autocast, cast q, k and v first).
+        ValueError: an argument has the wrong shape or device, or ``size`` requires grad.
         RuntimeError: ``impl`` names an implementation that cannot run here.
 
     Source: ToMe (arXiv 2210.09461), Eq. 1; ALT, Eq. 2.
@@ -70,9 +71,9 @@ def proportional_attention(
 
 
 def _key_bias(q: Tensor, size: Tensor | None) -> Tensor | None:
-    """log s as ``[B, 1, 1, N]``: the fused kernel reads it with stride zero over heads and queries.
+    """Returns log s as ``[B, 1, 1, N]``, which the fused kernel reads with stride zero over heads and queries.
 
-    Half precision takes a float32 bias (log 3 in bfloat16 is off by 0.3 %), double takes double.
+    It is float32 in half precision (log 3 in bfloat16 is off by 0.3 %) and float64 in float64.
     """
     if size is None:
         return None
@@ -80,25 +81,25 @@ def _key_bias(q: Tensor, size: Tensor | None) -> Tensor | None:
 
 
 def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """The fused kernel takes any strides but along D."""
+    """Returns the tensors, copied where D is not contiguous; the fused kernel takes any other strides."""
     return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
 
 
 def _heads_last(x: Tensor) -> Tensor:
-    """Uninitialised like x ``[B, H, N, D]``, lying as ``[B, N, H, D]``: joining the heads of a token costs nothing."""
+    """Returns an uninitialised tensor like x ``[B, H, N, D]`` that is ``[B, N, H, D]`` in memory."""
     batch, heads, tokens, depth = x.shape
     return x.new_empty(batch, tokens, heads, depth).transpose(1, 2)
 
 
 def _cpu_results(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Uninitialised, both heads last: PyTorch's backward wants the log-sum-exp so as well."""
+    """Returns uninitialised results with heads last in memory, as PyTorch's backward also takes the log-sum-exp."""
     batch, heads, queries, _ = q.shape
     statistic = torch.float64 if q.dtype == torch.float64 else torch.float32
     return _heads_last(q), q.new_empty(batch, queries, heads, dtype=statistic).transpose(1, 2)
 
 
 def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Where no library was compiled; csrc/cpu/proportional_attention.cpp gives the same."""
+    """CPU implementation without the compiled library; csrc/cpu/proportional_attention.cpp gives the same results."""
     if q.numel() == 0 or k.shape[2] == 0:
         out, logsumexp = _cpu_results(q)
         return out.zero_(), logsumexp.fill_(-math.inf)
@@ -106,7 +107,7 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> 
     found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
     )
-    out = _heads_last(q)  # PyTorch's kernel copies the strides of q, as well as it can
+    out = _heads_last(q)  # PyTorch's kernel copies the strides of q where it can
     return found if found.stride() == out.stride() else out.copy_(found), logsumexp
 
 
@@ -130,7 +131,7 @@ def _cpu_backward(
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     out, logsumexp = _cpu_results(q)
-    # Heads last everywhere; the log-sum-exp only on CPU, where PyTorch's backward wants it so.
+    # Heads last everywhere; the log-sum-exp only on CPU, for PyTorch's backward.
     return out, logsumexp if q.device.type == "cpu" else logsumexp.contiguous()
 
 
@@ -150,7 +151,7 @@ def _backward_fake(
 
 
 def _flops(q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object) -> int:
-    """Two products of ``[M, N]`` with depth D each: 4 B H M N D."""
+    """4 B H M N D: two products of ``[M, N]`` with depth D each."""
     batch, heads, queries, depth = q_shape
     return 4 * batch * heads * queries * k_shape[2] * depth
 
@@ -158,7 +159,7 @@ def _flops(q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__:
 def _backward_flops(
     grad_shape: tuple[int, ...], q_shape: tuple[int, ...], k_shape: tuple[int, ...], *_: object, **__: object
 ) -> int:
-    """Five products: the scores again, dO V^T, P^T dO, dS K and dS^T Q."""
+    """10 B H M N D: five products, the scores again, dO V^T, P^T dO, dS K and dS^T Q."""
     return 5 * _flops(q_shape, k_shape) // 2
 
 

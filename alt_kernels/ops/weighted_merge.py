@@ -1,4 +1,4 @@
-"""Contracts that carry out a merging plan: merge, unmerge, source map, and merge + LayerNorm in one pass."""
+"""Contracts that execute a merging plan: merge, unmerge, source map, and merge + LayerNorm in one pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _OPS = torch.ops.alt_kernels
 
 
 def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *, impl: Impl = "auto") -> Merged:
-    r"""Merge tokens by their size-weighted mean.
+    r"""Merges tokens by their size-weighted mean.
 
     .. math:: x'_j = \frac{\sum_{i \in G(j)} s_i x_i}{\sum_{i \in G(j)} s_i}, \qquad s'_j = \sum_{i \in G(j)} s_i
 
     where G(j) are the tokens of output row j in the plan. A row of one token is copied bit for bit. A group whose
-    sizes sum to zero gives zeros. Sums run in float32 (float64 for double), in the order of the plan, and are
+    sizes sum to zero gives zeros. Sums are in float32 (float64 for float64), in the order of the plan, and are
     rounded once. Deterministic. The gradient goes to ``x``: :math:`dx_i = (s_i / s'_j)\, dx'_j`.
 
     Args:
@@ -34,10 +34,10 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
         Merged: x' ``[B, N', C]`` in x's dtype, s' ``[B, N']`` float32.
 
     Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, a plan of another length or whose values are no plan (read on the CPU),
-            or a ``size`` that requires grad.
-        RuntimeError: ``impl`` cannot run here.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape or device, the plan is of another length, its values are out of
+            range (checked on the CPU only), or ``size`` requires grad.
+        RuntimeError: ``impl`` names an implementation that cannot run here.
 
     Source: ToMe (arXiv 2210.09461), section 3, "Tracking token size"; ALT, Eq. 2.
     """
@@ -49,7 +49,7 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
 
 
 def unmerge(x: Tensor, matching: Matching, *, impl: Impl = "auto") -> Tensor:
-    r"""Copy each output row back to the tokens it was made of: :math:`y_i = x_{j(i)}`.
+    r"""Copies each output row back to its tokens: :math:`y_i = x_{j(i)}`.
 
     Args:
         x: ``[B, N', C]``, float32, float16, bfloat16 or float64.
@@ -69,25 +69,25 @@ def unmerge(x: Tensor, matching: Matching, *, impl: Impl = "auto") -> Tensor:
 
 
 def source_map(matchings: Sequence[Matching]) -> Tensor:
-    """The final output row of every input token, through a chain of plans.
+    """Returns the final output row of every input token, through a chain of plans.
 
     Args:
-        matchings: the plans in the order in which they were applied, at least one; each takes as many tokens as
-            the one before it leaves.
+        matchings: the plans in the order in which they were applied, at least one. Each takes as many tokens as
+            the plan before it leaves.
 
     Returns:
-        ``[B, N]`` int64, N the input tokens of the first plan.
+        ``[B, N]`` int64, where N counts the input tokens of the first plan.
 
     Raises:
-        TypeError: not a sequence of plans.
-        ValueError: no plan, or one that does not take what the one before leaves.
+        TypeError: ``matchings`` is not a sequence of plans.
+        ValueError: there is no plan, or one does not take what the plan before it leaves.
     """
     if isinstance(matchings, Matching) or not isinstance(matchings, Sequence):
         raise TypeError(f"matchings: expected a sequence of plans, got {type(matchings).__name__}")
     if len(matchings) == 0:
         raise ValueError("matchings: expected at least one plan, got none")
     rows: Tensor | None = None
-    left = 0  # rows that the plan before leaves
+    left = 0  # rows that the plan before it leaves
     for depth, value in enumerate(matchings):
         name = f"matchings[{depth}]"
         plan = checks.plan(name, value)
@@ -118,17 +118,17 @@ def merge_layer_norm(
     *,
     impl: Impl = "auto",
 ) -> MergedNorm:
-    r"""Residual sum, weighted merge and LayerNorm in one pass over the tokens.
+    r"""Computes residual sum, weighted merge and LayerNorm in one pass over the tokens.
 
     .. math:: x' = \mathrm{merge}(x + y; s), \qquad
               n_j = \frac{x'_j - \mu_j}{\sqrt{\sigma_j^2 + \epsilon}} \odot w + b
 
-    Everything accumulates in float32 (float64 for double). x' is rounded once; the norm is that of x' as stored.
-    Under autocast ``x`` may be float32 while ``residual`` is bfloat16: the result has the promoted dtype of the two.
+    Sums are in float32 (float64 for float64). x' is rounded once; the norm is that of x' as stored. Under autocast
+    ``x`` may be float32 while ``residual`` is bfloat16: the result has the promoted dtype of the two.
 
     Args:
         x: ``[B, N, C]``, the stream.
-        residual: ``[B, N, C]``, what the branch adds to it.
+        residual: ``[B, N, C]``, the branch's output, which is added to it.
         matching: the plan, of B images and N input tokens.
         size: ``[B, N]`` float32 or None (ones), constant.
         weight: ``[C]`` or None, any float dtype.
@@ -168,7 +168,7 @@ def merge_layer_norm(
     return MergedNorm(merged, normed, merged_size)
 
 
-# Fakes: shapes and dtypes only. N' is offsets' length less one.
+# Fakes: shapes and dtypes only. N' is the length of offsets minus one.
 
 
 def _merge_fake(
@@ -239,7 +239,7 @@ def _norm_backward_fake(
 
 
 def _no_matmul(*_: object, **__: object) -> int:
-    """Additions and copies: the FLOP formulas charge matrix products only."""
+    """Returns 0: the op has additions and copies, and the FLOP formulas count matrix products only."""
     return 0
 
 
@@ -259,7 +259,7 @@ def _save_merge_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _merge_twice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The merge is linear in x, and its adjoint's adjoint is the merge itself."""
+    """The second derivative: the merge is linear in x, and the adjoint of its adjoint is the merge itself."""
     return _OPS.weighted_merge(grad, *ctx.saved_tensors)[0], *(None,) * 5
 
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def unit_rows(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows scaled to length one, in float32 (float64 for double), and which rows have a direction at all.
+    """Returns rows scaled to length one, in float32 (float64 for float64), and a mask of rows that have a direction.
 
     ``metric`` ``[..., C]`` -> unit ``[..., C]``, valid ``[...]`` bool. Each row is first divided by its largest
-    magnitude, so that a finite row neither overflows nor vanishes when it is squared. Rows of zeros and rows
-    with a non-finite entry have no direction: they come back as zeros and invalid.
+    magnitude, so that squares of a finite row neither overflow nor underflow. Rows of zeros and rows with a
+    non-finite entry have no direction: they are zero and invalid.
     """
     x = metric.to(torch.float64 if metric.dtype == torch.float64 else torch.float32)
     peak = x.abs().amax(-1, keepdim=True)
@@ -37,7 +37,7 @@ def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tens
     score = unit[:, a] @ unit[:, b].transpose(1, 2)  # [B, |A|, |B|]
     score = score.masked_fill(~(valid[:, a, None] & valid[:, None, b]), -torch.inf)
     best = score.amax(-1)  # [B, |A|]
-    # The lowest index of b among equals: argmax does not promise that on every device.
+    # The lowest index of b among equals, which argmax does not guarantee on every device.
     column = torch.arange(len(b), device=metric.device)
     partner = torch.where(score == best[..., None], column, len(b)).amin(-1)
     # Higher score first, then lower index of a: a stable sort of the a's in ascending order.
@@ -60,7 +60,7 @@ def _merged_tokens(merged: Tensor, a: Tensor, tokens: int) -> Tensor:
 
 
 def plan_from_rows(output_row: Tensor, rows: int, first_in_group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Group the tokens by output row, a row's own token first, then ascending."""
+    """Groups the tokens by output row, a row's own token first, then ascending."""
     batch, tokens = output_row.shape
     position = torch.arange(tokens, device=output_row.device)
     key = (output_row * 2 + (~first_in_group).long()) * tokens + position
@@ -71,10 +71,10 @@ def plan_from_rows(output_row: Tensor, rows: int, first_in_group: Tensor) -> tup
 
 
 def head_mean(k: Tensor) -> Tensor:
-    """``[B, H, N, D]`` -> ``[B, N, D]``, in float32 (float64 for double): which pairs merge hangs on it."""
+    """``[B, H, N, D]`` -> ``[B, N, D]``, in float32 (float64 for float64), since rounding would change the pairs."""
     return k.mean(1, dtype=torch.float64 if k.dtype == torch.float64 else torch.float32)
 
 
 def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    """``k`` ``[B, H, N, D]``: the plan of its mean over heads."""
+    """Returns the plan of the mean over heads of ``k`` ``[B, H, N, D]``."""
     return bipartite_matching(head_mean(k), r, num_protected)

@@ -16,7 +16,7 @@ _MASK = 0xFFFFFFFF
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds of Philox4x32 (Salmon et al., SC 2011) on int64 tensors that hold 32-bit words.
 
-    A 32 x 32 bit product wraps around in int64, but its 64 bits are right, and masks take the halves out of them.
+    A product of two 32-bit words may wrap around in int64, but its 64 bits are right, and masks extract the halves.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -33,7 +33,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
 
 
 def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Gumbel(0, 1) noise ``[rows, columns]``, a function of (seed, row, column) alone.
+    """Returns Gumbel(0, 1) noise ``[rows, columns]``, a function of (seed, row, column) only.
 
     Word ``column % 4`` of Philox at the counter (column // 4, row low, row high, 0), key (seed low, seed high), gives
     u = min((word + 1/2) 2^-32, 1 - 2^-24) and g = -log(-log(1 - u)). The argument of the inner logarithm is 1 - u
@@ -52,9 +52,9 @@ def gumbel_noise(seed: Tensor, rows: int, columns: int, dtype: torch.dtype = tor
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of length one and the reciprocal lengths; a zero row stays zero, with reciprocal zero."""
+    """Returns rows of length one and the reciprocal lengths; a zero row stays zero, with reciprocal zero."""
     peak = x.detach().abs().amax(-1, keepdim=True)
-    peak = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)  # so that squares neither overflow nor vanish
+    peak = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)  # so that squares neither overflow nor underflow
     y = x / peak
     square = y.square().sum(-1, keepdim=True)
     inverse = torch.where(square == 0, 0.0, torch.where(square == 0, 1.0, square).rsqrt())
@@ -62,7 +62,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logits(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed: Tensor | None) -> tuple[Tensor, ...]:
-    """(cosines, noisy logits, unit x, unit entities, 1 / |x|, 1 / |entities|) in float32, float64 if either is."""
+    """Returns cosines, noisy logits, unit x, unit entities, 1 / |x|, 1 / |entities|, in the dtype of accumulation."""
     acc = torch.float64 if torch.float64 in (x.dtype, entities.dtype) else torch.float32
     unit_x, inverse_x = _unit(x.to(acc))
     unit_s, inverse_s = _unit(entities.to(acc))
@@ -76,7 +76,7 @@ def _logits(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed
 
 
 def check_tau(tau: Tensor) -> None:
-    """Read the value where that costs no synchronisation: a plain tensor on the CPU, not while compiling."""
+    """Checks the value where that costs no synchronisation: a plain tensor on the CPU, not while compiling."""
     readable = type(tau) in (Tensor, torch.nn.Parameter) and tau.device.type == "cpu"
     if readable and not torch.compiler.is_compiling() and not (torch.isfinite(tau).item() and tau.item() > 0):
         raise ValueError(f"tau: expected a finite number > 0, got {tau.item()}")
@@ -85,10 +85,10 @@ def check_tau(tau: Tensor) -> None:
 def gumbel_assignment(
     x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed: Tensor | None, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(output ``[M, d]``, index ``[M]``, log_normalizer ``[M]``); hard: straight-through, (onehot + A - sg(A)) @ E."""
+    """Returns output ``[M, d]``, index ``[M]`` and log_normalizer ``[M]``; hard output: (onehot + A - sg(A)) E."""
     acc = torch.float64 if torch.float64 in (x.dtype, entities.dtype) else torch.float32
     check_tau(tau.to(acc))
-    # Widened once: the two paths of the entities' gradient are then added before they are rounded.
+    # Widened once, so that the two paths of the entities' gradient are added before rounding.
     values = entities.to(acc)
     _, logits, *_ = _logits(x, values, tau, noise, seed)
     index = torch.nan_to_num(logits.detach(), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(-1)
@@ -96,7 +96,7 @@ def gumbel_assignment(
     out_dtype = torch.promote_types(x.dtype, entities.dtype)
     if hard:
         output = values[index]
-        if logits.requires_grad:  # the second term is zero and only carries the gradient
+        if logits.requires_grad:  # the second term is zero and carries the gradient
             output = output + (assignment - assignment.detach()) @ values.detach()
     else:
         output = assignment @ values
@@ -117,7 +117,7 @@ def gumbel_assignment_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dA = dO E^T; dl = A (dA - sum_k A dA); dx = (I - u u^T) dl S / (|x| tau); dtau = -sum(dl w) / tau^2.
 
-    To the entities: the same through their own normalisation, plus the value path onehot^T dO (hard) or A^T dO.
+    For the entities: the same through their normalisation, plus the value path onehot^T dO (hard) or A^T dO (soft).
     """
     cosine, logits, unit_x, unit_s, inverse_x, inverse_s = _logits(x, entities, tau, noise, seed)
     acc = logits.dtype

@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def heads_last(x: Tensor) -> Tensor:
-    """``[B, H, N, D]`` that lies as ``[B, N, H, D]``: joining the heads of a token then costs nothing."""
+    """Returns x ``[B, H, N, D]`` as ``[B, N, H, D]`` in memory, where joining the heads of a token costs nothing."""
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _scores(q: Tensor, k: Tensor, size: Tensor | None, scale: float) -> Tensor:
-    """``[B, H, M, N]`` in float32 (float64 for double): q k^T * scale + log s, the bias shared by heads and queries."""
+    """Returns q k^T scale + log s ``[B, H, M, N]`` in float32 (float64 for float64)."""
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores = (q.to(acc) @ k.to(acc).transpose(-1, -2)) * scale
     return scores if size is None else scores + size.to(acc).log()[:, None, None, :]
 
 
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """out = softmax(q k^T scale + log s) v and the log-sum-exp of each row; a row without any key gives zeros."""
+    """out = softmax(q k^T scale + log s) v and the log-sum-exp of each row; a row without keys gives zeros."""
     scores = _scores(q, k, size, scale)
-    # Without keys amax has nothing to reduce; all that follows is right, and keeps the graph.
+    # amax needs at least one key; the rest works without keys and keeps the graph.
     peak = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(*scores.shape[:-1], 1)
     peak = torch.where(peak == -torch.inf, 0.0, peak)
     weight = (scores - peak).exp()

@@ -1,8 +1,8 @@
 """Weighted merge, unmerge and merge + LayerNorm in plain torch: the definitions and their derivatives.
 
 Symbols: B images, N input tokens, N' output rows, C channels; s sizes, S sums of sizes, G(j) the tokens of row j.
-The forwards are differentiable in their own right; the ``*_backward`` functions state the same derivatives as
-formulas, which is what the registered ops use where nothing was compiled.
+Autograd differentiates the forwards. The ``*_backward`` functions state the same derivatives as formulas, which the
+registered ops use where no kernel was compiled.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from torch import Tensor
 
 
 def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Returns the dtype of accumulation: float64 if any tensor is, else float32."""
     double = any(t is not None and t.dtype == torch.float64 for t in tensors)
     return torch.float64 if double else torch.float32
 
 
 def check_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> None:
-    """Read the values where that costs no synchronisation: plain tensors on the CPU, not while compiling."""
+    """Checks the values where that costs no synchronisation: plain tensors on the CPU, not while compiling."""
     if type(indices) is not Tensor or indices.device.type != "cpu" or torch.compiler.is_compiling():
         return
     tokens, rows = indices.shape[1], offsets.shape[1] - 1
@@ -43,8 +44,8 @@ def _rows(output_row: Tensor, like: Tensor) -> Tensor:
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """``x[b, rows[b, i]]`` bit for bit: ``[B, N, C]`` and ``[B, K]`` -> ``[B, K, C]``.
 
-    Indexing, because torch.gather changes the payload of a half-precision NaN. A negative row is out of range
-    here; it does not count from the end.
+    It indexes, because torch.gather changes the payload of a half-precision NaN. A negative row is out of range and
+    does not count from the end.
     """
     rows = rows.long()
     image = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -52,7 +53,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _group_sum(x: Tensor, output_row: Tensor, rows: int) -> Tensor:
-    """``x`` ``[B, N, C]`` -> ``[B, N', C]``, the sum over each row's tokens."""
+    """``x`` ``[B, N, C]`` -> ``[B, N', C]``: the sum over the tokens of each row."""
     zeros = x.new_zeros(x.shape[0], rows, x.shape[2])
     return zeros.scatter_add(1, _rows(output_row, x), x)
 
@@ -66,7 +67,7 @@ def _merged_size(size: Tensor | None, offsets: Tensor, output_row: Tensor) -> Te
 def weighted_merge(
     x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x'_j = sum_{i in G(j)} s_i x_i / S_j, S_j = sum_{i in G(j)} s_i; a row of one token is that token's copy."""
+    """x'_j = sum_{i in G(j)} s_i x_i / S_j, S_j = sum_{i in G(j)} s_i; a row of one token is a copy of it."""
     check_plan(indices, offsets, output_row)
     rows = offsets.shape[1] - 1
     acc = accumulate_dtype(x)
@@ -96,7 +97,7 @@ def weighted_merge_backward(
 
 
 def unmerge(x: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> Tensor:
-    """y_i = x_{j(i)}: every input token gets a copy of its row."""
+    """y_i = x_{j(i)}: a copy of its row for every input token."""
     check_plan(indices, offsets, output_row)
     return _take(x, output_row)
 
