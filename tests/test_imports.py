@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.evaluate": BELOW_JOBS,
     "alt.train": BELOW_JOBS | {"alt.evaluate", "alt.corpus", "alt.entityworld.world"},
     "alt.entityworld.world": {"alt.data"},
-    "alt.entityworld.mini_clip": {"alt.files"},
+    "alt.entityworld.mini_clip": {"alt.data", "alt.files"},
     "alt.entityworld": BELOW_JOBS | WORLD | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
     "alt.entityworld.demo": BELOW_JOBS | WORLD | {"alt.visualize", "alt.evaluate", "alt.entityworld"},
     "alt.cli": BELOW_JOBS | JOBS,

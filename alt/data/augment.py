@@ -14,17 +14,6 @@ import torch
 from torch import Tensor
 
 
-def sample_generator(seed: int, epoch: int, index: int, purpose: str = "augment") -> torch.Generator:
-    """A CPU generator for one sample of one epoch; different (seed, epoch, index, purpose) are unrelated."""
-    import zlib
-
-    import numpy as np
-
-    entropy = [seed & 0xFFFFFFFFFFFFFFFF, epoch, index, zlib.crc32(purpose.encode())]
-    low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
-    return torch.Generator().manual_seed((high << 31 | low) & 0x7FFFFFFFFFFFFFFF)
-
-
 class Draws(NamedTuple):
     """What is done to a clip."""
 

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import ClipAugment, sample_generator
+from .augment import ClipAugment
 from .pixels import normalise
 from .sampling import make_views, sample_train
+from .seeds import make_generator
 
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 ARRAYS = {".npy", ".npz", ".pt"}
@@ -305,7 +306,7 @@ class ClipFiles(torch.utils.data.Dataset):
         entry = self.entries[index]
         video = read_clip(entry.path, self.min_frames)
         if self.train:
-            generator = sample_generator(self.seed, int(self._epoch), index)
+            generator = make_generator("sample", seed=self.seed, epoch=int(self._epoch), clip=index)
             clip = video[sample_train(len(video), self.frames, generator)]
             assert self.augment is not None
             return normalise(self.augment(clip, generator)), entry.label

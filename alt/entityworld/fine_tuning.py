@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt.data.seeds import derive_seed, seeded
 from alt.entityworld.world import World, normalise
 from alt.models.strategy import apply_strategy
 from alt.models.video_model import VideoModel
@@ -74,7 +75,8 @@ def fine_tune(
         report: called with (step, loss) after every step; the loss is a tensor of the device, not yet read.
     """
     device = next(model.parameters()).device
-    apply_strategy(model, training.strategy)
+    with seeded(derive_seed("init", seed=seed)):
+        apply_strategy(model, training.strategy)
     optim = OptimSection(lr=training.lr, new_multiplier=training.new_multiplier, weight_decay=training.weight_decay)
     optimizer = build_optimizer(parameter_groups(model, optim), optim)
     warmup = max(1, round(training.warmup * training.steps))

@@ -14,6 +14,7 @@ import torch
 
 from alt.corpus import Corpus
 from alt.cost import count_macs
+from alt.data.seeds import seeded
 from alt.entityworld.mini_clip import MiniClip, MiniClipConfig, save_mini_clip
 from alt.entityworld.world import World, WorldConfig
 from alt.models.registry import create_model
@@ -161,8 +162,7 @@ def _run(
     options = dict(options)
     if kind.startswith("alt") and options.get("queries") != "random":
         options["corpus"] = texts.corpus
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: VideoModel = create_model(
             kind,
             pretrained=path,

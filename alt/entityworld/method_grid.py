@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt.cost import count_macs
+from alt.data.few_shot import few_shot_indices
+from alt.data.seeds import seeded
 from alt.entityworld.world import FAMILIES
-from alt.evaluate.protocols import few_shot_indices
 from alt.models.blocks import Mlp
 from alt.models.config import BaselineConfig
 from alt.models.registry import build_clip, create_model
@@ -124,8 +125,7 @@ def build(method: Method, cache: TokenCache, seed: int) -> VideoModel:
     """The method's model: an adapter drawn by ``seed`` on the cache's tower, with its corpus and the seen classes."""
     seen = cache.split("seen-train")
     frames, options = cache.world.config.frames, {"strategy": "frozen", **method.options}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: VideoModel
         if method.model == "mlp":
             clip = build_clip("mini", cache.pretrained).clip

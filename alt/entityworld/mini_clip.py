@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from alt.data.seeds import seeded
+
 __all__ = [
     "SHIPPED",
     "MiniClip",
@@ -175,8 +177,7 @@ def build_mini_clip(config: MiniClipConfig, vocab_size: int, *, seed: int | None
     }
     if seed is None:
         return open_clip.CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return open_clip.CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from torch.utils.data import DataLoader, Dataset
 
 from .metrics import Result, VideoMetrics
@@ -85,7 +86,7 @@ def extract_features(
         raise ValueError("no video to take features of: the dataset is empty")
     parts, labels = [], []
     with evaluating(model, device) as place:
-        for clips, target in DataLoader(dataset, batch_size=batch_size):
+        for clips, target in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
             parts.append(model(clips.to(place)).embedding.float().cpu())
             labels.append(torch.as_tensor(target).cpu().long())
     return Features(torch.cat(parts), torch.cat(labels))
@@ -100,7 +101,7 @@ def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None =
     if int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise ValueError(f"labels: expected class numbers from 0 to {num_classes - 1}, got {int(y.max())}")
     generator = torch.Generator().manual_seed(config.seed)
-    head = nn.Linear(x.shape[1], num_classes)
+    head = skip_init(nn.Linear, x.shape[1], num_classes)  # would draw from the global generator otherwise
     with torch.no_grad():
         head.weight.normal_(0, 0.02, generator=generator)
         head.bias.zero_()

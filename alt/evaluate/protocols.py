@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
+
+from alt.data.few_shot import few_shot_indices
+from alt.data.seeds import make_numpy_generator
 
 from .metrics import Result
 from .run import Collected, result_of
 from .tradeoff import mean_std
 
-__all__ = ["Spread", "few_shot", "few_shot_indices", "random_subsets", "restrict", "zero_shot"]
+__all__ = ["Spread", "few_shot", "random_subsets", "restrict", "zero_shot"]
 
 
 class Spread(NamedTuple):
@@ -37,27 +39,6 @@ class Spread(NamedTuple):
 def spread(values: Sequence[float], seeds: Sequence[int] | None = None) -> Spread:
     mean, std = mean_std(values)
     return Spread(mean, std, tuple(values), tuple(range(len(values)) if seeds is None else seeds))
-
-
-def few_shot_indices(labels: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Positions of ``shots`` random videos of every class, in ascending order.
-
-    Nested: for one seed those of 2 shots are among those of 4. What one class draws does not depend on the others.
-
-    Raises:
-        ValueError: a class has fewer than ``shots`` videos, or ``shots`` is below 1.
-    """
-    if shots < 1:
-        raise ValueError(f"shots: expected an int >= 1, got {shots}")
-    numbers = np.asarray(labels)
-    chosen: list[int] = []
-    for label in np.unique(numbers):
-        own = np.flatnonzero(numbers == label)
-        if len(own) < shots:
-            raise ValueError(f"shots: expected at most the {len(own)} videos that class {label} has, got {shots}")
-        order = np.random.default_rng([seed, int(label)]).permutation(len(own))
-        chosen += own[order[:shots]].tolist()
-    return sorted(chosen)
 
 
 def few_shot(
@@ -134,7 +115,7 @@ def random_subsets(
     results = []
     seeds = range(seed, seed + draws)
     for number in seeds:
-        keep = sorted(np.random.default_rng(number).choice(pool, size=size, replace=False).tolist())
+        keep = sorted(make_numpy_generator(number, 0).choice(pool, size=size, replace=False).tolist())
         part, names = restrict(collected, classes, keep)
         results.append(result_of(part, names, protocol=f"{size} of {len(pool)} classes", seed=number))
     return spread([result.top1 for result in results], seeds), results

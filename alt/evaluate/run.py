@@ -90,7 +90,7 @@ def collect_logits(
     total = len(dataset)  # type: ignore[arg-type]
     if total == 0:
         raise ValueError("no video was evaluated: the dataset is empty")
-    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, drop_last=False, num_workers=workers)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     logits, labels = [], []
     done = 0
     with evaluating(model, device) as place:

@@ -10,11 +10,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alt.data.seeds import derive_seed
 from alt.errors import UserError, one_line
 
 from .config import TrainConfig
 from .mixing import build_transform
-from .sampler import Draw, EvenSampler, StepSampler, derive_seed, steps_per_epoch
+from .sampler import Draw, EvenSampler, StepSampler, steps_per_epoch
 
 
 class Clips(Protocol):
@@ -55,7 +56,7 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         index, turn = draw if isinstance(draw, tuple) else (draw, 0)
         empty = index < 0  # a place that only keeps the processes even: some clip, no label
         place = int(self.chosen[max(index, 0)])
-        seed = None if self.seed is None else derive_seed(self.seed, turn, place, 0xA06)
+        seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=turn, clip=place)
         clip = self.transform(self.clips.frames(place, self.count, seed), seed)
         return clip, -1 if empty else int(self.clips.labels[place])
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from alt.data.seeds import derive_seed, make_generator
 from alt.validation import plain
 
 from .config import TrainConfig
 from .mixing import build_mix
 from .optim import build_optimizer, build_schedule, describe_groups, parameter_groups
-from .sampler import derive_seed
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -63,13 +63,13 @@ class VideoLearner(LightningModule):
         """The seed of everything random in one part of the current step on this process."""
         rank = self.global_rank if self._trainer is not None else 0
         step = self.global_step if self._trainer is not None else 0
-        return derive_seed(self.config.seed, step, part, rank, 0x51E9)
+        return derive_seed("step", seed=self.config.seed, step=step, part=part, rank=rank)
 
     def training_loss(self, clips: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, logits, soft targets) of a batch; everything random in it is decided by ``seed``."""
         torch.manual_seed(seed)  # drop-path and the like, should the model have any
-        clips, targets = self.mix(clips, labels, torch.Generator().manual_seed(derive_seed(seed, 1)))
-        noise_seed = torch.tensor(derive_seed(seed, 2), dtype=torch.int64, device=clips.device)
+        clips, targets = self.mix(clips, labels, make_generator("mix", seed=seed))
+        noise_seed = torch.tensor(derive_seed("noise", seed=seed), dtype=torch.int64, device=clips.device)
         logits = self.model(clips, seed=noise_seed).logits
         return soft_cross_entropy(logits, targets), logits, targets
 

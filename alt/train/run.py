@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from alt.data.clips import ClipError
 from alt.errors import UserError, one_line
@@ -52,7 +53,7 @@ def fit(
     say: Say = lambda line: print(line, flush=True),
     callbacks: list[Callback] | None = None,
 ) -> RunResult:
-    """Train.
+    """Trains a model; the global random state is afterwards as before.
 
     The folder (``runs/<name>`` without ``out``) gets ``config.yaml``, ``checkpoints/last.ckpt``, ``metrics.csv``,
     TensorBoard's files where it is installed, and in the end ``model.safetensors``.
@@ -77,8 +78,19 @@ def fit(
         _open_folder(config, folder, last, resume)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    seed_everything(config.seed, workers=True, verbose=False)
+    with isolate_rng():
+        torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
+        return _fit(config, folder, last if resume else None, done, report, callbacks)
 
+
+def _fit(
+    config: TrainConfig,
+    folder: Path,
+    resume_from: Path | None,
+    done: int,
+    report: Say,
+    callbacks: list[Callback] | None,
+) -> RunResult:
     sources = open_sources(config)
     data = ClipData(config, sources)
     model = build_model(config, data.class_names, sources.world, say=report)
@@ -92,7 +104,7 @@ def fit(
         report(f"Resuming at step {done} of {learner.total_steps}.")
 
     trainer = build_trainer(config, folder, learner, data, done, report, callbacks)
-    _run(trainer, learner, data, last if resume else None)
+    _run(trainer, learner, data, resume_from)
     return _finish(trainer, learner, data, folder, report)
 
 

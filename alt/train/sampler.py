@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
+from alt.data.seeds import make_generator
 from alt.errors import UserError
 
 
@@ -22,19 +23,7 @@ class Draw(NamedTuple):
 
 def order(length: int, seed: int, turn: int) -> torch.Tensor:
     """The permutation of a turn through the clips."""
-    generator = torch.Generator().manual_seed(derive_seed(seed, turn, 0x0DE5))
-    return torch.randperm(length, generator=generator)
-
-
-def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers (splitmix64 over each); near inputs give unrelated seeds."""
-    mask, state = (1 << 64) - 1, 0
-    for part in parts:
-        state = (state ^ (part & mask)) + 0x9E3779B97F4A7C15 & mask
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
-        state ^= state >> 31
-    return state >> 1
+    return torch.randperm(length, generator=make_generator("order", seed=seed, epoch=turn))
 
 
 class StepSampler(Sampler[list[Draw]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,43 @@ from alt.entityworld.world import World
 
 def labels(seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 7, (400,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_draw_stays_what_it_is() -> None:
+    """Other numbers would change the clips of every few-shot run that is resumed."""
+    assert few_shot_indices([0] * 9 + [1] * 9, 2, seed=3) == [6, 7, 9, 17]
+
+
+@pytest.mark.parametrize("shots", [2, 4])
+def test_training_the_protocol_and_the_comparison_draw_the_same_clips(
+    shots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alt.entityworld import method_grid
+    from alt.evaluate.protocols import few_shot
+    from alt.train.config import load_config
+    from alt.train.data import choose
+
+    pool = labels()
+    expected = few_shot_indices(pool, shots, seed=3)
+    overrides = [f"data.shots={shots}", "data.shots_seed=3", "data.limit=null"]
+    assert choose(load_config("entity-world-cpu", overrides), pool).tolist() == expected
+
+    rows: list[list[int]] = []
+
+    def keep(chosen: list[int], *_: int) -> float:
+        rows.append(list(chosen))
+        return 0.0
+
+    few_shot(pool.tolist(), keep, shots=(shots,), seeds=(3,))
+    tokens = SimpleNamespace(labels=pool, take=keep)  # stands for cached tokens: only the rows that are taken count
+    split = SimpleNamespace(split=SimpleNamespace(class_names=()), texts=None)
+    cache = SimpleNamespace(split=lambda name: split, tokens=lambda name, r: tokens)
+    model = SimpleNamespace(set_classes=lambda names, texts: None)
+    monkeypatch.setattr(method_grid, "train_head", lambda *_, **__: 0.0)
+    monkeypatch.setattr(method_grid, "accuracy", lambda *_: 0.0)
+    method = method_grid.METHODS["ALT r=2"]
+    method_grid.few_shot(model, method, cache, shots=(shots,), seed=3, budget=method_grid.Budget())
+    assert rows == [expected] * 3  # once by the protocol, once per transfer set
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])

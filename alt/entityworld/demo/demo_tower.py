@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from alt.data.seeds import seeded
 from alt.entityworld.demo.demo_errors import DemoError, one_line
 
 __all__ = ["Tower", "load_tower"]
@@ -58,8 +59,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
         raise DemoError(f"--model: open_clip has no model '{model}'; {hint}")
     if pretrained is not None:
         model = _model_of_tag(open_clip, model, pretrained)
-    with _quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _quiet(), seeded(seed):
         try:
             clip, _, preprocess = open_clip.create_model_and_transforms(
                 model, pretrained=pretrained, pretrained_text=False

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alt.data.seeds import make_numpy_generator
+
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -67,7 +69,7 @@ def clip_keys(seed: int, name: str, index: np.ndarray) -> np.ndarray:
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """numpy's Philox for what a world draws once, such as its list of classes."""
-    return np.random.Generator(np.random.Philox(key=[seed & 0xFFFFFFFFFFFFFFFF, stream(purpose)]))
+    return make_numpy_generator(seed, stream(purpose))
 
 
 def hash32(x: Tensor) -> Tensor:
