@@ -23,8 +23,9 @@ from alt.data.few_shot import few_shot_indices
 from alt.data.seeds import seeded
 from alt.entityworld.world import FAMILIES
 from alt.models.blocks import Mlp
+from alt.models.clip import build_clip
 from alt.models.config import BaselineConfig
-from alt.models.registry import build_clip, create_model
+from alt.models.registry import create_model
 from alt.models.video_model import Tokens, VideoModel
 
 from .token_cache import TokenCache, VideoTokens

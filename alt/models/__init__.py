@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .baselines import ClipJoint as ClipJoint
     from .baselines import ClipMean as ClipMean
     from .baselines import ClipOne as ClipOne
+    from .clip_weights import load_backbone as load_backbone
     from .config import AltConfig as AltConfig
     from .entity_alignment import EntityAlignment as EntityAlignment
+    from .families import list_models as list_models
     from .frame_integration import FrameIntegration as FrameIntegration
     from .frame_integration import FrameIntegrationModel as FrameIntegrationModel
     from .prompts import LearnedPrompts as LearnedPrompts
@@ -23,14 +25,12 @@ if TYPE_CHECKING:
     from .region_encoder import Tokens as Tokens
     from .registry import create_model as create_model
     from .registry import create_text_encoder as create_text_encoder
-    from .registry import list_models as list_models
     from .strategy import Strategy as Strategy
     from .strategy import apply_strategy as apply_strategy
     from .text import TextEncoder as TextEncoder
     from .video_adapter import VideoAdapter as VideoAdapter
     from .video_model import VideoModel as VideoModel
     from .video_model import VideoOutput as VideoOutput
-    from .weights import load_backbone as load_backbone
     from .weights import load_model as load_model
     from .weights import load_weights as load_weights
     from .weights import save_model as save_model

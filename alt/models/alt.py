@@ -99,9 +99,9 @@ class AltModel(VideoModel):
         """Eq. 4 to 9: tokens ``[B, T, n, d]`` to z ``[B, d]`` and the entity of every aligned token."""
         x, index = tokens.x, None
         frames = x[:, :, 0]
-        residual = self.config.init == "residual"
+        residual = self._config.init == "residual"
         if self.alignment is not None:
-            scale = self.logit_scale if self.config.sim_scale is None else self.config.sim_scale
+            scale = self.logit_scale if self._config.sim_scale is None else self._config.sim_scale
             queries, index = self.alignment(x, scale, seed=seed, noise=noise)
         else:
             assert self.queries is not None

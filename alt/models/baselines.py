@@ -45,7 +45,7 @@ class ClipOne(VideoModel):
 
     def encode(self, clips: Tensor, trace: bool = False, *, seed: Tensor | None = None) -> Tokens:
         """Tokens ``[B, 1, n, d]`` of one frame of every clip; ``seed`` as in :meth:`forward`."""
-        check_frames(clips, self.config.frames)
+        check_frames(clips, self._config.frames)
         return self.backbone(self._pick(clips, seed), rows=self.rows, trace=trace)
 
     def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
@@ -67,7 +67,7 @@ class ClipOne(VideoModel):
 
     def _check_tokens(self, x: Tensor, name: str) -> None:
         if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] == 1:
-            x = x.expand(-1, self.config.frames, -1, -1)
+            x = x.expand(-1, self._config.frames, -1, -1)
         super()._check_tokens(x, name)
 
 
@@ -89,7 +89,7 @@ class ClipJoint(VideoModel):
         return None
 
     def encode(self, clips: Tensor, trace: bool = False) -> Tokens:
-        check_frames(clips, self.config.frames)
+        check_frames(clips, self._config.frames)
         return self.backbone(clips, rows=self.rows, trace=trace, joint=True)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -104,4 +104,4 @@ class ClipJoint(VideoModel):
 def check_frames(clips: Any, frames: int) -> None:
     """Raises ValueError unless ``clips`` ``[B, T, 3, H, W]`` have ``frames`` frames; the tower sees other faults."""
     if isinstance(clips, Tensor) and clips.dim() == 5 and clips.shape[1] != frames:
-        raise ValueError(f"clips: expected {frames} frames a clip, as the model was made for, got {clips.shape[1]}")
+        raise ValueError(f"clips: expected {frames} frames per clip, as the model was made for, got {clips.shape[1]}")

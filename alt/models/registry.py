@@ -1,76 +1,23 @@
-"""Models by name: ``create_model("alt-b16")``. A name is a family and a backbone; builders load on first use."""
+"""Video models and text encoders by name: ``create_model("alt-b16")``."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig
+from .clip import LoadedClip, build_clip
+from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
 from .text import TextEncoder
 
 if TYPE_CHECKING:
     from .video_model import VideoModel
 
-__all__ = [
-    "BACKBONES",
-    "FAMILIES",
-    "LoadedClip",
-    "build_clip",
-    "create_model",
-    "create_text_encoder",
-    "list_models",
-    "parse_name",
-]
-
-
-class Family(NamedTuple):
-    """home: "module:class" of a VideoModel, called ``(config, visual, logit_scale)``; config: the type of its first
-    argument."""
-
-    home: str
-    config: type[VideoConfig]
-
-
-FAMILIES = {
-    "alt": Family("alt.models.alt:AltModel", AltConfig),
-    "clip-mean": Family("alt.models.baselines:ClipMean", BaselineConfig),
-    "clip-one": Family("alt.models.baselines:ClipOne", BaselineConfig),
-    "clip-joint": Family("alt.models.baselines:ClipJoint", BaselineConfig),
-    "mit": Family("alt.models.frame_integration:FrameIntegrationModel", FrameIntegrationConfig),
-}
-
-BACKBONES: dict[str, tuple[str, int, int, int]] = {
-    "b32": ("ViT-B-32", 8, 2, 4),
-    "b16": ("ViT-B-16", 8, 8, 4),
-    "l14": ("ViT-L-14", 8, 8, 6),
-    "mini": ("mini", 4, 2, 2),
-}
-"""suffix -> (backbone, and by default: frames T, and for ALT tokens r merged in a block, blocks M of the adapter)."""
-
-
-def list_models() -> list[str]:
-    """The names that :func:`create_model` knows."""
-    return [f"{family}-{suffix}" for family in FAMILIES for suffix in BACKBONES]
-
-
-def parse_name(name: str) -> tuple[str, str]:
-    """``"alt-b16"`` to ``("alt", "b16")``.
-
-    Raises:
-        ValueError: the name is not in :func:`list_models`.
-    """
-    family, _, suffix = name.rpartition("-") if isinstance(name, str) else ("", "", "")
-    if family not in FAMILIES or suffix not in BACKBONES:
-        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    return family, suffix
+__all__ = ["create_model", "create_text_encoder"]
 
 
 def create_model(
@@ -124,58 +71,6 @@ def create_model(
     return model
 
 
-class LoadedClip(NamedTuple):
-    """clip: open_clip's ``CLIP`` with both towers; quick_gelu: its activation; tokenizer: makes the one of its texts;
-    templates: the prompts that its texts were written like, for class names."""
-
-    clip: Any
-    quick_gelu: bool
-    tokenizer: Callable[[], Any]
-    templates: str
-
-
-def build_clip(
-    backbone: str, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
-) -> LoadedClip:
-    """The open_clip ``CLIP`` of a backbone, both towers, on torch's default device.
-
-    Args:
-        backbone: an open_clip name or "mini". pretrained: as in :func:`create_model`.
-        quick_gelu: None: as the weights were trained, or as the name says where there are none.
-
-    Raises:
-        ValueError: no such model, or its weights could not be had.
-    """
-    if backbone == "mini":
-        if quick_gelu:
-            raise ValueError("quick_gelu: the mini model was made without it, got True")
-        return _build_mini(pretrained)
-    import open_clip
-
-    config = open_clip.get_model_config(backbone)
-    if config is None:
-        raise ValueError(f"backbone: open_clip has no model {backbone!r}; open_clip.list_models() lists them")
-    tag = os.fspath(pretrained) if pretrained is not None else None
-    if quick_gelu is None:
-        known = open_clip.get_pretrained_cfg(backbone, tag) if tag is not None else {}
-        quick_gelu = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
-    with _quiet():
-        try:
-            clip = open_clip.create_model(
-                backbone,
-                pretrained=tag,
-                force_quick_gelu=quick_gelu,
-                pretrained_text=False,
-                device=torch.get_default_device(),
-            )
-        except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
-            reason = " ".join(str(error).split())[:200]
-            if tag is None:
-                raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
-            raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be had ({reason})") from None
-    return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
-
-
 def create_text_encoder(
     name: str,
     *,
@@ -205,19 +100,6 @@ def create_text_encoder(
     return TextEncoder(clip.to(device), loaded.tokenizer())
 
 
-def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
-    from alt.entityworld.mini_clip import load_mini_clip
-
-    mini = load_mini_clip(pretrained)
-    return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none")
-
-
-def load_family(family: str) -> Any:
-    """Returns the class of the models of a family."""
-    module, _, attribute = FAMILIES[family].home.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
 def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
     """A corpus whose texts were not embedded yet gets embeddings of this CLIP."""
     if isinstance(corpus, str | os.PathLike):
@@ -239,14 +121,3 @@ def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[st
 
 def _text_encoder(loaded: LoadedClip) -> TextEncoder:
     return TextEncoder(loaded.clip, loaded.tokenizer())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs that weights are random, which the caller asked for."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

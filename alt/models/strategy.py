@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from .adapters import insert_adapters, inserted_kind, remove_adapters
@@ -62,7 +61,7 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(strategy == "full" or not model.is_backbone_parameter(name))
     if model.config.strategy != strategy:
-        model.config = dataclasses.replace(model.config, strategy=strategy)
+        model.change_config(strategy=strategy)
     return trainable(model)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import AltConfig
 from .heads import ClassHead
+from .hub import HubModel
 from .region_encoder import RegionEncoder, Tokens
 from .strategy import apply_strategy
 
@@ -26,7 +27,7 @@ class VideoOutput(NamedTuple):
     index: Tensor | None = None  # type: ignore[assignment]  # tuple.index, which nobody calls here
 
 
-class VideoModel(nn.Module):
+class VideoModel(nn.Module, HubModel):
     """Base of ALT and of the systems it is compared with. A subclass says how tokens become z: :meth:`embed`.
 
     ``forward(clips)`` is ``forward_tokens(encode(clips))``: with a frozen tower the tokens can be computed once.
@@ -47,7 +48,7 @@ class VideoModel(nn.Module):
 
     def __init__(self, config: Any, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
         super().__init__()
-        self.config = config
+        self._config = config
         self.backbone = RegionEncoder(
             visual,
             config.r,
@@ -61,9 +62,19 @@ class VideoModel(nn.Module):
         apply_strategy(self, config.strategy)
 
     @property
+    def config(self) -> Any:
+        """What the model is made of. ``r`` is that of the handle, which alone keeps it."""
+        r = self.backbone.r
+        return self._config if self._config.r == r else dataclasses.replace(self._config, r=r)
+
+    def change_config(self, **changes: Any) -> None:
+        """Records that the model is made of something else now; building it is the caller's part."""
+        self._config = dataclasses.replace(self._config, **changes)
+
+    @property
     def tower_frames(self) -> int | None:
         """Frames of a clip that go through the tower one by one; None where they go in one sequence."""
-        return self.config.frames
+        return self._config.frames
 
     @property
     def width(self) -> int:
@@ -72,13 +83,12 @@ class VideoModel(nn.Module):
 
     @property
     def r(self) -> int | float | tuple[int, ...]:
-        """Tokens merged away per block. May be set at any time, without retraining; ``config`` follows."""
+        """Tokens merged away per block. May be set at any time, here or on the handle, without retraining."""
         return self.backbone.r
 
     @r.setter
     def r(self, value: int | float | Sequence[int]) -> None:
         self.backbone.r = value
-        self.config = dataclasses.replace(self.config, r=self.backbone.r)
 
     def encode(self, clips: Tensor, trace: bool = False) -> Tokens:
         """The tower, its final norm and projection on all tokens the model reads.
@@ -152,8 +162,8 @@ class VideoModel(nn.Module):
     def _check_tokens(self, x: Tensor, name: str) -> None:
         if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[-1] != self.width or 0 in x.shape:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{name}: expected tokens [B, {self.config.frames}, n, {self.width}], got {got}")
-        if x.shape[1] != self.config.frames:
+            raise ValueError(f"{name}: expected tokens [B, {self._config.frames}, n, {self.width}], got {got}")
+        if x.shape[1] != self._config.frames:
             raise ValueError(
-                f"{name}: expected {self.config.frames} frames a clip, as the model was made for, got {x.shape[1]}"
+                f"{name}: expected {self._config.frames} frames per clip, as the model was made for, got {x.shape[1]}"
             )

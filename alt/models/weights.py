@@ -1,13 +1,13 @@
-"""Weights on disk: a whole video model in one safetensors file, and CLIP's weights into a model's tower."""
+"""A whole video model in one safetensors file: written, read, and its weights read into a model that is there."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,12 @@ from alt.corpus import Corpus
 from alt.files import replacing
 from alt.validation import plain
 
-__all__ = ["BackboneReport", "load_backbone", "load_model", "load_weights", "read_header", "save_model"]
+from .families import FAMILIES, load_family
+
+__all__ = ["load_model", "load_weights", "read_header", "read_tensors", "save_model"]
 
 _FORMAT = 1
-_KEY = "alt_model"
+HEADER_KEY = "alt_model"
 _NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale"}
 """Fields of a configuration that change what is done with the weights, but not which weights there are."""
 
@@ -47,7 +49,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(target, "the model") as temporary:
         try:
-            save_file(state, temporary, {_KEY: json.dumps(header)})
+            save_file(state, temporary, {HEADER_KEY: json.dumps(header)})
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
@@ -63,10 +65,8 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         FileNotFoundError: there is no such file.
         ValueError: it is no model of this package, or of a newer version of it.
     """
-    from . import registry
-
     header = read_header(path)
-    builder = registry.load_family(header["family"])
+    builder = load_family(header["family"])
     values = dict(header["config"])
     known = builder.config_class.__dataclass_fields__
     unknown = [name for name in values if name not in known]
@@ -75,7 +75,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     config = builder.config_class(**values)
     with torch.device("meta"):
         model = builder(config, _tower(config, header["tower"]), torch.empty(()))
-    state = _tensors(path)
+    state = read_tensors(path)
     model.load_state_dict(state, assign=True)
     model.to(device)
     model.classes = list(header["classes"])
@@ -85,15 +85,18 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
 
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, keep_classes: bool = False, keep_corpus: bool = False
-) -> None:
-    """Weights of a saved model into one that is there, which must be of the same configuration.
+) -> int:
+    """Reads the weights of a saved model into one that is there, which must be of the same configuration.
 
-    What no weight depends on may differ and stays the model's own: r, inflection, prop_attn, grad_checkpointing, tau,
-    gumbel, hard, sim_scale. So may frames and strategy where they bring no weights.
+    Fields that no weight depends on may differ and stay the model's own: r, inflection, prop_attn, grad_checkpointing,
+    tau, gumbel, hard, sim_scale, and frames and strategy if they bring no weights. With ``keep_classes`` so may head.
 
     Args:
         model: a video model. path: a file of :func:`save_model`.
         keep_classes: leave the model's classes, and head, as they are. keep_corpus: leave its corpus.
+
+    Returns:
+        the number of tensors that were read.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one of another configuration; the fields are named. The model
@@ -102,26 +105,26 @@ def load_weights(
     header = read_header(path)
     model = getattr(model, "_orig_mod", model)
     family, config = _family_of(model), plain(model.config)
-    differing = _differences(header["config"], config)
-    decisive = [name for name in differing if name not in _NO_WEIGHTS | {"frames", "strategy", "quick_gelu"}]
     if header["family"] != family:
         raise ValueError(f"{path} is a model of the family {header['family']!r}, and this one is of {family!r}")
-    state = _tensors(path)
-    if keep_classes:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    if keep_corpus:
-        state.pop("alignment.entities", None)
+    state = read_tensors(path)
     own = model.state_dict()
-    free = _OF_DATA  # these may have another number of rows
+    left = (("head.",) if keep_classes else ()) + (("alignment.entities",) if keep_corpus else ())
+    state, own = _without(state, left), _without(own, left)
     other = [
         name
         for name in own.keys() | state.keys()
-        if not name.startswith(free) and (name not in own or name not in state or own[name].shape != state[name].shape)
+        if name not in own
+        or name not in state
+        or (own[name].shape != state[name].shape and not name.startswith(_OF_DATA))
     ]
-    if "quick_gelu" in differing and bool(header["config"].get("quick_gelu")) != bool(config.get("quick_gelu")):
+    differing = [name for name in _differences(header["config"], config) if name not in _NO_WEIGHTS]
+    maybe = {"frames", "strategy", "quick_gelu", *(["head"] if keep_classes else [])}
+    decisive = [name for name in differing if name not in maybe]
+    if bool(header["config"].get("quick_gelu")) != bool(config.get("quick_gelu")):
         decisive.append("quick_gelu")
     if decisive or other:
-        fields = decisive or [name for name in differing if name not in _NO_WEIGHTS]
+        fields = decisive or differing
         raise ValueError(f"{path} is of another configuration than the model: {_told(fields, header, config, other)}")
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
@@ -129,6 +132,11 @@ def load_weights(
         model.classes = list(header["classes"])
     if not keep_corpus:
         _adopt_corpus(model, header)
+    return len(state)
+
+
+def _without(state: Mapping[str, Tensor], left: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(left)}
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no model at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "null"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a model file of this package: {error}") from None
     if not isinstance(header, dict):
@@ -155,91 +163,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-class BackboneReport(NamedTuple):
-    """What a file brought into a model: names as in ``model.state_dict()``, and as in the file where unused.
-
-    loaded: filled. missing: parameters that the file does not have, for CLIP's weights exactly those of the modules
-    that were added to the tower. unused: what the file has besides, such as the text tower.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
-def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneReport:
-    """CLIP's weights into the tower of a video model; everything that was added to the tower stays as it is.
-
-    Args:
-        model: a video model. pretrained: a tag of open_clip ("openai"; "entity-world" for the small CLIP), or a file:
-            OpenAI's archive, open_clip's checkpoint (.pt, .safetensors), a saved model of this package.
-
-    Raises:
-        ValueError: the weights cannot be had, are of another tower, or were trained with the other activation. The
-            model is not changed then.
-    """
-    file, quick_gelu = _clip_weights(model, pretrained)
-    prefix = next((p for p in ("backbone.visual.", "visual.", "") if f"{p}conv1.weight" in file), None)
-    if prefix is None:
-        raise ValueError(f"pretrained: {pretrained} holds no weights of a CLIP image tower")
-    own, state, unused = model.state_dict(), {}, []
-    for name, tensor in file.items():
-        target = f"backbone.visual.{name.removeprefix(prefix)}" if name.startswith(prefix) else ""
-        if name == "logit_scale":
-            target, tensor = "logit_scale", tensor if prefix.startswith("backbone") else tensor.exp()
-        if target in own:
-            state[target] = tensor
-        else:
-            unused.append(name)
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"pretrained: {pretrained} is of another tower: {name.removeprefix('backbone.visual.')} is "
-                f"{list(tensor.shape)} there and {list(own[name].shape)} in the model ({model.config.backbone})"
-            )
-    if quick_gelu is not None and quick_gelu != bool(model.config.quick_gelu):
-        raise ValueError(
-            f"pretrained: {pretrained} was trained with{'' if quick_gelu else 'out'} QuickGELU; create the model with "
-            f"quick_gelu={quick_gelu}"
-        )
-    model.load_state_dict(state, strict=False)
-    missing = tuple(name for name, _ in model.named_parameters() if name not in state)
-    return BackboneReport(tuple(state), missing, tuple(unused))
-
-
-def _clip_weights(model: Any, pretrained: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool | None]:
-    """State dict of a file or tag, and its activation where that is known."""
-    path = Path(pretrained)
-    if not path.is_file():
-        from .registry import build_clip
-
-        loaded = build_clip(model.config.backbone, pretrained)
-        return loaded.clip.state_dict(), loaded.quick_gelu
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"pretrained: {path} is no safetensors file: {error}") from None
-        activation = bool(json.loads(metadata[_KEY])["config"].get("quick_gelu")) if _KEY in metadata else None
-        return _tensors(path), activation
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is old: so are OpenAI's archives
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch have a dozen kinds of them
-            try:
-                return dict(torch.jit.load(path, map_location="cpu").state_dict()), True
-            except RuntimeError:
-                raise ValueError(f"pretrained: {path} is no checkpoint: {str(error).splitlines()[0][:200]}") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}, None
-
-
-def _tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, in memory of their own."""
     from safetensors.torch import load_file
 
     # Copies: what is read lies in the mapped file, at odd addresses, where vector code rounds its sums differently.
@@ -247,8 +172,6 @@ def _tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _family_of(model: Any) -> str:
-    from .registry import FAMILIES
-
     name = f"{type(model).__module__}:{type(model).__qualname__}"
     for family, entry in FAMILIES.items():
         if entry.home == name:
@@ -279,7 +202,7 @@ def _tower(config: Any, sizes: dict[str, Any]) -> nn.Module:
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     if open_clip.get_model_config(config.backbone) is not None:
-        from .registry import build_clip
+        from .clip import build_clip
 
         return build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip.visual
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}

@@ -97,32 +97,20 @@ def text_encoder(config: TrainConfig, width: int) -> Any:
 
 
 def load_start(model: nn.Module, path: Path) -> str:
-    """Start from the weights of an earlier run; classes, corpus and a linear head stay those of this one.
+    """Starts from the weights of an earlier run; classes, corpus and head stay those of this one.
 
     Raises:
         UserError: no such file, or it is of another model.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from alt.models.weights import load_weights
 
     try:
-        state = load_file(path)
+        count = load_weights(model, path, keep_classes=True, keep_corpus=True)
     except FileNotFoundError:
         raise UserError(f"model.init_from: there is no file {path}; train the run it names first.") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"model.init_from: {path} cannot be read: {one_line(error)}.") from None
-    own = dict(model.named_parameters())
-    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [k for k in own if k not in fits and not k.startswith("head.")]
-    if missing:
-        raise UserError(
-            f"model.init_from: {path} is of another model: {len(missing)} of {len(own)} parameters are not in it or "
-            f"have another shape, {missing[0]} first."
-        )
-    with torch.no_grad():
-        for name, value in fits.items():
-            own[name].copy_(value)
-    return f"Started from {path}: {len(fits)} of {len(own)} parameters."
+    except ValueError as error:
+        raise UserError(f"model.init_from: {one_line(error, 300)}.") from None
+    return f"Started from {path}: {count} tensors."
 
 
 def export(model: nn.Module, path: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, Strict, model_validator
 
 from alt.errors import UserError
-from alt.models.registry import FAMILIES, parse_name
+from alt.models.families import FAMILIES, parse_name
 from alt.validation import (
     Count,
     Finite,

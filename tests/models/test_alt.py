@@ -15,7 +15,9 @@ from torch import Tensor
 
 from alt.corpus import Corpus, Entity
 from alt.models.alt import AltModel
+from alt.models.strategy import apply_strategy
 from alt.models.video_model import Tokens
+from alt.models.weights import load_model, save_model
 
 from .tiny_models import CLASSES, ENTITIES, FRAMES, WIDTH, clips, draw, tiny_alt, tiny_visual
 
@@ -207,6 +209,22 @@ def test_r_at_test_time() -> None:
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+def test_the_handle_alone_keeps_r(tmp_path: Path) -> None:
+    """What is set on the tower's handle is what the configuration says, is saved, and is loaded."""
+    model = tiny_alt()
+    model.backbone.handle.r = 1
+    assert model.r == model.config.r == 1
+    copied = copy.deepcopy(model)
+    model.backbone.handle.r = (2, 0)
+    assert model.config.r == (2, 0)
+    assert copied.config.r == 1
+    loaded = load_model(save_model(model, tmp_path / "model.safetensors")).eval()
+    assert loaded.r == loaded.config.r == (2, 0)
+    assert torch.equal(loaded(clips()).logits, model(clips()).logits)
+    apply_strategy(model, "frozen")
+    assert (model.config.strategy, model.config.r) == ("frozen", (2, 0))
+
+
 def test_state_dict_into_a_new_model() -> None:
     model, x = tiny_alt(), clips()
     fresh = tiny_alt(random=False, corpus=False, classes=False)
@@ -320,7 +338,11 @@ def test_no_classes_give_no_logits() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda m: m(clips(frames=2)), ValueError, "clips: expected 3 frames a clip, as the model was made for, got 2"),
+        (
+            lambda m: m(clips(frames=2)),
+            ValueError,
+            "clips: expected 3 frames per clip, .* got 2",
+        ),
         (lambda m: m(clips()[..., :8]), ValueError, r"clips: expected \[B, T, 3, 16, 16\]"),
         (lambda m: m.forward_tokens(draw(1, 2, 4, WIDTH)), ValueError, "tokens: expected 3 frames"),
         (lambda m: m.forward_tokens(draw(1, 3, 4, 8)), ValueError, r"tokens: expected tokens \[B, 3, n, 16\]"),

@@ -80,7 +80,7 @@ def test_one_draws_a_frame_in_training() -> None:
 def test_one_picks_from_tokens_of_all_frames_too() -> None:
     model = build(ClipOne)
     same(model.forward_tokens(model.backbone(clips())).embedding, model(clips()).embedding)
-    with pytest.raises(ValueError, match="expected 3 frames a clip"):
+    with pytest.raises(ValueError, match="expected 3 frames per clip"):
         model.forward_tokens(draw(2, 2, 1, WIDTH))
 
 
@@ -182,7 +182,7 @@ def test_merging_makes_joint_cheaper() -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_wrong_clips(kind: Any) -> None:
     model = build(kind)
-    with pytest.raises(ValueError, match="clips: expected 3 frames a clip, as the model was made for, got 4"):
+    with pytest.raises(ValueError, match="clips: expected 3 frames per clip, as the model was made for, got 4"):
         model(clips(frames=4))
     with pytest.raises(ValueError, match=r"clips: expected \[B, T, 3, 16, 16\]"):
         model(torch.zeros(2, FRAMES, 3, IMAGE + 4, IMAGE, dtype=torch.float64))

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import alt
+from alt.models.clip import build_clip, check_weights
 from alt.models.config import AltConfig
-from alt.models.registry import FAMILIES, build_clip, list_models, load_family, parse_name
+from alt.models.families import FAMILIES, list_models, load_family, parse_name
 
 from .tiny_models import draw
 
@@ -166,6 +167,38 @@ def test_list_of_models() -> None:
     assert {"alt-b16", "alt-b32", "alt-l14", "alt-mini", "clip-mean-b16", "clip-one-mini", "mit-l14"} <= set(names)
     assert all("-".join(parse_name(name)) == name for name in names)
     assert names == alt.list_models()
+    assert list_models("mit-*") == ["mit-b32", "mit-b16", "mit-l14", "mit-mini"]
+    assert list_models("*-one-b16") == ["clip-one-b16"]
+    assert list_models("b16") == []
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_listed_pair_can_be_made(name: str) -> None:
+    model = meta(name)
+    size = 24 if name.endswith("mini") else 224
+    tokens = model.encode(torch.empty(1, model.config.frames, 3, size, size, device="meta"))
+    assert tokens.x.shape[-1] == model.width
+
+
+def test_missing_weights_are_found_without_building_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip, "create_model", None)
+    check_weights("ViT-B-16", None)
+    check_weights("ViT-B-16", "openai")
+    check_weights("mini", "entity-world")
+    (tmp_path / "clip.pt").touch()
+    check_weights("ViT-B-16", tmp_path / "clip.pt")
+    for backbone, pretrained, words in (
+        (
+            "ViT-B-16",
+            "opanai",
+            "pretrained: there is no file opanai and no such tag of ViT-B-16; its tags",
+        ),
+        ("ViT-B-16", tmp_path / "none.pt", "pretrained: there is no file "),
+        ("ViT-Q-1", "openai", "backbone: open_clip has no model 'ViT-Q-1'"),
+        ("mini", "openai", "pretrained: expected 'entity-world' or a file of a small CLIP, found no openai"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_weights(backbone, pretrained)
 
 
 def test_every_family_can_be_made() -> None:

@@ -20,8 +20,11 @@ from torch import nn
 
 import alt
 from alt.corpus import Corpus
+from alt.errors import UserError
+from alt.models.clip_weights import load_backbone
 from alt.models.strategy import trainable
-from alt.models.weights import load_backbone, load_model, load_weights, read_header, save_model
+from alt.models.weights import load_model, load_weights, read_header, save_model
+from alt.train.build import load_start
 
 from .test_baselines import ALL, build
 from .tiny_models import CLASSES, IMAGE, PATCH, WIDTH, clips, draw, randomised, tiny_alt, tiny_visual
@@ -170,6 +173,26 @@ def test_another_configuration_names_the_fields(tmp_path: Path) -> None:
     quick = save_model(build(ALL[0], tiny_visual(), quick_gelu=True), tmp_path / "quick.safetensors")
     with pytest.raises(ValueError, match="quick_gelu is True there and None here"):
         load_weights(build(ALL[0]), quick)
+
+
+def test_a_run_that_starts_from_another_has_its_own_head(tmp_path: Path) -> None:
+    """A linear probe starts from a model with texts; the strict reader leaves its head and names what else differs."""
+    path = save_model(with_corpus(), tmp_path / "model.safetensors")
+    probe = tiny_alt(head="linear", classes=False)
+    probe.set_classes(["x", "y"])
+    weight = probe.head.weight.clone()
+    line = load_start(probe, path)
+    assert "tensors" in line
+    assert torch.equal(probe.head.weight, weight)
+    reference = dict(with_corpus().named_parameters())
+    assert all(torch.equal(p, reference[name]) for name, p in probe.named_parameters() if not name.startswith("head."))
+    with pytest.raises(UserError, match=r"model\.init_from: .* conv_kernel is 3 there and 5 here\."):
+        load_start(tiny_alt(conv_kernel=5), path)
+    quick = save_model(tiny_alt(quick_gelu=True), tmp_path / "quick.safetensors")
+    with pytest.raises(UserError, match=r"model\.init_from: .* quick_gelu is True there and None here"):
+        load_start(tiny_alt(), quick)  # the same names and shapes, and another activation
+    with pytest.raises(UserError, match=r"model\.init_from: there is no file"):
+        load_start(probe, tmp_path / "none.safetensors")
 
 
 def test_a_corpus_of_another_width() -> None:

@@ -1,0 +1,64 @@
+"""The names of the video models: a family and a backbone. Builders load on first use; nothing here imports torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from typing import Any, NamedTuple
+
+from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig
+
+__all__ = ["BACKBONES", "FAMILIES", "Family", "list_models", "load_family", "parse_name"]
+
+
+class Family(NamedTuple):
+    """home: "module:class" of a VideoModel, called ``(config, visual, logit_scale)``; config: the type of its first
+    argument."""
+
+    home: str
+    config: type[VideoConfig]
+
+
+FAMILIES = {
+    "alt": Family("alt.models.alt:AltModel", AltConfig),
+    "clip-mean": Family("alt.models.baselines:ClipMean", BaselineConfig),
+    "clip-one": Family("alt.models.baselines:ClipOne", BaselineConfig),
+    "clip-joint": Family("alt.models.baselines:ClipJoint", BaselineConfig),
+    "mit": Family("alt.models.frame_integration:FrameIntegrationModel", FrameIntegrationConfig),
+}
+
+BACKBONES: dict[str, tuple[str, int, int, int]] = {
+    "b32": ("ViT-B-32", 8, 2, 4),
+    "b16": ("ViT-B-16", 8, 8, 4),
+    "l14": ("ViT-L-14", 8, 8, 6),
+    "mini": ("mini", 4, 2, 2),
+}
+"""suffix -> (backbone, and by default: frames T, and for ALT tokens r merged in a block, blocks M of the adapter)."""
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names that :func:`alt.create_model` knows.
+
+    Args:
+        pattern: keeps the names that match it, as file names match: "alt-*", "*-b16", "clip-*-l14".
+    """
+    names = [f"{family}-{suffix}" for family in FAMILIES for suffix in BACKBONES]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def parse_name(name: str) -> tuple[str, str]:
+    """``"alt-b16"`` to ``("alt", "b16")``.
+
+    Raises:
+        ValueError: the name is not in :func:`list_models`.
+    """
+    family, _, suffix = name.rpartition("-") if isinstance(name, str) else ("", "", "")
+    if family not in FAMILIES or suffix not in BACKBONES:
+        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
+    return family, suffix
+
+
+def load_family(family: str) -> Any:
+    """Returns the class of the models of a family."""
+    module, _, attribute = FAMILIES[family].home.partition(":")
+    return getattr(importlib.import_module(module), attribute)
