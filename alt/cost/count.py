@@ -11,12 +11,13 @@ import copy
 import operator
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from alt.hosts import Host, find_tower
 
 from .report import COMPONENTS, CostReport
 from .trace import FLOPS_PER_MAC, Trace, extra_formulas
@@ -35,7 +36,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
     output projection and the matching. ``CostReport`` says what the paper's convention adds.
 
     Args:
-        model: a video model; an open_clip model, of which the image tower (``model.visual``) is counted; or such a
+        model: a video model; a model that a host knows (open_clip's), of which the image tower is counted; or such a
             tower. Patched by ``alt.patch_clip`` or not, on any device (on ``meta`` it needs no memory). Not changed.
         frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model knows its
             own number, and takes no other.
@@ -51,14 +52,14 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
     Source: Chen et al., arXiv 2311.15619, the table of r against GFLOPs, whose unit is the multiply-accumulate.
     """
     views = _check_count("views", views)
-    original, tower, own_frames = _find(model)
+    original, host, tower, own_frames = _find(model)
     if own_frames is None:
         frames = times = 8 if frames is None else _check_count("frames", frames)
     else:
         if frames is not None and _check_count("frames", frames) != own_frames:
             raise ValueError(f"frames must be {own_frames}, what the video model was made for, got {frames}")
         frames, times = own_frames, 1
-    height, width = _image_size(original.get_submodule(tower.removesuffix(".")))
+    height, width = host.image_size(original.get_submodule(tower.removesuffix(".")))
     shape = (1, 3, height, width) if own_frames is None else (1, frames, 3, height, width)
     with warnings.catch_warnings(), _mha_fast_path_off():
         warnings.simplefilter("ignore")  # what patching says about clipped blocks was said to the caller's model
@@ -69,7 +70,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
         _drop_user_hooks(traced)
         weight = next(p for p in traced.parameters() if p.is_floating_point())
         counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
-        trace = Trace(traced, counter, tower)
+        trace = Trace(traced, counter, host, tower)
         autocast_off = torch.autocast(_autocast_device(weight.device), enabled=False)
         with torch.no_grad(), autocast_off, fake_mode, counter, trace:
             traced(torch.empty(shape, dtype=weight.dtype, device=weight.device))
@@ -115,25 +116,24 @@ def _check_count(name: str, value: int) -> int:
     return number
 
 
-def _find(model: nn.Module) -> tuple[nn.Module, str, int | None]:
-    """What to run, the path of the image tower in it ("" if it is the tower, else with a dot at the end), and the
-    frames of a clip where it is a video model."""
+def _find(model: nn.Module) -> tuple[nn.Module, Host, str, int | None]:
+    """Returns what to run, the host of its image tower, the tower's path and the frames of a clip.
+
+    The path is "" for a tower, else it ends with a dot. The frames are None unless it is a video model.
+    """
     expected = "model must be a video model, an open_clip model or its image tower"
     if not isinstance(model, nn.Module):
         raise TypeError(f"{expected}, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    inner = getattr(getattr(model, "backbone", None), "visual", None)
+    inner = getattr(getattr(model, "backbone", None), "tower", None)
     frames = getattr(getattr(model, "config", None), "frames", None)
     if isinstance(inner, nn.Module) and isinstance(frames, int):
-        return model, "backbone.visual.", frames
-    tower = getattr(model, "visual", model)
-    tower = getattr(tower, "_orig_mod", tower)
-    if not isinstance(tower, nn.Module) or not hasattr(tower, "image_size"):
-        raise TypeError(f"{expected}, got {type(model).__name__}, which has no 'visual' and no 'image_size'")
-    return tower, "", None
-
-
-def _image_size(tower: nn.Module) -> tuple[int, int]:
-    size: Any = tower.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+        path = next(name for name, module in model.named_modules() if module is inner)
+        return model, find_tower(inner)[0], f"{path}.", frames
+    try:
+        host, tower = find_tower(model)
+        tower = getattr(tower, "_orig_mod", tower)
+        host.image_size(tower)
+    except TypeError:
+        raise TypeError(f"{expected}, got {type(model).__name__}") from None
+    return tower, host, "", None

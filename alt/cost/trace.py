@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from alt.hosts import Host
 
 from .report import COMPONENTS, CONVENTION
 
@@ -23,13 +24,14 @@ class Trace(TorchDispatchMode):
     flops: component -> floating-point operations. convention: see ``CostReport.by_convention``, in MACs.
 
     Args:
-        model: what runs. counter: the counter that charges.
+        model: what runs. counter: the counter that charges. host: of its image tower.
         tower: path of the image tower inside ``model``, with a dot at the end; "" if it is the tower itself.
     """
 
-    def __init__(self, model: nn.Module, counter: FlopCounterMode, tower: str = "") -> None:
+    def __init__(self, model: nn.Module, counter: FlopCounterMode, host: Host, tower: str = "") -> None:
         super().__init__()
         self.counter = counter
+        self.host = host
         self.tower = tower
         self.flops = dict.fromkeys(COMPONENTS, 0)
         self.convention = dict.fromkeys(CONVENTION, 0)
@@ -70,12 +72,14 @@ class Trace(TorchDispatchMode):
             return "alignment"
         path = self._module() if weight is None else weight
         if not self.tower:
-            return component_in_tower(op, weight, path)
+            return component_in_tower(self.host, op, weight, path)
         if path.startswith(self.tower):
             inside = path.removeprefix(self.tower)
-            return component_in_tower(op, None if weight is None else inside, inside)
+            return component_in_tower(self.host, op, None if weight is None else inside, inside)
         if path == self.tower.removesuffix(".") or self.tower.startswith(f"{path}."):
-            return component_in_tower(op, None, "")  # between the tower's blocks and what follows: its projection
+            return component_in_tower(
+                self.host, op, None, ""
+            )  # between the tower's blocks and what follows: its projection
         return "head" if path == "head" or path.startswith("head.") else "adapter"
 
     def _note(self, op: str, args: tuple[Any, ...], out: Any) -> None:
@@ -98,27 +102,23 @@ class Trace(TorchDispatchMode):
             self.convention["layer_norm"] += (4 if args[2] is None else 5) * out[0].numel()
 
 
-_IN_BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks)\.\d+(?:\.(?P<inside>.*))?$")
+def component_in_tower(host: Host, op: str, weight: str | None, path: str) -> str:
+    """Returns the component of an operation of the image tower.
 
-
-def component_in_tower(op: str, weight: str | None, path: str) -> str:
-    """Component of an operation of the image tower, from its name, the parameter it uses (if any) and the path, of
-    that parameter or of the module that runs."""
+    Args:
+        host: of the tower. op: name of the operation. weight: the parameter it uses, if any.
+        path: of that parameter or of the module that runs, inside the tower.
+    """
     if op.startswith("alt_kernels::bipartite_matching"):
         return "matching"
     if "adapter" in path:
         return "adapter"
-    block = _IN_BLOCK.search(path)
-    if block is None:
-        if path.startswith(("conv1", "patch_embed", "trunk.patch_embed")):
-            return "patch_embedding"
-        return "pooling" if re.match(r"(trunk\.)?(attn_?pool|proj|head|ln_post)", path) or path == "" else "other"
-    inside = block["inside"] or ""
-    if inside.startswith("mlp"):
-        return "mlp"
-    if weight is not None:
-        return "attention_projections" if inside.startswith("attn") else "other"
-    return "attention"
+    part = host.component(path)
+    if part not in ("attention", "block"):
+        return part
+    if weight is None:
+        return "attention"  # what a block does without a weight of its own: q k^T and A v
+    return "attention_projections" if part == "attention" else "other"
 
 
 def _sdpa_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

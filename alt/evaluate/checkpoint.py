@@ -57,7 +57,7 @@ def clip_files(model: VideoModel, data: str | Path, labels: str | Path | None, v
             data,
             labels,
             frames=model.config.frames,
-            size=int(model.backbone.visual.image_size[0]),
+            size=model.backbone.image_size[0],
             crops=wanted.crops,
             clips=wanted.clips,
         )
@@ -101,7 +101,7 @@ def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
         if inflection and isinstance(r, int) and r > 0:
             from alt.patch.schedule import tilted
 
-            r = tilted(r, inflection, len(model.backbone.visual.transformer.resblocks))
+            r = tilted(r, inflection, model.backbone.num_blocks)
         changed.r = r
     except (ValueError, TypeError) as error:
         raise UserError(f"--r: {one_line(error, 300)}.") from None

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,10 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 def clip_of(model: nn.Module, clips: int, device: torch.device | str, seed: int = 0) -> Tensor:
     """Noise in the shape of a batch of clips for ``model``: ``[clips, T, 3, H, W]``."""
-    size: Any = model.backbone.visual.image_size  # type: ignore[union-attr]
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = model.backbone.image_size  # type: ignore[union-attr,misc]
     frames = int(model.config.frames)  # type: ignore[union-attr,arg-type]
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(clips, frames, 3, int(height), int(width), generator=generator).to(device)
+    return torch.randn(clips, frames, 3, height, width, generator=generator).to(device)
 
 
 def throughput(

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alt.patch.attention import attend
+from alt.hosts import BlockParts, find_host
+from alt.patch.apply import is_patched
+from alt.patch.attention import self_attention
 
 from .blocks import Mlp
 
@@ -43,7 +45,7 @@ class BlockAdapter(nn.Module):
 
     Temporal attention joins the same row of all T frames of a clip. Once tokens have merged, row k of one frame and row
     k of the next are different regions; so it is done for all rows only where nothing has merged yet (every block at
-    r = 0, otherwise the blocks up to the first that merges), and for the class token alone in the blocks after.
+    r = 0, otherwise the blocks up to the first that merges), and for the protected tokens alone in the blocks after.
 
     Args:
         width: w of the tower. kind: of ``KINDS``. frames: T; a tower with temporal adapters takes whole clips.
@@ -57,9 +59,9 @@ class BlockAdapter(nn.Module):
         self.beside = bottleneck(width) if "m" in kind else None
         self.temporal = bottleneck(width) if "t" in kind else None
 
-    def before_attention(self, block: Any, x: Tensor, merged: bool) -> Tensor:
-        """``x`` ``[B T, n, w]`` as the block gets it; ``merged``: whether its rows are regions already."""
-        if self.temporal is None:
+    def before_attention(self, parts: BlockParts, x: Tensor, *, merged: bool, num_protected: int) -> Tensor:
+        """Adds temporal attention to ``x`` ``[B T, n, w]``. ``merged``: its rows are regions already."""
+        if self.temporal is None or (merged and num_protected == 0):
             return x
         images, rows, width = x.shape
         if images % self.frames:
@@ -67,11 +69,11 @@ class BlockAdapter(nn.Module):
                 f"a tower with temporal adapters takes clips of {self.frames} frames, all frames of a clip in a row; "
                 f"got {images} images"
             )
-        joined = x[:, :1] if merged else x
+        joined = x[:, :num_protected] if merged else x
         steps = joined.unflatten(0, (-1, self.frames)).transpose(1, 2).reshape(-1, self.frames, width)
-        y = attend(block.attn, block.ln_1(steps), None, False)[0]
+        y = self_attention(parts.attention, parts.norm_1(steps))[0]
         y = self.temporal(y).view(images // self.frames, -1, self.frames, width).transpose(1, 2).flatten(0, 1)
-        return torch.cat([joined + y, x[:, 1:]], 1) if merged and rows > 1 else joined + y
+        return torch.cat([joined + y, x[:, num_protected:]], 1) if merged and rows > num_protected else joined + y
 
     def after_attention(self, y: Tensor) -> Tensor:
         """What the spatial attention adds to the stream."""
@@ -82,34 +84,35 @@ class BlockAdapter(nn.Module):
         return y if self.beside is None else y + _MLP_SCALE * self.beside(normed)
 
 
-def insert_adapters(visual: Any, kind: str, frames: int) -> None:
+def insert_adapters(tower: Any, kind: str, frames: int) -> None:
     """Puts new adapters into every block of a patched tower, on its device and in its dtype.
 
     Raises:
         ValueError: an unknown kind, or there are adapters already.
-        TypeError: the tower is not patched (open_clip's own blocks would pass the adapters by).
+        TypeError: the tower is not patched (its own blocks would pass the adapters by).
     """
     if kind not in KINDS:
         raise ValueError(f"adapters must be one of {', '.join(KINDS)}, got {kind!r}")
-    if "_alt_patch" not in visual.__dict__:
+    if not is_patched(tower):
         raise TypeError("adapters sit in patched blocks: call alt.patch_clip(model, r) first (r=0 merges nothing)")
-    if inserted_kind(visual) is not None:
-        raise ValueError(f"the tower has adapters already ({inserted_kind(visual)}); remove_adapters takes them out")
-    for block in visual.transformer.resblocks:
-        weight = block.ln_1.weight
+    if inserted_kind(tower) is not None:
+        raise ValueError(f"the tower has adapters already ({inserted_kind(tower)}); remove_adapters takes them out")
+    host = find_host(tower)
+    for block in host.blocks(tower):
+        weight: Any = host.block_parts(block).norm_1.weight
         with torch.device(weight.device):
             block.adapter = BlockAdapter(weight.shape[0], kind, frames).to(weight.dtype).train(block.training)
 
 
-def remove_adapters(visual: Any) -> None:
+def remove_adapters(tower: Any) -> None:
     """Takes the adapters out; the tower is what it was before them. Without adapters nothing happens."""
-    for block in visual.transformer.resblocks:
+    for block in find_host(tower).blocks(tower):
         if "adapter" in block._modules:
             del block.adapter
 
 
-def inserted_kind(visual: Any) -> str | None:
-    """Which adapters are in the tower, None for none."""
-    blocks = visual.transformer.resblocks
+def inserted_kind(tower: Any) -> str | None:
+    """Returns which adapters are in the tower, None for none."""
+    blocks = find_host(tower).blocks(tower)
     adapter = blocks[0]._modules.get("adapter") if len(blocks) else None
     return adapter.kind if isinstance(adapter, BlockAdapter) else None

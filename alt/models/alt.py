@@ -98,7 +98,7 @@ class AltModel(VideoModel):
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Eq. 4 to 9: tokens ``[B, T, n, d]`` to z ``[B, d]`` and the entity of every aligned token."""
         x, index = tokens.x, None
-        frames = x[:, :, 0]
+        frames = tokens.frame
         residual = self._config.init == "residual"
         if self.alignment is not None:
             scale = self.logit_scale if self._config.sim_scale is None else self._config.sim_scale

@@ -25,7 +25,7 @@ class ClipMean(VideoModel):
     rows = "class"
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return tokens.x[:, :, 0].mean(1), None
+        return tokens.frame.mean(1), None
 
 
 class ClipOne(VideoModel):
@@ -53,8 +53,8 @@ class ClipOne(VideoModel):
         return self.forward_tokens(self.encode(clips, seed=seed), seed=seed)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        x = tokens.x if tokens.x.shape[1] == 1 else self._pick(tokens.x, seed)
-        return x[:, 0, 0], None
+        frame = tokens.frame if tokens.frame.shape[1] == 1 else self._pick(tokens.frame, seed)
+        return frame[:, 0], None
 
     def _pick(self, x: Tensor, seed: Tensor | None) -> Tensor:
         """One frame of ``[B, T, ...]`` as ``[B, 1, ...]``."""
@@ -93,7 +93,7 @@ class ClipJoint(VideoModel):
         return self.backbone(clips, rows=self.rows, trace=trace, joint=True)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return tokens.x[:, 0, 0], None
+        return tokens.frame[:, 0], None
 
     def _check_tokens(self, x: Tensor, name: str) -> None:
         if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] != 1 or x.shape[-1] != self.width or 0 in x.shape:

@@ -62,4 +62,4 @@ class FrameIntegrationModel(VideoModel):
         self.integration = FrameIntegration(self.width, config.layers, heads, config.frames)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return self.integration(tokens.x[:, :, 0]), None
+        return self.integration(tokens.frame), None

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alt.hosts import find_host
+
 __all__ = ["ALT16", "KINETICS28", "NONE", "TEMPLATE_SETS", "LearnedPrompts", "draw", "ensemble", "fill", "templates_of"]
 
 ALT16 = (
@@ -119,7 +121,7 @@ class LearnedPrompts(nn.Module):
         if not names:
             raise ValueError("names must hold at least one class name")
         self._clip = [clip]  # in a list: not a submodule, its weights are neither saved nor optimised from here
-        weight = _text_part(clip, "token_embedding").weight
+        weight = _token_embedding(clip).weight
         self.vectors = nn.Parameter(torch.empty(length, weight.shape[1], device=weight.device))
         nn.init.normal_(self.vectors, std=0.02)
         ids = tokenizer(list(names))
@@ -136,7 +138,7 @@ class LearnedPrompts(nn.Module):
     def forward(self) -> Tensor:
         clip = self._clip[0]
         with self._in_place(clip):
-            embedded = clip.encode_text(self.ids)
+            embedded = find_host(clip).encode_text(clip, self.ids)
         return F.normalize(embedded.float(), dim=-1)
 
     @contextmanager
@@ -148,7 +150,7 @@ class LearnedPrompts(nn.Module):
             return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(self.vectors) :]], 1)
 
         trainable = [p for p in clip.parameters() if p.requires_grad]
-        hook = _text_part(clip, "token_embedding").register_forward_hook(put)
+        hook = _token_embedding(clip).register_forward_hook(put)
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
@@ -159,9 +161,5 @@ class LearnedPrompts(nn.Module):
                 parameter.requires_grad_(True)
 
 
-def _text_part(clip: Any, name: str) -> Any:
-    """A part of the text tower, which open_clip keeps on the model itself or, in other classes, under ``text``."""
-    for owner in (clip, getattr(clip, "text", None)):
-        if owner is not None and hasattr(owner, name):
-            return getattr(owner, name)
-    raise TypeError(f"{type(clip).__name__} has no text tower with a {name}")
+def _token_embedding(clip: Any) -> Any:
+    return find_host(clip).token_embedding(clip)

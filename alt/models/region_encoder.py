@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from alt.hosts import Host, find_tower
 from alt.patch import PatchHandle, get_handle, patch_clip
 from alt_kernels import source_map
 
@@ -16,30 +16,46 @@ __all__ = ["RegionEncoder", "Tokens"]
 
 
 class Tokens(NamedTuple):
-    """What the tower made of a clip.
+    """What the tower made of a clip: per frame its embedding, then its regions.
 
-    x: ``[B, T, n, d]`` in the joint space, index 0 the class token; size: ``[B, T, n]`` float32, how many patches each
-    stands for, or None where the tokens were given without; source: ``[B, T, N]`` int64, the row of x that every
-    input token (class token first, then patches in row-major order) ended in, or None where it was not asked for.
+    Row 0 is the frame's embedding, which is what ``encode_image`` returns whatever the host pools. Rows 1 and up are
+    regions of patches.
+
+    Attributes:
+        x: ``[B, T, 1 + n, d]`` in the joint space.
+        size: ``[B, T, 1 + n]`` float32, how many patches each row stands for (1 for row 0), or None where the tokens
+            were given without.
+        source: ``[B, T, 1 + N]`` int64, the row of x that every patch (in row-major order, after a 0 for the frame)
+            ended in, or None where it was not asked for.
     """
 
     x: Tensor
     size: Tensor | None = None
     source: Tensor | None = None
 
+    @property
+    def frame(self) -> Tensor:
+        """Returns the embedding of every frame, ``[B, T, d]``."""
+        return self.x[:, :, 0]
+
+    @property
+    def regions(self) -> Tensor:
+        """Returns the regions of every frame, ``[B, T, n, d]``."""
+        return self.x[:, :, 1:]
+
 
 class RegionEncoder(nn.Module):
-    r"""The region-aware image encoder: token merging inside every block of an open_clip ViT (Eq. 1 to 3).
+    r"""The region-aware image encoder: token merging inside every block of a CLIP image tower (Eq. 1 to 3).
 
     .. math:: E' = E_{i-1} + \mathrm{MSA}(\mathrm{LN}(E_{i-1}); s), \quad (E'', s) = \mathrm{Merge}(E', s, r), \quad
               E_i = E'' + \mathrm{MLP}(\mathrm{LN}(E'')), \qquad X = \mathrm{LN}_{post}(E_L)\, W_{proj}
 
     The tower is patched in place by :func:`alt.patch_clip` (with r = 0 it computes what it did before), and its final
-    LayerNorm and projection, which CLIP applies to the class token, are applied to all tokens, so that regions and
+    LayerNorm and projection, which CLIP applies to what it pools, are applied to all tokens, so that regions and
     texts share a space. Row 0 of X is what ``clip.encode_image`` returns.
 
     Args:
-        visual: an open_clip ``VisionTransformer`` with a class token that it pools, and a projection. Not patched yet.
+        visual: an image tower that a host knows and whose projection applies to single tokens. Not patched yet.
         r: see :func:`alt.patch_clip`, like the next two.
         inflection: tilts r over depth.
         prop_attn: add log s to attention logits.
@@ -52,8 +68,6 @@ class RegionEncoder(nn.Module):
     Source: arXiv 2311.15619, Eq. 1 to 3; token merging: arXiv 2210.09461.
     """
 
-    visual: Any  # its attributes are open_clip's
-
     def __init__(
         self,
         visual: nn.Module,
@@ -64,15 +78,41 @@ class RegionEncoder(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        _check_tower(visual)
-        patch_clip(visual, r, inflection=inflection, prop_attn=prop_attn)
-        self.visual = visual
-        self.visual.set_grad_checkpointing(grad_checkpointing)
+        host, tower = find_tower(visual)
+        host.joint_width(tower)  # raises before anything is patched
+        patch_clip(tower, r, inflection=inflection, prop_attn=prop_attn)
+        self.visual = tower
+        host.set_checkpointing(tower, grad_checkpointing)
+
+    @property
+    def tower(self) -> nn.Module:
+        """Returns the image tower, whose parameters are named ``visual.*``."""
+        return self.visual
+
+    @property
+    def host(self) -> Host:
+        """Returns the host that answers for the tower."""
+        return self.handle.host
 
     @property
     def width(self) -> int:
-        """d, channels of the joint space."""
-        return self.visual.proj.shape[1]
+        """Returns d, the number of channels of the joint space."""
+        return self.host.joint_width(self.visual)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Returns the height and width of a frame in pixels."""
+        return self.host.image_size(self.visual)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Returns the number of patches down and across a frame."""
+        return self.host.grid(self.visual)
+
+    @property
+    def num_blocks(self) -> int:
+        """Returns the number of transformer blocks, the length of a list of r."""
+        return len(self.host.blocks(self.visual))
 
     @property
     def handle(self) -> PatchHandle:
@@ -90,8 +130,8 @@ class RegionEncoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """n, tokens that the last block leaves of a frame, class token included."""
-        return self.handle.schedule().tokens[-1]
+        """Returns the number of rows of a frame: its embedding, and the regions that the last block leaves."""
+        return 1 + self.handle.schedule().tokens[-1] - self.host.num_protected(self.visual)
 
     def forward(
         self, clips: Tensor, *, rows: Literal["all", "class"] = "all", trace: bool = False, joint: bool = False
@@ -100,34 +140,38 @@ class RegionEncoder(nn.Module):
 
         Args:
             clips: ``[B, T, 3, H, W]`` float, normalised as CLIP's images are, of the tower's image size.
-            rows: "class" projects the class token alone, for models that read no other; n is 1 then.
+            rows: "class" projects the frame's embedding alone, for models that read no other; n is 0 then.
             trace: return the source map too, with all rows.
-            joint: one class token and the patches of all frames in one sequence, whose T is 1 in what is returned;
-                it loses T r tokens a block.
+            joint: the patches of all frames in one sequence, whose T is 1 in what is returned; it loses T r tokens
+                per block. The protected tokens are those of the first frame.
 
         Returns:
-            Tokens: x ``[B, T, n, d]``, size ``[B, T, n]``, source ``[B, T, N]`` with ``trace`` (else None).
+            Tokens: x ``[B, T, 1 + n, d]``, size ``[B, T, 1 + n]``, source ``[B, T, 1 + N]`` with ``trace`` (else None).
 
         Raises:
             TypeError: clips are no float tensor. ValueError: they have another shape or image size.
         """
         self._check(clips)
-        frames = clips.flatten(0, 1)
+        tower, handle = self.visual, self.handle
+        host, protected = handle.host, handle.host.num_protected(tower)
         lead = (clips.shape[0], 1) if joint else tuple(clips.shape[:2])
-        x, call = self.visual.forward_trunk(frames, clips.shape[1] if joint else 1)
+        x, call = handle.encode(clips.flatten(0, 1), clips.shape[1] if joint else 1)
+        if rows == "class" and not trace:
+            z = host.pool(tower, x, call.size)[:, None]
+            return Tokens(z.unflatten(0, lead), z.new_ones(z.shape[:2], dtype=torch.float32).unflatten(0, lead))
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if call.size is None else call.size
+        size = torch.cat([size.new_ones(len(size), 1), size[:, protected:]], 1)
         source = None
         if trace:
             plans = [plan for plan in call.matchings if plan is not None]
             identity = torch.arange(x.shape[1], device=x.device).expand(x.shape[0], -1)
-            source = (source_map(plans) if plans else identity).unflatten(0, lead)
-        elif rows == "class":
-            x, size = x[:, :1], size[:, :1]
-        x = self.visual.ln_post(x) @ self.visual.proj
+            patches = (source_map(plans) if plans else identity)[:, protected:] - protected + 1
+            source = torch.cat([patches.new_zeros(len(patches), 1), patches], 1).unflatten(0, lead)
+        x = host.project(tower, x, call.size)
         return Tokens(x.unflatten(0, lead), size.unflatten(0, lead), source)
 
     def _check(self, clips: Tensor) -> None:
-        height, width = self.visual.image_size
+        height, width = self.image_size
         expected = f"expected [B, T, 3, {height}, {width}]"
         if not isinstance(clips, Tensor):
             raise TypeError(f"clips: {expected} floats, got {type(clips).__name__}")
@@ -136,14 +180,3 @@ class RegionEncoder(nn.Module):
             raise TypeError(f"clips: {expected} floats, normalised as CLIP's images are, got {got}")
         if clips.dim() != 5 or tuple(clips.shape[2:]) != (3, height, width) or 0 in clips.shape:
             raise ValueError(f"clips: {expected} with at least one frame, got {list(clips.shape)}")
-
-
-def _check_tower(visual: nn.Module) -> None:
-    supported = "expected an open_clip VisionTransformer that pools its class token and has a projection"
-    if not isinstance(visual, VisionTransformer):
-        raise TypeError(f"visual: {supported}, got {type(visual).__name__}")
-    if visual.attn_pool is not None or visual.pool_type != "tok":
-        pooling = "an attentional pooler" if visual.attn_pool is not None else f"pool_type={visual.pool_type!r}"
-        raise TypeError(f"visual: {supported}, got one with {pooling}")
-    if visual.proj is None:
-        raise TypeError(f"visual: {supported}, got one without a projection")

@@ -53,11 +53,11 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
             f"strategy: 'stm' attends over the frames' tokens one by one, and {type(model).__name__} has all frames in "
             "one sequence; use 's' or 'sm'"
         )
-    visual = model.backbone.visual
-    if inserted_kind(visual) != wanted:
-        remove_adapters(visual)
+    tower = model.backbone.tower
+    if inserted_kind(tower) != wanted:
+        remove_adapters(tower)
         if wanted is not None:
-            insert_adapters(visual, wanted, frames or 1)
+            insert_adapters(tower, wanted, frames or 1)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(strategy == "full" or not model.is_backbone_parameter(name))
     if model.config.strategy != strategy:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import SupportsIndex
 
 from torch import nn
 
+from alt.hosts import find_tower
+
+from .apply import apply, is_patched
 from .handle import PatchHandle
 from .schedule import Schedule, check_reduction
 from .settings import PatchSettings
@@ -55,59 +56,50 @@ def patch_clip(
         TypeError: the model, one of its parts or an argument is of an unsupported type.
         ValueError: the model is patched already; r or inflection out of range; ``strict`` and r too large.
     """
-    family = _family()
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}")
-    visual = family.find_tower(model)
-    if "_alt_patch" in visual.__dict__:
+    host, tower = find_tower(model)
+    if is_patched(tower):
         raise ValueError("the model is patched already: use alt.get_handle(model), or alt.unpatch(model) first")
-    family.check_tower(visual)
+    host.check_tower(tower)
     for name, flag in (("prop_attn", prop_attn), ("trace_source", trace_source), ("strict", strict)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
-    blocks = family.num_blocks(visual)
+    blocks = len(host.blocks(tower))
     checked = check_reduction(r, inflection, blocks)
     settings = PatchSettings(
+        host,
         checked,
         inflection=float(inflection),
         prop_attn=prop_attn,
         trace_source=trace_source,
         strict=strict,
-        native_tokens=family.native_tokens(visual),
+        native_tokens=host.num_tokens(tower),
+        num_protected=host.num_protected(tower),
     )
     settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched
-    family.put_on(visual, settings)
-    return PatchHandle(visual, family)
+    apply(host, tower, settings)
+    return PatchHandle(tower)
 
 
 def get_handle(model: nn.Module) -> PatchHandle:
-    """The handle of a patched model, also of one that was copied, unpickled, wrapped or sharded since.
+    """Returns the handle of a patched model, also of one that was copied, unpickled, wrapped or sharded since.
 
     Raises:
         ValueError: nothing in the model is patched, or more than one tower is.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for candidate in (model, getattr(model, "visual", None)):
-        if isinstance(candidate, nn.Module) and "_alt_patch" in candidate.__dict__:
-            return PatchHandle(candidate, _family())
-    towers = [module for module in model.modules() if "_alt_patch" in module.__dict__]
+    if is_patched(model):
+        return PatchHandle(model)
+    towers = [module for module in model.modules() if is_patched(module)]
     if not towers:
         raise ValueError(f"this {type(model).__name__} is not patched; alt.patch_clip(model) patches it")
     if len(towers) > 1:
         raise ValueError(f"{len(towers)} towers in this {type(model).__name__} are patched; pass one of them")
-    return PatchHandle(towers[0], _family())
+    return PatchHandle(towers[0])
 
 
 def unpatch(model: nn.Module) -> None:
     """Removes the patch from a model, see :meth:`PatchHandle.remove`."""
     get_handle(model).remove()
-
-
-def _family() -> ModuleType:
-    try:
-        return importlib.import_module(".open_clip", __name__)
-    except ImportError as error:
-        raise ImportError(
-            "alt.patch_clip needs open_clip, which is not installed: pip install 'alt-kernels[models]'"
-        ) from error

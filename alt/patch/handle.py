@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType, TracebackType
-from typing import Any, SupportsIndex
+from types import TracebackType
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
+from alt.hosts import Host
 from alt_kernels import source_map
 
+from .apply import is_patched, revert, settings_of
 from .schedule import Reduction, Schedule, check_reduction, make_schedule
 from .settings import PatchSettings, Trace
+from .trunk import TrunkCall
 
 
 class PatchHandle:
@@ -21,13 +24,21 @@ class PatchHandle:
     Holds no state of its own: two handles of one tower are the same patch.
     """
 
-    def __init__(self, visual: nn.Module, family: ModuleType) -> None:
+    def __init__(self, visual: nn.Module) -> None:
         self.visual = visual
-        self._family: Any = family
-        self._settings: PatchSettings = visual.__dict__["_alt_patch"]
+        self._settings = settings_of(visual)
+
+    @property
+    def host(self) -> Host:
+        """The host that answers for the tower."""
+        return self._settings.host
+
+    @property
+    def _is_live(self) -> bool:
+        return is_patched(self.visual) and settings_of(self.visual) is self._settings
 
     def _live(self) -> PatchSettings:
-        if self.visual.__dict__.get("_alt_patch") is not self._settings:
+        if not self._is_live:
             raise ValueError("this handle's patch was removed from the model; patch it again for a new handle")
         return self._settings
 
@@ -39,7 +50,7 @@ class PatchHandle:
             RuntimeError: a part was sharded (``fully_shard``) or wrapped after patching; nothing was changed.
         """
         self._live()
-        self._family.take_off(self.visual)
+        revert(self.host, self.visual)
 
     def __enter__(self) -> PatchHandle:
         self._live()
@@ -48,8 +59,8 @@ class PatchHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.visual.__dict__.get("_alt_patch") is self._settings:  # it may have been removed inside
-            self._family.take_off(self.visual)
+        if self._is_live:  # it may have been removed inside
+            revert(self.host, self.visual)
 
     @property
     def r(self) -> Reduction:
@@ -58,7 +69,7 @@ class PatchHandle:
 
     @r.setter
     def r(self, value: SupportsIndex | float | Sequence[int]) -> None:
-        settings, blocks = self._live(), self._family.num_blocks(self.visual)
+        settings, blocks = self._live(), self._num_blocks
         settings.adopt(check_reduction(value, settings.inflection, blocks), settings.inflection, blocks)
 
     @property
@@ -68,7 +79,7 @@ class PatchHandle:
     def schedule(self, num_tokens: int | None = None) -> Schedule:
         """What every block removes of ``num_tokens`` input tokens (None: the tower's own number).
 
-        ``num_tokens`` counts the class token: 197 for ViT-B/16 at 224 pixels. Never warns or raises on
+        ``num_tokens`` counts the protected tokens: 197 for ViT-B/16 at 224 pixels. Never warns or raises on
         clipping, which ``Schedule.clipped`` names.
         """
         settings = self._live()
@@ -78,7 +89,19 @@ class PatchHandle:
             raise TypeError(f"num_tokens must be an int, got {type(num_tokens).__name__}")
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
-        return make_schedule(settings.r, settings.inflection, self._family.num_blocks(self.visual), num_tokens)
+        return make_schedule(settings.r, settings.inflection, self._num_blocks, num_tokens, settings.num_protected)
+
+    @property
+    def _num_blocks(self) -> int:
+        return len(self.host.blocks(self.visual))
+
+    def encode(self, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
+        """Returns the merged tokens ``[B, n, C]`` of the last block, and the run with their sizes and plans.
+
+        Final norm, pooling and projection are left to the caller. With ``frames`` > 1 that many images in a row are
+        one sequence.
+        """
+        return self._live().encode(self.visual, images, frames)
 
     def _trace(self, name: str) -> Trace:
         settings = self._live()
@@ -116,9 +139,9 @@ class PatchHandle:
         return tuple(rows)
 
     def __repr__(self) -> str:
-        settings = self.visual.__dict__.get("_alt_patch")
-        if settings is not self._settings:
+        if not self._is_live:
             return "PatchHandle(removed)"
+        settings = self._settings
         tokens = self.schedule().tokens
         inflection = f", inflection={settings.inflection}" if settings.inflection else ""
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""

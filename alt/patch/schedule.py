@@ -89,9 +89,7 @@ def times(r: Reduction, images: int) -> Reduction:
     return r if isinstance(r, float) else r * images
 
 
-def make_schedule(
-    r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int = 1
-) -> Schedule:
+def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int) -> Schedule:
     """The schedule of ``num_blocks`` blocks that start with ``num_tokens`` tokens.
 
     A block of n tokens can lose at most ``(n - num_protected) // 2``, for only every other token can move.

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from alt.hosts import Embedded, Host
 from alt_kernels import Matching
 
 from .schedule import Reduction, Schedule, clipping_message, make_schedule, times
+from .trunk import TrunkCall
 
 
 class Trace(NamedTuple):
@@ -32,6 +34,7 @@ class PatchSettings:
 
     def __init__(
         self,
+        host: Host,
         r: Reduction,
         *,
         inflection: float,
@@ -39,13 +42,16 @@ class PatchSettings:
         trace_source: bool,
         strict: bool,
         native_tokens: int,
+        num_protected: int,
     ) -> None:
+        self.host = host
         self.r = r
         self.inflection = inflection
         self.prop_attn = prop_attn
         self.trace_source = trace_source
         self.strict = strict
         self.native_tokens = native_tokens
+        self.num_protected = num_protected
         self.trace: Trace | None = None
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
@@ -57,33 +63,75 @@ class PatchSettings:
         r = times(self.r, frames)
         if torch.compiler.is_compiling():
             # A graph cannot warn; the native token count had its warning when the model was patched.
-            schedule = make_schedule(r, self.inflection, num_blocks, num_tokens)
+            schedule = make_schedule(r, self.inflection, num_blocks, num_tokens, self.num_protected)
             if self.strict and schedule.clipped:
                 raise ValueError(clipping_message(schedule, r, num_tokens))
             return schedule
         known = self._schedules.get((num_blocks, num_tokens, frames))
         if known is None:
-            known = self._schedules[num_blocks, num_tokens, frames] = checked_schedule(
-                r, self.inflection, num_blocks, num_tokens, strict=self.strict
+            known = self._schedules[num_blocks, num_tokens, frames] = self._checked(
+                r, self.inflection, num_blocks, num_tokens
             )
         return known
 
     def adopt(self, r: Reduction, inflection: float, num_blocks: int) -> None:
         """Takes a new r, warning at once if the tower's own token count clips it."""
-        first = checked_schedule(r, inflection, num_blocks, self.native_tokens, strict=self.strict)
+        first = self._checked(r, inflection, num_blocks, self.native_tokens)
         self.r, self.inflection = r, inflection
         self._schedules = {(num_blocks, self.native_tokens, 1): first}
 
+    def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int) -> Schedule:
+        """A schedule that warns where r is clipped, or raises with ``strict``."""
+        schedule = make_schedule(r, inflection, num_blocks, num_tokens, self.num_protected)
+        if schedule.clipped:
+            message = clipping_message(schedule, r, num_tokens)
+            if self.strict:
+                raise ValueError(message)
+            warnings.warn(message, UserWarning, stacklevel=4)
+        return schedule
+
+    # --- the forward ---
+
+    def encode(self, tower: Any, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
+        """Returns the merged tokens ``[B, n, C]`` of the last block, and the run with their sizes and plans.
+
+        With ``frames`` > 1 that many images in a row are one sequence: the protected tokens of the first and the
+        patches of all, each with the position it has in its own image.
+        """
+        embedded = self.host.embed(tower, images)
+        if frames > 1:
+            joined = [None if part is None else self._join(part, frames) for part in embedded[1:]]
+            embedded = Embedded(self._join(embedded.x, frames), *joined)
+        call = self.begin(embedded.x.shape[1], len(self.host.blocks(tower)), frames)
+        call.size, call.positions = embedded.size, embedded.positions
+        return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
+
+    def begin(self, num_tokens: int, num_blocks: int, frames: int = 1) -> TrunkCall:
+        """Starts a run of ``num_tokens`` tokens over the blocks."""
+        return TrunkCall(
+            self.host,
+            num_tokens,
+            self.schedule(num_blocks, num_tokens, frames).removed,
+            num_protected=self.num_protected,
+            prop_attn=self.prop_attn,
+        )
+
+    def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:
+        """Checks what came out of the blocks, hooks included, and keeps the trace if asked for."""
+        left = merge.num_tokens - sum(merge.removed[: len(merge.matchings)])
+        if x.dim() != 3 or x.shape[1] != left:
+            raise ValueError(
+                f"a forward hook on the patched transformer returned a tensor of shape {tuple(x.shape)} where "
+                f"{left} tokens were expected; hooks may change the tokens, not their number"
+            )
+        if self.trace_source:
+            self.trace = Trace(x.shape[0], merge.num_tokens, x.device, tuple(merge.matchings), merge.size)
+        return x
+
+    def _join(self, tokens: Tensor, frames: int) -> Tensor:
+        tokens = tokens.unflatten(0, (-1, frames))
+        first = self.num_protected
+        return torch.cat([tokens[:, 0, :first], tokens[:, :, first:].flatten(1, 2)], 1)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "trace": None, "_schedules": dict(self._schedules)}
-
-
-def checked_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: int, *, strict: bool) -> Schedule:
-    """A schedule that warns where r is clipped, or raises with ``strict``."""
-    schedule = make_schedule(r, inflection, num_blocks, num_tokens)
-    if schedule.clipped:
-        message = clipping_message(schedule, r, num_tokens)
-        if strict:
-            raise ValueError(message)
-        warnings.warn(message, UserWarning, stacklevel=4)
-    return schedule

@@ -97,7 +97,7 @@ def _run(
     if r is not None:
         model = at_r(model, parse_reduction(r))
     video = read_clip(clip, min_frames=model.config.frames)
-    size = int(model.backbone.visual.image_size[0])
+    size = model.backbone.image_size[0]
     frames = make_views(video, model.config.frames, size)[0]
     explanation = explain(model, frames)
     written: list[str] = []

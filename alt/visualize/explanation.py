@@ -143,8 +143,7 @@ def explain(model: VideoModel, clip: Tensor) -> Explanation:
     x, size, source = tokens.x[0].float().cpu(), tokens.size[0].float().cpu(), tokens.source[0].cpu()
     index = None if output.index is None else output.index[0].cpu()
     shown = clips[0].cpu()
-    visual: Any = model.backbone.visual
-    grid = tuple(int(pixels) // int(patch) for pixels, patch in zip(visual.image_size, visual.patch_size, strict=True))
+    grid = model.backbone.grid
     if model.tower_frames is None:  # one sequence: every frame has all tokens and its own patches
         patches = source[0, 1:].unflatten(0, (len(shown), -1))
         source = torch.cat([source[:, :1].expand(len(shown), 1), patches], 1)
@@ -163,9 +162,7 @@ def explain(model: VideoModel, clip: Tensor) -> Explanation:
         entities = _rank(index.flatten(), weight.flatten(), cosine.flatten(), units, categories)
     order = output.logits[0].float().softmax(-1).sort(descending=True, stable=True)
     classes = tuple(ClassScore(model.classes[i], float(p)) for p, i in zip(order.values, order.indices, strict=True))
-    return Explanation(
-        _pixels(shown), (grid[0], grid[1]), classes, entities, frames, x, size, source, index, units, categories
-    )
+    return Explanation(_pixels(shown), grid, classes, entities, frames, x, size, source, index, units, categories)
 
 
 def as_clip(model: Any, clip: Any) -> Tensor:
@@ -176,8 +173,7 @@ def as_clip(model: Any, clip: Any) -> Tensor:
         raise TypeError(f"clip: expected a tensor of frames [T, 3, H, W], got {type(clip).__name__}")
     if clip.dim() == 5 and clip.shape[0] == 1:
         clip = clip[0]
-    height, width = model.backbone.visual.image_size
-    expected = [model.config.frames, 3, int(height), int(width)]
+    expected = [model.config.frames, 3, *model.backbone.image_size]
     if list(clip.shape) != expected:
         raise ValueError(f"clip: expected frames {expected} for this model, got {list(clip.shape)}")
     if not clip.is_floating_point():

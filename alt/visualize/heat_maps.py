@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from alt.hosts import Host
 from alt.models.video_model import VideoModel
 from alt_kernels import source_map
 
@@ -98,37 +99,37 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
     made here.
     """
     clips = as_clip(model, clip)
-    visual: Any = model.backbone.visual
+    encoder = model.backbone
+    host, tower, grid = encoder.host, encoder.tower, encoder.grid
     text = _vector(text, model.width).to(clips)
-    width = visual.conv1.out_channels
+    width, protected = host.width(tower), host.num_protected(tower)
     kept = max(1, width // 2) if channels is None else channels
     if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= width:
         raise ValueError(f"channels: expected a number from 1 to {width}, got {channels!r}")
     frames, joint = clips[0], model.tower_frames is None
     if model.tower_frames == 1:
         frames = frames[len(frames) // 2 :][:1]
-    grid = tuple(int(p) // int(q) for p, q in zip(visual.image_size, visual.patch_size, strict=True))
-    with evaluating(model), _watching(visual) as taken, torch.enable_grad():
-        x, call = visual.forward_trunk(frames, len(frames) if joint else 1)
-        x = F.normalize(visual.ln_post(x) @ visual.proj, dim=-1)
+    with evaluating(model), _watching(host, tower) as taken, torch.enable_grad():
+        x, call = encoder.handle.encode(frames, len(frames) if joint else 1)
+        x = F.normalize(host.project(tower, x, call.size), dim=-1)
         scale = model.logit_scale.to(x)
         score = (scale * (x @ F.normalize(text, dim=-1))).logsumexp(1) / scale
         activation = taken[-1]
         (gradient,) = torch.autograd.grad(score.sum(), activation)
     share = (activation.detach() * gradient).float().clamp_min(0)
-    share[:, 0] = 0  # the class token is no place
+    share[:, :protected] = 0  # class tokens and registers are no place
     order = share.sum(1)
     best = torch.zeros_like(order).scatter_(1, order.topk(kept, 1).indices, 1.0)
     heat = (share * best[:, None]).sum(-1)
     plans = [plan for plan in call.matchings[:-1] if plan is not None]
-    tokens = 1 + grid[0] * grid[1] * (len(frames) if joint else 1)
+    tokens = protected + grid[0] * grid[1] * (len(frames) if joint else 1)
     source = source_map(plans).long() if plans else torch.arange(tokens, device=x.device).expand(len(heat), -1)
     heat = heat / torch.zeros_like(heat).scatter_add_(1, source, torch.ones_like(source, dtype=heat.dtype))
+    patches = source[:, protected:]
     if joint:
-        patches = source[0, 1:].unflatten(0, (len(frames), -1))
-        source = torch.cat([source[:, :1].expand(len(frames), 1), patches], 1)
+        patches = patches[0].unflatten(0, (len(frames), -1))
         heat = heat.expand(len(frames), -1)
-    painted = paint(heat, source, (grid[0], grid[1]))
+    painted = paint(heat, torch.cat([patches.new_zeros(len(patches), 1), patches], 1), grid)
     top = painted.max((1, 2), keepdims=True)
     return np.divide(painted, top, out=np.zeros_like(painted), where=top > 0)
 
@@ -157,7 +158,7 @@ def _vector(text: Any, width: int) -> Tensor:
 
 
 @contextmanager
-def _watching(visual: Any) -> Iterator[list[Tensor]]:
+def _watching(host: Host, tower: nn.Module) -> Iterator[list[Tensor]]:
     """The outputs of the last block's first norm as leaves of a graph that holds nothing before them."""
     taken: list[Tensor] = []
 
@@ -165,16 +166,16 @@ def _watching(visual: Any) -> Iterator[list[Tensor]]:
         taken.append(output.detach().requires_grad_())
         return taken[-1]
 
-    trainable = [parameter for parameter in visual.parameters() if parameter.requires_grad]
-    checkpointing = visual.transformer.grad_checkpointing
-    hook = visual.transformer.resblocks[-1].ln_1.register_forward_hook(leaf)
+    trainable = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    checkpointing = host.checkpointing(tower)
+    hook = host.block_parts(host.blocks(tower)[-1]).norm_1.register_forward_hook(leaf)
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)
-        visual.set_grad_checkpointing(False)
+        host.set_checkpointing(tower, False)
         yield taken
     finally:
         hook.remove()
-        visual.set_grad_checkpointing(checkpointing)
+        host.set_checkpointing(tower, checkpointing)
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import alt
 from alt.cost import count_macs
+from alt.hosts import find_host
 from alt.models.adapters import BlockAdapter, insert_adapters, inserted_kind, remove_adapters
 from alt.models.blocks import Mlp
 
@@ -67,7 +68,7 @@ def aim_block(block: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["s", "sm", "stm"])
 def test_a_block_without_merging_is_aims(kind: str) -> None:
     visual = tower(kind, r=0)
-    x, _ = visual.forward_trunk(images())
+    x, _ = alt.get_handle(visual).encode(images())
     expected = visual._embeds(images())
     for block in visual.transformer.resblocks:
         expected = aim_block(block, expected)
@@ -109,6 +110,22 @@ def test_in_and_out_again() -> None:
     assert visual.__dict__.keys() == tiny_visual().__dict__.keys()
 
 
+def before(block: Any, x: Tensor, *, merged: bool, num_protected: int = 1) -> Tensor:
+    """The adapter's part before attention, asked as a patched block asks it."""
+    parts = find_host(tower(None)).block_parts(block)
+    return block.adapter.before_attention(parts, x, merged=merged, num_protected=num_protected)
+
+
+@pytest.mark.parametrize("num_protected", [0, 2])
+def test_temporal_attention_of_any_number_of_protected_tokens(num_protected: int) -> None:
+    block = tower("stm", r=(3, 0)).transformer.resblocks[1]
+    x = draw(2 * FRAMES, 14, W)
+    found = before(block, x, merged=True, num_protected=num_protected)
+    changed = (found - x).abs().amax(-1) > 1e-9
+    assert changed[:, :num_protected].all()
+    assert not changed[:, num_protected:].any()
+
+
 def test_temporal_attention_of_class_tokens_once_tokens_have_merged() -> None:
     """Regions of different frames in the same row are not joined: there only the class token looks at other frames."""
     visual = tower("stm", r=(3, 0))
@@ -116,20 +133,20 @@ def test_temporal_attention_of_class_tokens_once_tokens_have_merged() -> None:
     x = draw(2 * FRAMES, 14, W)
     moved = x.clone()
     moved[1, 5, ::2] += 1.0  # a region of the second frame
-    found, changed = (second.adapter.before_attention(second, one, merged=True) for one in (x, moved))
+    found, changed = (before(second, one, merged=True) for one in (x, moved))
     assert torch.equal(found[:, 1:], x[:, 1:])
     assert torch.equal((changed - moved)[:, 1:], torch.zeros_like(x[:, 1:]))
     assert torch.equal(changed[:, 0], found[:, 0])
     moved = x.clone()
     moved[1, 0, ::2] += 1.0  # its class token
-    changed = second.adapter.before_attention(second, moved, merged=True)
+    changed = before(second, moved, merged=True)
     for frame in (0, 2):  # the other frames of the clip see it, no other clip does
         assert (changed - found)[frame, 0].abs().max() > 1e-6
     assert torch.equal(changed[3:], found[3:])
     # before the first merge, rows are places: a patch sees the same place in the other frames
     moved = x.clone()
     moved[1, 5, ::2] += 1.0
-    found, changed = (second.adapter.before_attention(second, one, merged=False) for one in (x, moved))
+    found, changed = (before(second, one, merged=False) for one in (x, moved))
     difference = (changed - found).abs().amax(-1) > 1e-9
     assert difference.nonzero().tolist() == [[0, 5], [1, 5], [2, 5]]
 
@@ -138,9 +155,9 @@ def test_blocks_are_told_whether_tokens_have_merged(monkeypatch: pytest.MonkeyPa
     told = []
     original = BlockAdapter.before_attention
 
-    def spy(self: Any, block: Any, x: Tensor, merged: bool) -> Tensor:
+    def spy(self: Any, parts: Any, x: Tensor, *, merged: bool, num_protected: int) -> Tensor:
         told.append((x.shape[1], merged))
-        return original(self, block, x, merged)
+        return original(self, parts, x, merged=merged, num_protected=num_protected)
 
     monkeypatch.setattr(BlockAdapter, "before_attention", spy)
     tower("stm", r=3)(images())

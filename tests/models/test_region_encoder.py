@@ -174,20 +174,42 @@ def test_compiles_to_one_graph() -> None:
     assert torch.equal(result.size, expected.size)
 
 
+@pytest.mark.parametrize("final_ln_after_pool", [False, True])
+def test_mean_pooling_keeps_the_contract(final_ln_after_pool: bool) -> None:
+    """Row 0 is what the tower returns, weighted by size; the others are its projected regions."""
+    options = {"pool_type": "avg", "final_ln_after_pool": final_ln_after_pool}
+    x = clips()
+    merged = tiny_visual(**options).eval()
+    handle = alt.patch_clip(merged, 3)
+    expected = merged(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    region = RegionEncoder(tiny_visual(**options), 3).eval()
+    tokens, alone = region(x, trace=True), region(x, rows="class")
+    torch.testing.assert_close(tokens.frame, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone.frame, expected, rtol=0, atol=1e-12)
+    trunk, _ = handle.encode(x.flatten(0, 1))
+    regions = (merged.ln_post(trunk[:, 1:]) @ merged.proj).unflatten(0, x.shape[:2])
+    torch.testing.assert_close(tokens.regions, regions, rtol=0, atol=1e-12)
+    assert tokens.x.shape[2] == tokens.size.shape[2] == region.num_tokens
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"pool_type": "avg"}, "pool_type='avg'"),
+        ({"pool_type": "none"}, "pool_type='none'"),
         ({"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2}, "attentional pooler"),
     ],
 )
 def test_other_poolings_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(TypeError, match=f"visual: expected an open_clip VisionTransformer .* got one with .*{words}"):
-        RegionEncoder(tiny_visual(**options), 1)
+    visual = tiny_visual(**options)
+    with pytest.raises(
+        TypeError, match=f"image tower: expected an open_clip VisionTransformer .* got one with .*{words}"
+    ):
+        RegionEncoder(visual, 1)
+    assert type(visual).__name__ == "VisionTransformer"
 
 
 def test_other_towers_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"visual: expected an open_clip VisionTransformer .* got Linear"):
+    with pytest.raises(TypeError, match=r"supports open_clip's VisionTransformer as the image tower.* got .*Linear"):
         RegionEncoder(nn.Linear(2, 2))
     headless = tiny_visual()
     headless.proj = None

@@ -241,7 +241,7 @@ def test_every_family_can_be_made() -> None:
             "alt-b16",
             {"backbone": "RN50"},
             TypeError,
-            "visual: expected an open_clip Vision.* ModifiedResNet",
+            "image tower: expected an open_clip Vision.* ModifiedResNet",
         ),
     ],
 )

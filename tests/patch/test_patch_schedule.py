@@ -17,7 +17,7 @@ from alt.patch.schedule import check_reduction, make_schedule, tilted
 
 
 def test_r_16_on_vit_b_16_runs_out_in_the_last_block():
-    schedule = make_schedule(16, 0.0, 12, 197)
+    schedule = make_schedule(16, 0.0, 12, 197, num_protected=1)
     assert schedule.removed == (16,) * 11 + (10,)
     assert schedule.tokens == (181, 165, 149, 133, 117, 101, 85, 69, 53, 37, 21, 11)
     assert schedule.clipped == (11,)
@@ -28,7 +28,7 @@ def test_r_16_on_vit_b_16_runs_out_in_the_last_block():
     [(0, 12, 197, 197), (4, 12, 197, 149), (8, 12, 197, 101), (13, 12, 197, 41), (8, 24, 257, 65)],
 )
 def test_tokens_left_as_the_paper_has_them(r, blocks, tokens, left):
-    schedule = make_schedule(r, 0.0, blocks, tokens)
+    schedule = make_schedule(r, 0.0, blocks, tokens, num_protected=1)
     assert schedule.tokens[-1] == left
     assert schedule.clipped == ()
     assert schedule.removed == (r,) * blocks
@@ -48,7 +48,7 @@ def test_tokens_left_as_the_paper_has_them(r, blocks, tokens, left):
 )
 def test_inflection_table(r, inflection, blocks, expected):
     assert tilted(r, inflection, blocks) == expected
-    assert make_schedule(r, inflection, blocks, 1000).removed == expected
+    assert make_schedule(r, inflection, blocks, 1000, num_protected=1).removed == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_inflection_table(r, inflection, blocks, expected):
     ],
 )
 def test_share_of_unprotected_tokens_rounded_down(share, tokens, removed):
-    schedule = make_schedule(share, 0.0, 2, tokens)
+    schedule = make_schedule(share, 0.0, 2, tokens, num_protected=1)
     assert schedule.removed == removed
     assert schedule.clipped == ()
 
@@ -74,7 +74,7 @@ def test_share_of_unprotected_tokens_rounded_down(share, tokens, removed):
 )
 def test_schedules_are_possible_and_say_where_they_clip(r, tokens):
     checked = check_reduction(r, 0.0, 5)
-    schedule = make_schedule(checked, 0.0, 5, tokens)
+    schedule = make_schedule(checked, 0.0, 5, tokens, num_protected=1)
     count = tokens
     for i, (removed, left) in enumerate(zip(schedule.removed, schedule.tokens, strict=True)):
         limit = (count - 1) // 2

@@ -1,0 +1,71 @@
+"""Foreign models: one host per family answers what alt asks of them, and no other room knows their attributes.
+
+``docs/hosts.md`` lists the questions and shows how to add a host.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from torch import nn
+
+from .host import COMPONENTS, BlockParts, Embedded, Host, HostAttention, Projected
+from .modules import qualified_name
+
+__all__ = [
+    "COMPONENTS",
+    "BlockParts",
+    "Embedded",
+    "Host",
+    "HostAttention",
+    "Projected",
+    "find_host",
+    "find_tower",
+    "register",
+]
+
+_REGISTERED: list[Host] = []
+# Package of a foreign model -> our module with its ``HOST``. Imported only where the package is: a model of a package
+# that nobody has imported cannot exist.
+_BUILT_IN = {"open_clip": "alt.hosts.open_clip"}
+
+
+def register(host: Host) -> Host:
+    """Adds a host and returns it. A host of the same name is replaced; later hosts are asked first.
+
+    Raises:
+        TypeError: ``host`` is not an instance of a :class:`Host`.
+    """
+    if isinstance(host, type) or not isinstance(host, Host):
+        raise TypeError(f"host: expected an instance of a subclass of alt.hosts.Host, got {host!r:.80}")
+    _REGISTERED[:] = [host, *(other for other in _REGISTERED if other.name != host.name)]
+    return host
+
+
+def find_host(model: nn.Module) -> Host:
+    """Returns the host that knows a model; see :func:`find_tower`."""
+    return find_tower(model)[0]
+
+
+def find_tower(model: nn.Module) -> tuple[Host, nn.Module]:
+    """Returns the host that knows a model, and the model's image tower.
+
+    Raises:
+        TypeError: no host knows the model.
+    """
+    hosts = _hosts()
+    for host in hosts:
+        tower = host.find_tower(model)
+        if tower is not None:
+            return host, tower
+    known = [host.supports for host in hosts] or ["open_clip's VisionTransformer"]
+    raise TypeError(
+        f"patch_clip supports {' or '.join(known)} as the image tower, exactly (no subclass or wrapper), got "
+        f"{qualified_name(model)}"
+    )
+
+
+def _hosts() -> list[Host]:
+    built_in = [importlib.import_module(home).HOST for package, home in _BUILT_IN.items() if package in sys.modules]
+    return [*_REGISTERED, *built_in]

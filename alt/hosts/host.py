@@ -1,0 +1,224 @@
+"""The questions that alt asks a foreign model. One host answers them for one family of models.
+
+Nothing outside ``alt.hosts`` knows the attribute names of a foreign model. ``docs/hosts.md`` shows how to add a host.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .merging import TrunkMerge
+
+__all__ = ["COMPONENTS", "BlockParts", "Embedded", "Host", "HostAttention", "Projected"]
+
+COMPONENTS = ("patch_embedding", "attention", "mlp", "block", "pooling", "other")
+"""Answers of :meth:`Host.component`; "block" is the rest of a transformer block."""
+
+
+class Embedded(NamedTuple):
+    """Tokens before the first block: protected tokens first, then patches in row-major order.
+
+    x: ``[B, N, C]``. size: float32 ``[B, N]``, how many patches each stands for, 0 for padding; None: 1 each.
+    positions: float32 ``[B, N, P]``, coordinates for attention that rotates q and k; None: positions are part of x.
+    """
+
+    x: Tensor
+    size: Tensor | None = None
+    positions: Tensor | None = None
+
+
+class Projected(NamedTuple):
+    """What a block's attention computes from its input.
+
+    q, k, v: ``[B, H, N, D]`` in one dtype, normalised and rotated as the host does. scale: of the logits, None for
+    ``D ** -0.5``. keys: ``[B, H, N, D]``, what matching compares: k before rotation and in its own dtype.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float | None
+    keys: Tensor
+
+
+class HostAttention(ABC):
+    """Self-attention of one block. Made anew for every call, so it holds the module and no results."""
+
+    @abstractmethod
+    def can_fuse(self) -> bool:
+        """Returns True if reading the module's weights is all that calling the module would do.
+
+        False wherever the module carries hooks, is a wrapper or a foreign class, or drops attention weights.
+        """
+
+    @abstractmethod
+    def project(self, x: Tensor, positions: Tensor | None) -> Projected:
+        """Projects ``x`` ``[B, N, C]`` with the module's weights. Called only where :meth:`can_fuse`."""
+
+    @abstractmethod
+    def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
+        """Applies what follows ``softmax(q k^T) v``: ``y`` ``[B, H, N, D]`` to ``[B, N, C]``; ``x`` as in project."""
+
+    @abstractmethod
+    def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Returns ``Projected.keys`` without gradient, for modules whose keys stay inside their call."""
+
+    @abstractmethod
+    def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:
+        """Calls the module itself, hooks included, with ``bias`` ``[B, N]`` added to the logits of every key."""
+
+
+class BlockParts(NamedTuple):
+    """A pre-norm block, taken apart.
+
+    ::
+
+        y   = after_attention(attention(norm_1(x)))
+        out = x + y + feed_forward(norm_2(x + y))
+
+    Attributes:
+        norm_1, norm_2: the norms before attention and before the MLP.
+        attention: see :class:`HostAttention`.
+        after_attention: norm, residual scale and drop path of the attention branch, in the host's order.
+        feed_forward: MLP, residual scale and drop path of the second branch.
+        guests: tokens ``[B, m, C]`` made from x ``[B, N, C]`` that join q, k and v of this block and are dropped
+            after its attention (X-CLIP's messages). They are of size 1 and never merge. None: there are none.
+    """
+
+    norm_1: nn.Module
+    attention: HostAttention
+    after_attention: Callable[[Tensor], Tensor]
+    norm_2: nn.Module
+    feed_forward: Callable[[Tensor], Tensor]
+    guests: Callable[[Tensor], Tensor] | None = None
+
+
+class Host(ABC):
+    """Answers for one family of image towers. A subclass has no state, so that patched models can be pickled.
+
+    Attributes:
+        name: of the host, ``"open_clip"``.
+        supports: towers that can be patched, in words: ``"open_clip's VisionTransformer"``.
+        patched: class of a foreign module -> its importable subclass that merges, see :mod:`alt.hosts.merging`.
+        layer_norms: qualified names of classes that compute LayerNorm and nothing else, so that it may be fused.
+    """
+
+    name: str
+    supports: str
+    patched: Mapping[type, type]
+    layer_norms: frozenset[str] = frozenset({"torch.nn.modules.normalization.LayerNorm"})
+
+    # --- where things are ---
+
+    @abstractmethod
+    def find_tower(self, model: nn.Module) -> nn.Module | None:
+        """Returns the image tower of a model, or the tower itself; None if the model is of another family."""
+
+    @abstractmethod
+    def check_tower(self, tower: nn.Module) -> None:
+        """Raises TypeError, with what is supported and what came, unless every part of the tower is known."""
+
+    @abstractmethod
+    def parts(self, tower: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Returns the modules whose class patching exchanges, each with its role in words."""
+
+    @abstractmethod
+    def blocks(self, tower: nn.Module) -> Sequence[nn.Module]:
+        """Returns the transformer blocks in order."""
+
+    @abstractmethod
+    def block_parts(self, block: nn.Module) -> BlockParts:
+        """Takes a block apart.
+
+        Raises:
+            TypeError: its attention is of a kind whose keys are not known.
+        """
+
+    @abstractmethod
+    def component(self, path: str) -> str:
+        """Returns which of :data:`COMPONENTS` a parameter or module belongs to, by its path in the tower."""
+
+    # --- sizes ---
+
+    @abstractmethod
+    def image_size(self, tower: nn.Module) -> tuple[int, int]:
+        """Returns the height and width in pixels that the tower was built for."""
+
+    @abstractmethod
+    def grid(self, tower: nn.Module) -> tuple[int, int]:
+        """Returns the number of patches down and across at that size."""
+
+    @abstractmethod
+    def num_protected(self, tower: nn.Module) -> int:
+        """Returns how many leading tokens are no patches and never merge: class, distillation, registers."""
+
+    def num_tokens(self, tower: nn.Module) -> int:
+        """Returns the number of tokens at the native image size, protected ones included."""
+        height, width = self.grid(tower)
+        return self.num_protected(tower) + height * width
+
+    @abstractmethod
+    def width(self, tower: nn.Module) -> int:
+        """Returns the number of channels of the tokens."""
+
+    # --- the forward ---
+
+    @abstractmethod
+    def embed(self, tower: nn.Module, images: Tensor) -> Embedded:
+        """Turns images ``[B, 3, H, W]`` into the tokens that enter the first block."""
+
+    def run_blocks(self, tower: nn.Module, x: Tensor, merge: TrunkMerge) -> Tensor:
+        """Sends tokens through the blocks. A host whose blocks sit in a module with a call of its own calls that."""
+        return merge.run(x, self.blocks(tower), self.checkpointing(tower))
+
+    @abstractmethod
+    def pool(self, tower: nn.Module, x: Tensor, size: Tensor | None) -> Tensor:
+        """Returns what the model returns for an image, ``[B, d]``, of the last block's tokens ``[B, n, C]``.
+
+        ``size`` ``[B, n]`` are the patches that each token stands for, by which a pooling of several tokens weighs.
+        """
+
+    @abstractmethod
+    def project(self, tower: nn.Module, x: Tensor, size: Tensor | None) -> Tensor:
+        """Returns ``[B, 1 + n - num_protected, d]`` in the joint space: :meth:`pool`, then every region.
+
+        The final norm and projection are applied to each region as they are to what is pooled.
+        """
+
+    @abstractmethod
+    def joint_width(self, tower: nn.Module) -> int:
+        """Returns d, the number of channels of the joint space.
+
+        Raises:
+            TypeError: the tower has no projection that could be applied to single tokens.
+        """
+
+    @abstractmethod
+    def checkpointing(self, tower: nn.Module) -> bool:
+        """Returns True if the blocks are recomputed in the backward."""
+
+    @abstractmethod
+    def set_checkpointing(self, tower: nn.Module, enable: bool) -> None:
+        """Switches recomputation of the blocks on or off."""
+
+    # --- the text tower ---
+
+    def encode_text(self, model: Any, ids: Tensor) -> Tensor:
+        """Returns text embeddings ``[n, d]`` of token ids ``[n, length]``.
+
+        Raises:
+            TypeError: the model has no text tower.
+        """
+        raise TypeError(f"{type(model).__name__} has no text tower")
+
+    def token_embedding(self, model: Any) -> nn.Module:
+        """Returns the module that turns token ids into vectors.
+
+        Raises:
+            TypeError: the model has no text tower.
+        """
+        raise TypeError(f"{type(model).__name__} has no text tower with a token embedding")

@@ -1,0 +1,75 @@
+"""What a patched class is handed when it is to merge tokens, and the mix-ins for blocks and towers.
+
+A patched class derives from a mix-in and from its foreign class. It is importable, so models pickle. It adds one
+keyword argument, ``merge``, and is the foreign class without it. The objects are made by ``alt.patch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "TowerMerge", "TrunkMerge"]
+
+
+class BlockMerge(Protocol):
+    """One call of one block."""
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Runs the block on ``x`` ``[B, N, C]`` with merging between attention and MLP: ``[B, N - r, C]``."""
+        ...
+
+
+class TrunkMerge(Protocol):
+    """One call of all blocks.
+
+    size: ``[B, n]`` of the tokens so far, None while nothing has merged. take: numbers of the blocks whose output is
+    kept in ``intermediates``, copied back to the tokens of the input.
+    """
+
+    size: Tensor | None
+    take: tuple[int, ...]
+    intermediates: list[Tensor]
+
+    def run(self, x: Tensor, blocks: Sequence[nn.Module] | nn.ModuleList, checkpointing: bool) -> Tensor:
+        """Runs the blocks in order on ``x`` ``[B, N, C]``, each through its own call."""
+        ...
+
+
+class TowerMerge(Protocol):
+    """The patch of a tower, which has it as ``_alt_patch``."""
+
+    host: Any
+
+    def encode(self, tower: Any, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkMerge]:
+        """Embeds images and runs the blocks: the tokens of the last block, with their sizes."""
+        ...
+
+    def begin(self, num_tokens: int, num_blocks: int, frames: int = 1) -> TrunkMerge:
+        """Starts a run over the blocks, for a forward that does not go through :meth:`encode`."""
+        ...
+
+    def finish(self, x: Tensor, merge: Any) -> Tensor:
+        """Checks what came out of the blocks, hooks included, and keeps the trace if asked for."""
+        ...
+
+
+class MergingBlock:
+    """Mix-in of a patched block."""
+
+    def forward(self, *args: Any, merge: BlockMerge | None = None, **kwargs: Any) -> Any:
+        if merge is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return merge.run(self, *args)  # type: ignore[arg-type]
+
+
+class MergingTower:
+    """Mix-in of a patched tower whose forward takes images and returns the pooled embedding."""
+
+    _alt_patch: TowerMerge
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, merge = self._alt_patch.encode(self, images)
+        return self._alt_patch.host.pool(self, x, merge.size)

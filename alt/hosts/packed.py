@@ -1,0 +1,123 @@
+"""Attention modules with one packed projection ``in_proj_weight``, bare or inside peft's LoRA wrappers.
+
+``torch.nn.MultiheadAttention`` is one; other packages keep its parameter layout. A LoRA wrapper of peft adds
+``delta`` to that weight; the keys that matching compares have it too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from .host import HostAttention, Projected
+from .modules import has_hooks, qualified_name
+
+__all__ = ["MultiheadAttention", "PackedAttention", "base_layer", "require_packed", "split_heads"]
+
+
+def base_layer(module: Any) -> Any:
+    """Returns the module under LoRA wrappers of peft, or the module itself."""
+    while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
+def require_packed(base: Any) -> None:
+    """Raises TypeError unless query, key and value are projected by one packed weight."""
+    if base.in_proj_weight is None:
+        raise TypeError(
+            f"patching supports self-attention with one packed in_proj_weight; this {qualified_name(base)} "
+            "projects query, key and value apart"
+        )
+
+
+def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns query, key and value ``[B, H, N, D]`` of ``[B, N, 3 H D]``, all views."""
+    batch, tokens, width = packed.shape
+    q, k, v = packed.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+class PackedAttention(HostAttention):
+    """What modules with a packed projection share. ``module`` may be a LoRA wrapper, ``base`` is inside it."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.base = base_layer(module)
+
+    def project_packed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        base = self.base
+        return split_heads(F.linear(x, base.in_proj_weight, base.in_proj_bias), base.num_heads)
+
+    def normalise_keys(self, k: Tensor) -> Tensor:
+        """Applies the module's norm of keys, without its hooks: they fire once, in the attention itself."""
+        return k
+
+    def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        base = self.base
+        with torch.no_grad():
+            weight = base.in_proj_weight
+            if type(weight).__name__ == "DTensor":
+                raise RuntimeError(
+                    "a patched block's attention was sharded by itself (fully_shard on the attention module), so "
+                    "its keys cannot be read for matching; shard whole blocks instead"
+                )
+            for delta in _lora_deltas(self.module):
+                weight = weight + delta.to(weight.dtype)
+            width = weight.shape[0] // 3  # rows of the packed projection: queries, keys, values
+            key = slice(width, 2 * width)
+            bias = base.in_proj_bias
+            k = F.linear(x, weight[key], None if bias is None else bias[key])
+            return self.normalise_keys(k.view(*x.shape[:2], base.num_heads, -1).transpose(1, 2))
+
+
+class MultiheadAttention(PackedAttention):
+    """``torch.nn.MultiheadAttention`` as self-attention, and as the attention of a pooler."""
+
+    @staticmethod
+    def check(base: nn.MultiheadAttention) -> None:
+        """Raises TypeError for a layout that is not supported."""
+        if base.bias_k is not None or base.add_zero_attn or not base.batch_first:
+            raise TypeError(
+                "patching supports nn.MultiheadAttention with batch_first=True, without add_bias_kv and "
+                "add_zero_attn; this one has another layout"
+            )
+
+    def can_fuse(self) -> bool:
+        if has_hooks(self.module):
+            return False
+        # Parametrized weights are read by attribute, as the host does.
+        exact = type_before_parametrizations(self.module)
+        return exact is nn.MultiheadAttention and not (self.module.training and self.module.dropout > 0)
+
+    def project(self, x: Tensor, positions: Tensor | None) -> Projected:
+        q, k, v = self.project_packed(x)
+        return Projected(q, k, v, None, k)
+
+    def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
+        # As nn.MultiheadAttention does it: out_proj is read, never called.
+        out = self.base.out_proj
+        return F.linear(y.transpose(1, 2).reshape(x.shape), out.weight, out.bias)
+
+    def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:
+        return self.call_pooler(x, x, bias)
+
+    def call_pooler(self, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Calls the module with ``query`` ``[B, Q, C]`` over keys and values ``x`` ``[B, n, C]``."""
+        mask = {} if bias is None else {"key_padding_mask": bias}
+        return self.module(query, x, x, need_weights=False, **mask)[0]
+
+
+def _lora_deltas(module: Any) -> list[Tensor]:
+    """What the active LoRA adapters add to the packed input projection of the module inside."""
+    deltas = []
+    while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
+        ours = getattr(module, "parameter_name", "in_proj_weight") == "in_proj_weight"
+        if ours and not module.disable_adapters and not module.merged:
+            deltas += [module.get_delta_weight(name) for name in module.active_adapters if name in module.lora_A]
+        module = module.base_layer
+    return deltas

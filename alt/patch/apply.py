@@ -1,0 +1,46 @@
+"""The patch on a tower: foreign classes exchanged for their subclasses that merge, and back."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from alt.hosts import Host
+from alt.hosts.modules import qualified_name
+
+from .settings import PatchSettings
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Returns True if the module itself is a patched tower."""
+    return "_alt_patch" in module.__dict__
+
+
+def settings_of(tower: nn.Module) -> PatchSettings:
+    """Returns the settings of a patched tower."""
+    return tower.__dict__["_alt_patch"]
+
+
+def apply(host: Host, tower: nn.Module, settings: PatchSettings) -> None:
+    """Gives every part of a tower its patched class. No attribute is added but ``_alt_patch`` on the tower."""
+    tower._alt_patch = settings  # type: ignore[assignment]
+    for _, module in host.parts(tower):
+        module.__class__ = host.patched[type(module)]
+
+
+def revert(host: Host, tower: nn.Module) -> None:
+    """Gives every part its host's class back.
+
+    Raises:
+        RuntimeError: a part was sharded, wrapped or given another forward. Nothing is changed then.
+    """
+    original = {patched: foreign for foreign, patched in host.patched.items()}
+    parts = host.parts(tower)
+    for role, module in parts:
+        if type(module) not in original or "forward" in module.__dict__:
+            raise RuntimeError(
+                f"cannot remove the patch: {role} was sharded, wrapped or given another forward since (it is "
+                f"{qualified_name(module)} now); undo that first, or set handle.r = 0"
+            )
+    for _, module in parts:
+        module.__class__ = original[type(module)]
+    del tower._alt_patch

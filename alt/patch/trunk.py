@@ -1,0 +1,120 @@
+"""The loop over the blocks of a patched tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alt.hosts import Host
+from alt_kernels import Matching
+
+from .restore import restore_grid
+from .step import BlockCall
+
+
+class TrunkCall:
+    """What a run over the blocks is given besides x, and where it leaves its results besides x.
+
+    An object as :class:`BlockCall` is one. It serves one forward.
+
+    Attributes:
+        removed: tokens that each block merges away.
+        size: ``[B, n]`` of the tokens so far, None while each stands for one patch.
+        positions: ``[B, n, P]`` of the tokens so far, for hosts that rotate q and k.
+        matchings: the plan of each block so far, None where nothing merged.
+        take, intermediates: see :class:`alt.hosts.merging.TrunkMerge`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        num_tokens: int,
+        removed: tuple[int, ...],
+        *,
+        num_protected: int,
+        prop_attn: bool,
+        size: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> None:
+        self.host = host
+        self.num_tokens = num_tokens
+        self.removed = removed
+        self.num_protected = num_protected
+        self.prop_attn = prop_attn
+        self.size = size
+        self.positions = positions
+        self.matchings: list[Matching | None] = []
+        self.take: tuple[int, ...] = ()
+        self.intermediates: list[Tensor] = []
+
+    def run(self, x: Tensor, blocks: Sequence[nn.Module] | nn.ModuleList, checkpointing: bool) -> Tensor:
+        for i, block in enumerate(blocks):
+            x = self._run_block(block, x, self.removed[i], checkpointing)
+            if i in self.take:
+                self.intermediates.append(restore_grid(x, self.matchings))
+        return x
+
+    def _run_block(self, block: nn.Module, x: Tensor, r: int, checkpointing: bool) -> Tensor:
+        """One block through its own ``__call__``, which merges ``r`` tokens.
+
+        With ``checkpointing`` the block is recomputed in the backward. The recomputation reuses the first plan: a
+        LoRA wrapper changes the weights by a rounding error, which could flip a near-tie.
+        """
+        num_tokens = x.shape[1]
+        arguments = (self, block, x, self.size, self.positions, r)
+        if checkpointing:
+            # A compiled graph recomputes what it traced, so needs no memory of the plan (and allows none).
+            memory: list[Matching] | None = None if torch.compiler.is_compiling() else []
+            result = checkpoint(_call_block, *arguments, memory, use_reentrant=False)
+        else:
+            result = _call_block(*arguments, None)
+        x = result[0]
+        if x.dim() != 3 or x.shape[1] != num_tokens - r:
+            raise ValueError(
+                f"a forward hook on a patched block returned a tensor of shape {tuple(x.shape)} where "
+                f"{num_tokens - r} tokens were expected; hooks may change the tokens, not their number"
+            )
+        if r == 0:
+            self.matchings.append(None)
+            return x
+        self.size = result[1]
+        self.matchings.append(Matching(*result[2:5]))
+        self.positions = result[5] if len(result) > 5 else None
+        return x
+
+
+def _call_block(
+    trunk: TrunkCall,
+    block: nn.Module,
+    x: Tensor,
+    size: Tensor | None,
+    positions: Tensor | None,
+    r: int,
+    memory: list[Matching] | None,
+) -> tuple[Tensor, ...]:
+    """Returns ``(x,)`` where r is 0, else x, size, the plan and the positions, if there are any.
+
+    All results are return values, so that checkpointing needs no side effects.
+    """
+    call = BlockCall(
+        trunk.host,
+        x.shape[1],
+        size,
+        r,
+        num_protected=trunk.num_protected,
+        prop_attn=trunk.prop_attn,
+        positions=positions,
+        matching=memory[0] if memory else None,
+    )
+    x = block(x, merge=call)
+    if r == 0:
+        return (x,)
+    if call.matching is None or call.merged_size is None:
+        raise RuntimeError(f"{type(block).__name__} did not merge: a wrapper around it dropped the merge argument")
+    if memory is not None and not memory:
+        memory.append(call.matching)
+    after = () if call.merged_positions is None else (call.merged_positions,)
+    return (x, call.merged_size, *call.matching, *after)
