@@ -17,7 +17,7 @@ def test_tradeoff(benchmark: Any, full: bool) -> None:
     from alt.entityworld.token_cache import TokenCache
     from alt.entityworld.trained_tradeoff import embedded_tradeoff
     from alt.entityworld.world import World
-    from alt.evaluate.paper import paper_costs
+    from alt.evaluate.paper_costs import paper_costs
     from alt.evaluate.tradeoff import complaints, decreasing
     from alt.evaluate.tradeoff_report import record
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+from alt.plots import drawing
 
 Record = dict[str, Any]
 
@@ -22,27 +20,12 @@ def draw(record: Record, path: Path) -> None:
     operations = [i for i in infos if i.get("ratio") and "saving_realised" not in i]
     towers = [i for i in infos if "saving_realised" in i]
     bars = sum(len(i["ratio"]) for i in operations)
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "alt-kernels",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with plt.rc_context(style):
-        panels = [kind for kind in (operations, towers) if kind]
-        widths = [1.5 if kind is operations else 1 for kind in panels]
-        figure, axes = plt.subplots(
-            1,
-            max(len(panels), 1),
-            figsize=(5.2 * max(sum(widths), 1), max(4.2, 0.26 * bars + 0.36 * len(operations) + 0.8)),
-            width_ratios=widths or None,
-            squeeze=False,
-            layout="constrained",
-        )
-        for axis, kind in zip(axes[0], panels, strict=False):
+    panels = [kind for kind in (operations, towers) if kind]
+    widths = [1.5 if kind is operations else 1.0 for kind in panels] or [1.0]
+    size = (5.2 * sum(widths), max(4.2, 0.26 * bars + 0.36 * len(operations) + 0.8))
+    with drawing(path, size, widths) as axes:
+        for axis, kind in zip(axes, panels, strict=False):
             _operations(axis, kind) if kind is operations else _towers(axis, kind)
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
 
 
 def _operations(axis: Axes, infos: list[Record]) -> None:

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from alt.tables import to_markdown
+
 BENCHMARKS = Path(__file__).resolve().parent
 README = BENCHMARKS.parent / "README.md"
 PAGE = BENCHMARKS.parent / "docs" / "results.md"
@@ -117,8 +119,8 @@ def readme_rows(records: dict[str, Record]) -> str:
     if not shown:
         return "No result has been kept yet.\n"
     record = max(shown, key=lambda record: record["datetime"])
-    head = ["| measured on " + where(record["machine_info"]["alt"]) + " | against | speed-up |", "|---|---|--:|"]
-    return "\n".join([*head, *(f"| {' | '.join(entry)} |" for entry in readme_entries(record))]) + "\n"
+    head = ["measured on " + where(record["machine_info"]["alt"]), "against", "speed-up"]
+    return to_markdown(head, readme_entries(record), left=2)
 
 
 def readme_entries(record: Record) -> list[tuple[str, str, str]]:
@@ -175,15 +177,15 @@ def _operations(record: Record) -> list[str]:
     rows = [info for info in rows if "saving_realised" not in info]
     if not rows:
         return []
-    lines = ["| operation | against | speed-up | target | time over its floor |", "|---|---|--:|--:|---|"]
+    body: list[list[str]] = []
     for info in rows:
         floor = "; ".join(f"{v['median']:.2f} x {name}" for name, v in info["over_floor"].items())
         for i, (rival, ratio) in enumerate(info["ratio"].items()):
             what, least = (operation_name(info), floor) if i == 0 else ("", "")
             target = f"{info['targets'][rival]:g}" if rival in info["targets"] else ""
-            lines.append(f"| {what} | {rival} | {interval(ratio)} | {target} | {least} |")
-        lines += [f"| | {rival} | not run: {why} | | |" for rival, why in info.get("absent", {}).items()]
-    return [*lines, ""]
+            body.append([what, rival, interval(ratio), target, least])
+        body += [["", rival, f"not run: {why}", "", ""] for rival, why in info.get("absent", {}).items()]
+    return [to_markdown(["operation", "against", "speed-up", "target", "time over its floor"], body, left=2)]
 
 
 def operation_name(info: Record) -> str:
@@ -193,24 +195,20 @@ def operation_name(info: Record) -> str:
 
 def _towers(record: Record) -> list[str]:
     lines: list[str] = []
+    head = ["r", "tokens left", "GMACs", "FLOP ratio", "speed-up", "share of the FLOP saving realised"]
     for info in (b["extra_info"] for b in record["benchmarks"] if "saving_realised" in b["extra_info"]):
         target = info["saving_target"]
-        lines += [
-            f"{info['title']}, {info['shape'].removesuffix(', r = 8')}, against open_clip's unpatched tower",
-            "",
-            "| r | tokens left | GMACs | FLOP ratio | speed-up | share of the FLOP saving realised |",
-            "|---|--:|--:|--:|--:|--:|",
-        ]
+        body = []
         for label, share in info["saving_realised"].items():
             r = label.split(",")[0]
             base, macs = info["macs"]["0"], info["macs"][r]
             aim = f" (target {100 * target:.0f} %)" if label == "8" else ""
             who = label.replace(", plain torch", " (plain-torch merging)")
-            lines.append(
-                f"| {who} | {info['tokens_left'][r]} | {macs / 1e9:.1f} | {base / macs:.3f} |"
-                f" {interval(info['speedup'][label], 3)} | {interval(share, 0, 100)} %{aim} |"
-            )
-        lines.append("")
+            speedup = interval(info["speedup"][label], 3)
+            realised = f"{interval(share, 0, 100)} %{aim}"
+            body.append([who, info["tokens_left"][r], macs / 1e9, f"{base / macs:.3f}", speedup, realised])
+        title = f"{info['title']}, {info['shape'].removesuffix(', r = 8')}, against open_clip's unpatched tower"
+        lines += [title, "", to_markdown(head, body)]
     return lines
 
 
@@ -219,15 +217,13 @@ def _memory(record: Record) -> list[str]:
     if not rows:
         return []
     names = list(rows[0]["extra_bytes"])
-    lines = [
-        f"| peak memory beyond what was held before the call, over inputs and outputs | {' | '.join(names)} | target |",
-        "|---|" + "--:|" * (len(names) + 1),
-    ]
+    body = []
     for info in rows:
         cells = [f"{info['over_inputs_and_outputs'][n]:.2f} ({info['extra_bytes'][n] / 2**20:.0f} MiB)" for n in names]
         title = info["title"].split(",")[0]
-        lines.append(f"| `{title}` forward and backward, {info['shape']} | {' | '.join(cells)} | {info['target']:g} |")
-    return [*lines, ""]
+        body.append([f"`{title}` forward and backward, {info['shape']}", *cells, f"{info['target']:g}"])
+    head = ["peak memory beyond what was held before the call, over inputs and outputs", *names, "target"]
+    return [to_markdown(head, body)]
 
 
 def _training_memory(record: Record) -> list[str]:
@@ -235,14 +231,12 @@ def _training_memory(record: Record) -> list[str]:
     if not rows:
         return []
     names = list(rows[0]["step_bytes"])
-    lines = [
-        f"| peak memory of forward and backward beyond weights and inputs | {' | '.join(names)} | of it gradients |",
-        "|---|" + "--:|" * (len(names) + 1),
-    ]
+    body = []
     for info in rows:
-        cells = [f"{info['step_bytes'][name] / 2**20:.0f} MiB" for name in names]
-        lines.append(f"| {info['shape']} | {' | '.join(cells)} | {info['gradient_bytes'] / 2**20:.0f} MiB |")
-    return [*lines, ""]
+        sizes = [*(info["step_bytes"][name] for name in names), info["gradient_bytes"]]
+        body.append([info["shape"], *(f"{size / 2**20:.0f} MiB" for size in sizes)])
+    head = ["peak memory of forward and backward beyond weights and inputs", *names, "of it gradients"]
+    return [to_markdown(head, body)]
 
 
 def tradeoff_of(record: Record) -> Record | None:

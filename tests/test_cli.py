@@ -26,7 +26,7 @@ from alt.entityworld.demo.demo_tower import load_tower  # noqa: E402
 from alt.entityworld.demo.demo_tradeoff import run_tradeoff, tradeoff_table  # noqa: E402
 from alt.entityworld.demo.photo_demo import parse_r  # noqa: E402
 from alt.entityworld.demo.photo_measurements import Row  # noqa: E402
-from alt.entityworld.demo.photo_report import PAPER_GFLOPS, notes, result_table  # noqa: E402
+from alt.entityworld.demo.photo_report import notes, paper_gflops, result_table  # noqa: E402
 from alt.entityworld.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
 from alt.evaluate.tradeoff import TradeoffRow  # noqa: E402
 from alt.visualize import region_map  # noqa: E402
@@ -259,7 +259,8 @@ def test_table_shows_the_papers_numbers_within_80_columns() -> None:
     assert "…" not in "".join(lines)
     for row, printed in zip(lines[-4:], ("141", "129", "110", "86"), strict=True):
         assert printed in row.split()
-    assert PAPER_GFLOPS["ViT-L-14"][8] == 415
+    assert paper_gflops("ViT-L-14-quickgelu", 8) == 415
+    assert paper_gflops("ViT-L-14", 4) is None
 
 
 def test_notes_own_up_to_a_busy_machine() -> None:

@@ -24,7 +24,7 @@ PACKAGES = ("alt_kernels", "alt")
 KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
 BELOW_PATCH = {"alt_kernels", "alt.hosts", "alt.lazy"}
 BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files", "alt.validation"}
-BELOW_JOBS = BELOW_MODELS | {"alt.models", "alt.data", "alt.cost", "alt.errors"}
+BELOW_JOBS = BELOW_MODELS | {"alt.tables", "alt.paper", "alt.plots", "alt.models", "alt.data", "alt.cost", "alt.errors"}
 JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.entityworld", "alt.entityworld.demo"}
 # The generated world and its small CLIP lie in the room of the comparison, but below models and jobs.
 WORLD = {"alt.entityworld.world", "alt.entityworld.mini_clip"}
@@ -42,6 +42,9 @@ ROOMS: dict[str, set[str]] = {
     "alt.hosts": set(),
     "alt.lazy": set(),
     "alt.validation": set(),
+    "alt.paper": set(),
+    "alt.plots": set(),
+    "alt.tables": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS | {"alt.corpus", "alt.entityworld.mini_clip"},

@@ -1,6 +1,8 @@
-"""From stored pixels to what CLIP's image towers expect."""
+"""Between stored pixels and what an image tower expects."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +12,26 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """uint8 (or floats in [0, 1]) ``[..., 3, H, W]`` -> float32, in [0, 1], then by CLIP's mean and deviation."""
+def normalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """Returns pictures as a tower expects them: float32, in [0, 1], then ``(x - mean) / std`` per channel.
+
+    Args:
+        frames: uint8, or floats in [0, 1], ``[..., 3, H, W]``. mean, std: of the tower's training data, per channel.
+
+    Raises:
+        ValueError: the third dimension from the end does not have three channels.
+    """
     if frames.ndim < 3 or frames.shape[-3] != 3:
         raise ValueError(f"frames: [..., 3, H, W], got {list(frames.shape)}")
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     unit = frames.to(torch.float32) if frames.is_floating_point() else frames.to(torch.float32) / 255.0
-    return (unit - mean) / std
+    return (unit - _per_channel(mean, frames)) / _per_channel(std, frames)
+
+
+def denormalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
+    """Returns the uint8 pictures whose :func:`normalise` is ``frames``, ``[..., 3, H, W]``; values are rounded."""
+    unit = frames.to(torch.float32) * _per_channel(std, frames) + _per_channel(mean, frames)
+    return unit.clamp(0, 1).mul(255.0).round().to(torch.uint8)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(tuple(values), dtype=torch.float32, device=like.device).view(3, 1, 1)

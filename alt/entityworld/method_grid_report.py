@@ -16,65 +16,91 @@ from typing import Any
 
 import torch
 
+from alt import paper
 from alt.evaluate.protocols import Spread, spread
-from alt.evaluate.tables import records, to_csv, to_markdown
 from alt.files import replacing
+from alt.tables import to_csv, to_markdown
 
 from .orderings import Ordering, Results
 
-__all__ = ["TABLES", "machine", "markdown", "put_into", "write"]
+__all__ = ["TABLES", "machine", "markdown", "put_into", "records", "write"]
 
 ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
 COLUMNS = ("seen", "2-shot", "zero-shot")
 
+Numbers = tuple[float | None, float | None, float | None]
+
+
+def _rows_of(ablation: paper.Ablation, rows: Mapping[str, tuple[str, str]]) -> tuple[tuple[str, str, Numbers], ...]:
+    """Rows of a table: for each name in the paper's ablation what it is called here, and the method."""
+    return tuple((what, method, ablation.rows[name]) for name, (what, method) in rows.items())
+
+
+def _at_r(r: int) -> Numbers:
+    found = paper.cost_of("alt-b16", r)
+    return (found and found.top1, None, None)
+
+
+_THREE = "Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot"
+_NOTHING: Numbers = (None, None, None)
+
 # title -> what the paper's columns are, and rows: (what it is, the method here, the paper's numbers).
-TABLES: dict[str, tuple[str, tuple[tuple[str, str, tuple[float | None, ...]], ...]]] = {
+TABLES: dict[str, tuple[str, tuple[tuple[str, str, Numbers], ...]]] = {
     "Components": (
-        "Table 5: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
-        (
-            ("order-aware baseline (MIT)", "MIT", (81.7, 53.0, 72.0)),
-            ("alignment of the class token", "ALT r=0 cls", (82.6, 57.7, 75.0)),
-            ("and merging", "ALT cls only", (82.0, 54.1, 73.3)),
-            ("and alignment of regions", "ALT r=2", (82.4, 64.0, 76.7)),
+        f"{paper.COMPONENTS.table}: {_THREE}",
+        _rows_of(
+            paper.COMPONENTS,
+            {
+                "order-aware baseline": ("order-aware baseline (MIT)", "MIT"),
+                "class token aligned": ("alignment of the class token", "ALT r=0 cls"),
+                "class token aligned, merging": ("and merging", "ALT cls only"),
+                "regions aligned, merging": ("and alignment of regions", "ALT r=2"),
+            },
         ),
     ),
     "Tokens merged in a block": (
         "Table 8: Kinetics-400, r = 0, 4, 8, 13",
         (
-            ("r = 0", "ALT r=0", (82.6, None, None)),
-            ("r = 2 (the paper's 4)", "ALT r=2", (82.4, None, None)),
-            ("r = 4 (the paper's 8)", "ALT r=4", (82.4, None, None)),
-            ("r = 6 (the paper's 13)", "ALT r=6", (81.9, None, None)),
+            ("r = 0", "ALT r=0", _at_r(0)),
+            ("r = 2 (the paper's 4)", "ALT r=2", _at_r(4)),
+            ("r = 4 (the paper's 8)", "ALT r=4", _at_r(8)),
+            ("r = 6 (the paper's 13)", "ALT r=6", _at_r(13)),
         ),
     ),
     "Entities of the corpus": (
-        "Table C3: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
-        (
-            ("none (random queries)", "ALT random queries", (81.6, 56.1, 66.3)),
-            ("body parts", "ALT body parts", (81.9, 60.4, 73.1)),
-            ("objects", "ALT objects", (82.2, 62.7, 74.8)),
-            ("scenes", "ALT scenes", (82.2, 61.9, 74.1)),
-            ("motions", "ALT motions", (81.8, 59.7, 72.4)),
-            ("all", "ALT r=2", (82.3, 64.0, 76.7)),
+        f"{paper.CORPUS_SUBSETS.table}: {_THREE}",
+        _rows_of(
+            paper.CORPUS_SUBSETS,
+            {
+                "none": ("none (random queries)", "ALT random queries"),
+                "body parts": ("body parts", "ALT body parts"),
+                "objects": ("objects", "ALT objects"),
+                "scenes": ("scenes", "ALT scenes"),
+                "motions": ("motions", "ALT motions"),
+                "all": ("all", "ALT r=2"),
+            },
         ),
     ),
     "Parts of the adapter": (
-        "Table C4: Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot",
-        (
-            ("neither", "ALT no SA, no conv", (81.8, 62.4, 75.6)),
-            ("self-attention", "ALT no conv", (82.2, 63.2, 76.3)),
-            ("convolution", "ALT no SA", (82.1, 62.7, 76.1)),
-            ("both", "ALT r=2", (82.3, 64.0, 76.7)),
+        f"{paper.ADAPTER_PARTS.table}: {_THREE}",
+        _rows_of(
+            paper.ADAPTER_PARTS,
+            {
+                "neither": ("neither", "ALT no SA, no conv"),
+                "self-attention": ("self-attention", "ALT no conv"),
+                "convolution": ("convolution", "ALT no SA"),
+                "both": ("both", "ALT r=2"),
+            },
         ),
     ),
     "Readings of what the paper leaves open": (
         "no table of the paper",
         (
-            ("similarity scale 1, the literal one", "ALT scale 1", (None, None, None)),
-            ("similarity scale 10", "ALT scale 10", (None, None, None)),
-            ("similarity scale 100", "ALT scale 100", (None, None, None)),
-            ("similarity scale of CLIP", "ALT r=2", (None, None, None)),
-            ("literal initialisation", "ALT literal init", (None, None, None)),
+            ("similarity scale 1, the literal one", "ALT scale 1", _NOTHING),
+            ("similarity scale 10", "ALT scale 10", _NOTHING),
+            ("similarity scale 100", "ALT scale 100", _NOTHING),
+            ("similarity scale of CLIP", "ALT r=2", _NOTHING),
+            ("literal initialisation", "ALT literal init", _NOTHING),
         ),
     ),
 }
@@ -101,7 +127,7 @@ def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, 
     parts += ["## All methods\n", _methods(by_method)]
     for title, (source, rows) in TABLES.items():
         if any(method in by_method for _, method, _ in rows):
-            parts += [f"## {title}\n", f"The paper's columns: {source} (arXiv 2311.15619).\n", _table(rows, by_method)]
+            parts += [f"## {title}\n", f"The paper's columns: {source} ({paper.VERSION}).\n", _table(rows, by_method)]
     return "\n".join(parts)
 
 
@@ -123,16 +149,26 @@ def _methods(by_method: Mapping[str, Mapping[str, Spread]]) -> str:
     return to_markdown(["method", "GMACs", *names], rows)
 
 
-def _table(
-    rows: Sequence[tuple[str, str, tuple[float | None, ...]]], by_method: Mapping[str, Mapping[str, Spread]]
-) -> str:
+def _table(rows: Sequence[tuple[str, str, Numbers]], by_method: Mapping[str, Mapping[str, Spread]]) -> str:
     head = ["", "method here", *(f"{name}, here" for name in COLUMNS)]
     head += [f"{name}, the paper's" for name in ("full", "2-shot", "zero-shot")]
     body = [
-        [what, method, *(by_method.get(method, {}).get(name) for name in COLUMNS), *paper]
-        for what, method, paper in rows
+        [what, method, *(by_method.get(method, {}).get(name) for name in COLUMNS), *printed]
+        for what, method, printed in rows
     ]
     return to_markdown(head, body, left=2)
+
+
+def records(methods: Mapping[str, Mapping[str, Spread]]) -> tuple[list[str], list[list[Any]]]:
+    """Returns head and rows of a long table: one row per method and measure, with its values and their seeds."""
+    head = ["method", "measure", "mean", "std", "n", "values", "seeds"]
+    rows: list[list[Any]] = []
+    for method, found in methods.items():
+        for measure, value in found.items():
+            values = " ".join(f"{v:.4f}" for v in value.values)
+            seeds = " ".join(str(seed) for seed in value.seeds)
+            rows.append([method, measure, value.mean, value.std, len(value.values), values, seeds])
+    return head, rows
 
 
 def machine() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def tradeoff(
             found = sweep(model, dataset, chosen, batch_size=batch, device=device, measure=measure, say=_say)
         else:
             found = _embedded(chosen, seeds, steps, preset, measure)
-        from alt.evaluate.paper import paper_costs
+        from alt.evaluate.paper_costs import paper_costs
         from alt.evaluate.tradeoff import complaints
         from alt.evaluate.tradeoff_report import markdown, paper_markdown, record, write
 

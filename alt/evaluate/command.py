@@ -21,8 +21,8 @@ def cost(
     with _sentences("alt cost"):
         import json
 
-        from alt.evaluate.paper import paper_costs
-        from alt.evaluate.tables import to_markdown
+        from alt.evaluate.paper_costs import paper_costs
+        from alt.tables import to_markdown
 
         found = paper_costs()
         head = [

@@ -12,6 +12,7 @@ import torch
 
 from alt.data.few_shot import few_shot_indices
 from alt.data.seeds import make_numpy_generator
+from alt.tables import plus_minus
 
 from .metrics import Result
 from .run import Collected, result_of
@@ -33,7 +34,7 @@ class Spread(NamedTuple):
     seeds: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+        return plus_minus(self.mean, self.std)
 
 
 def spread(values: Sequence[float], seeds: Sequence[int] | None = None) -> Spread:

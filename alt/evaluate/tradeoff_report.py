@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .paper import PaperCost
-from .tables import to_csv, to_markdown
+from alt.plots import drawing
+from alt.tables import plus_minus, to_csv, to_markdown
+
+from .paper_costs import PaperCost
 from .tradeoff import Tradeoff, TradeoffRow, curves
 
 __all__ = ["draw", "from_record", "markdown", "paper_markdown", "record", "schedule_name", "write"]
@@ -57,13 +59,12 @@ def markdown(rows: Sequence[TradeoffRow]) -> str:
     head = ["method", "schedule", "merging", "r", "GMACs", "top-1 %", "seeds", "frames/s", "peak MiB"]
     body = []
     for row in rows:
-        std = "" if row.accuracy_std is None else f" ± {row.accuracy_std:.1f}"
         memory = None if row.peak_memory_bytes is None else row.peak_memory_bytes / 2**20
         speed = None if row.images_per_s is None else round(row.images_per_s)
         body.append(
             [
                 *(row.method, schedule_name(row.inflection), row.regime, row.r, f"{row.gmacs:.4g}"),
-                *(f"{row.accuracy_mean:.1f}{std}", row.seeds, speed, memory),
+                *(plus_minus(row.accuracy_mean, row.accuracy_std), row.seeds, speed, memory),
             ]
         )
     return to_markdown(head, body, left=3)
@@ -111,33 +112,15 @@ def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[
 
 
 def draw(found: Mapping[str, Any], path: Path, title: str = "") -> None:
-    """Accuracy over GMACs: the measured curves, and beside them the paper's ViT-B/16 points where they are given."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws accuracy over GMACs: the measured curves, and beside them the paper's ViT-B/16 points where given."""
     rows = from_record(found).rows
     printed = [row for row in found["paper"] if row["paper_prints_top1_single_view"] is not None]
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "alt-kernels",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with plt.rc_context(style):
-        panels = 2 if printed else 1
-        figure, axes = plt.subplots(
-            1, panels, figsize=(5.6 + 4.0 * (panels - 1), 4.2), squeeze=False, layout="constrained",
-            width_ratios=[1.4, 1][:panels],
-        )  # fmt: skip
-        _measured(axes[0][0], rows)
-        axes[0][0].set_title(title or _title(found["setting"]), fontsize=9, loc="left")
+    widths = [1.4, 1] if printed else [1]
+    with drawing(path, (5.6 + 4.0 * (len(widths) - 1), 4.2), widths) as axes:
+        _measured(axes[0], rows)
+        axes[0].set_title(title or _title(found["setting"]), fontsize=9, loc="left")
         if printed:
-            _printed(axes[0][1], printed)
-        metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, metadata=metadata, dpi=150, facecolor="white")
-        plt.close(figure)
+            _printed(axes[1], printed)
 
 
 def _title(setting: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alt.data.pixels import CLIP_MEAN, CLIP_STD, normalise
+from alt.data.pixels import denormalise, normalise
 from alt.models.video_model import VideoModel
 
 from .regions import region_map
@@ -162,7 +162,8 @@ def explain(model: VideoModel, clip: Tensor) -> Explanation:
         entities = _rank(index.flatten(), weight.flatten(), cosine.flatten(), units, categories)
     order = output.logits[0].float().softmax(-1).sort(descending=True, stable=True)
     classes = tuple(ClassScore(model.classes[i], float(p)) for p, i in zip(order.values, order.indices, strict=True))
-    return Explanation(_pixels(shown), grid, classes, entities, frames, x, size, source, index, units, categories)
+    pictures = denormalise(shown).permute(0, 2, 3, 1).contiguous().numpy()
+    return Explanation(pictures, grid, classes, entities, frames, x, size, source, index, units, categories)
 
 
 def as_clip(model: Any, clip: Any) -> Tensor:
@@ -218,10 +219,3 @@ def _names(model: Any, at_least: int) -> tuple[tuple[str, ...], tuple[str, ...]]
     alignment = getattr(model, "alignment", None)
     count = max(at_least, 0 if alignment is None else len(alignment.entities))
     return tuple(f"entity {i}" for i in range(count)), ("entity",) * count
-
-
-def _pixels(frames: Tensor) -> NDArray[np.uint8]:
-    """Normalised ``[T, 3, H, W]`` back to uint8 ``[T, H, W, 3]``."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    unit = (frames.float() * std + mean).clamp(0, 1) * 255.0
-    return unit.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

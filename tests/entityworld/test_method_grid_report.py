@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 
 from alt.cli import build_app
 from alt.entityworld.gpu_comparison import GpuPlan, run_gpu
-from alt.entityworld.method_grid_report import TABLES, markdown, put_into, write
+from alt.entityworld.method_grid_report import TABLES, markdown, put_into, records, write
 from alt.entityworld.orderings import Ordering, orderings
+from alt.evaluate.protocols import spread
+from alt.tables import to_csv
 
 STEPS = 1500
 
@@ -108,6 +110,11 @@ def test_tables_mark_the_papers_numbers(tmp_path: Path) -> None:
     assert record["results"]["MIT"] == results["MIT"]
     assert record["machine"].keys() >= {"cpu", "threads", "commit", "torch"}
     assert [Ordering(**row) for row in record["orderings"]] == found
+
+
+def test_long_table_keeps_seeds() -> None:
+    head, rows = records({"ALT": {"2-shot": spread([10.0, 12.0], (3, 4))}})
+    assert to_csv(head, rows).splitlines()[1] == "ALT,2-shot,11.0,1.4142135623730951,2,10.0000 12.0000,3 4"
 
 
 def test_every_row_of_the_tables_is_a_method() -> None:

@@ -11,7 +11,8 @@ pytest.importorskip("open_clip")
 
 import alt
 from alt.cost import count_macs
-from alt.evaluate.paper import PRINTED, meta_model, paper_costs
+from alt.evaluate.paper_costs import meta_model, paper_costs
+from alt.paper import COSTS
 
 NATIVE_TOWER = {
     "alt-b16": {0: 140.50, 4: 122.61, 8: 104.86, 13: 82.96},
@@ -34,7 +35,7 @@ def test_native_count_of_the_tower_to_a_hundredth(name: str) -> None:
 
 def test_the_papers_nine_rows() -> None:
     found = paper_costs()
-    assert len(found) == len(PRINTED) == 9
+    assert len(found) == len(COSTS) == 9
     for cost, expected in zip(found, CONVENTION, strict=True):
         assert abs(cost.deviation) <= 0.75, cost.printed
         assert cost.report.paper_convention_g == pytest.approx(expected, abs=0.1)

@@ -16,9 +16,7 @@ import alt
 from alt.cli import build_app
 from alt.data.clips import write_clips
 from alt.evaluate.measure import peak_memory, throughput
-from alt.evaluate.paper import PRINTED, paper_costs
-from alt.evaluate.protocols import spread
-from alt.evaluate.tables import records, to_csv, to_markdown
+from alt.evaluate.paper_costs import paper_costs
 from alt.evaluate.tradeoff import (
     Point,
     Tradeoff,
@@ -30,6 +28,7 @@ from alt.evaluate.tradeoff import (
 )
 from alt.evaluate.tradeoff_report import from_record, write
 from alt.models.weights import save_model
+from alt.paper import COSTS
 
 NAMES = ["lifting", "pushing", "turning"]
 
@@ -91,7 +90,7 @@ def test_speed_and_memory_of_several_models() -> None:
 
 def test_files_and_plot(tmp_path: Path) -> None:
     found = Tradeoff((row(0, 50.0), row(2, 49.0), row(2, 49.5, trained=2)), {"data": "a toy", "seeds": [0, 1]})
-    paths = write(found, paper_costs(PRINTED[:1]), tmp_path / "out")
+    paths = write(found, paper_costs(COSTS[:1]), tmp_path / "out")
     assert sorted(path.suffix for path in paths) == [".csv", ".json", ".md", ".png", ".svg"]
     record = json.loads((tmp_path / "out" / "tradeoff.json").read_text())
     assert from_record(record) == found
@@ -102,16 +101,8 @@ def test_files_and_plot(tmp_path: Path) -> None:
     assert "the paper prints" in text
     assert paths[-1].read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "out" / "tradeoff.svg").read_bytes()
-    write(found, paper_costs(PRINTED[:1]), tmp_path / "again")
+    write(found, paper_costs(COSTS[:1]), tmp_path / "again")
     assert (tmp_path / "again" / "tradeoff.svg").read_bytes() == svg
-
-
-def test_tables_keep_seeds() -> None:
-    head, rows = records({"ALT": {"2-shot": spread([10.0, 12.0], (3, 4))}})
-    assert to_csv(head, rows).splitlines()[1] == "ALT,2-shot,11.0,1.4142135623730951,2,10.0000 12.0000,3 4"
-    assert to_markdown(["m", "x"], [["a", spread([1.0, 3.0])], ["b|c", None]]) == (
-        "| m | x |\n| --- | --: |\n| a | 2.0 ± 1.4 |\n| b\\|c | – |\n"
-    )
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from alt.data.pixels import denormalise
 from alt.data.seeds import seeded
 from alt.entityworld.demo.demo_errors import DemoError, one_line
 
@@ -35,9 +35,8 @@ class Tower(NamedTuple):
     weights: str
 
     def picture(self, x: Tensor) -> NDArray[np.uint8]:
-        """Undo the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], what the tower sees."""
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.visual.image_mean, self.visual.image_std))
-        pixels = (x * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+        """Undoes the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], what the tower sees."""
+        pixels = denormalise(x, self.visual.image_mean, self.visual.image_std)
         return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def grid(self) -> tuple[int, int]:
