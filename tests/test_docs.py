@@ -45,6 +45,9 @@ SLOW = {
     "docs/models.md",
 }
 
+#: Packages inside alt whose exported names have a place in docs/api/rooms.md.
+ROOMS = ("corpus", "cost", "evaluate", "models", "patch", "train", "visualize")
+
 #: First words of commands that are not run and not parsed, with the reason.
 NOT_PARSED = {
     "apt-get": "changes the system",
@@ -279,3 +282,7 @@ def test_reference_has_every_exported_name() -> None:
         assert exported
         missing = [x for x in exported if not re.search(rf"^::: {package}\.{x}$", text, re.M)]
         assert not missing, f"docs/api/{package}.md lacks {missing}"
+    for room in ROOMS:
+        names = set(importlib.import_module(f"alt.{room}").__all__) - set(importlib.import_module("alt").__all__)
+        missing = [x for x in names if not x.isupper() and not re.search(rf"^::: alt\.{room}\.{x}$", text, re.M)]
+        assert not missing, f"docs/api/rooms.md lacks {missing} of alt.{room}"
