@@ -1,1 +1,1 @@
-"""GPU kernels in Triton, one file an op; imported only when a CUDA tensor reaches an op (or by a test)."""
+"""GPU kernels in Triton, one file per op; imported when the first CUDA tensor reaches an op (or by a test)."""

@@ -1,7 +1,7 @@
-"""Pieces of the attention kernels: where a program's head lies, rows in and out, log2 of the sizes, logits.
+"""Device functions of the attention kernels: the index of a head, rows in and out, log2 of the sizes, logits.
 
-Rows are addressed as one 64-bit base a tile and 32-bit offsets inside it: a pointer a row kept over a loop would take
-twice the registers, and a 64-bit product for each. ``unit_stride_rows`` keeps those offsets below 2^31.
+Rows are addressed by one 64-bit base per tile and 32-bit offsets inside it. A pointer per row kept over a loop would
+take twice the registers, and a 64-bit product for each row. ``unit_stride_rows`` keeps the offsets below 2^31.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .hardware import anew, log2_of
+from .hardware import log2_of, volatile_copy
 from .host import unit_stride
 
-STRIDE_LIMIT = 2**22  # elements from row to row: times the 512 rows of the largest tile that is still 32 bits
+STRIDE_LIMIT = 2**22  # elements from row to row; times the 512 rows of the largest tile this still fits 32 bits
 
 
 @triton.jit
 def head_of(pair, heads):
-    """(pair, image, head) as 64-bit integers; the division is a 32-bit one, which is a fourth of the other."""
+    """Returns (pair, image, head) as 64-bit integers; the division is in 32 bits, at a fourth of the cost."""
     image = pair // heads
     head = pair - image * heads
     return pair.to(tl.int64), image.to(tl.int64), head.to(tl.int64)
@@ -26,7 +26,7 @@ def head_of(pair, heads):
 
 @triton.jit
 def load_rows(base, first, row, stride, live, D: tl.constexpr, BD: tl.constexpr):
-    """Rows ``first + row`` of D elements, ``stride`` apart, as a tile of width BD; zeros where not live, beyond D."""
+    """Loads rows ``first + row`` of D elements, ``stride`` apart, as a tile of width BD; zeros past D or not live."""
     column = tl.arange(0, BD)
     pointer = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
     if D == BD:
@@ -36,7 +36,7 @@ def load_rows(base, first, row, stride, live, D: tl.constexpr, BD: tl.constexpr)
 
 @triton.jit
 def store_rows(base, first, row, stride, live, value, D: tl.constexpr, BD: tl.constexpr):
-    """The inverse of ``load_rows``, rounded to the pointer's dtype."""
+    """Stores what ``load_rows`` loads, rounded to the pointer's dtype."""
     column = tl.arange(0, BD)
     pointer = base + tl.cast(first, tl.int64) * stride + (row[:, None] * stride + column[None, :])
     value = value.to(base.dtype.element_ty)
@@ -48,18 +48,18 @@ def store_rows(base, first, row, stride, live, value, D: tl.constexpr, BD: tl.co
 
 @triton.jit
 def log2(x, HALF: tl.constexpr):
-    """HALF: what it goes into is rounded to half precision, and the hardware's own logarithm is far finer than that."""
+    """Returns log2(x); with HALF by the hardware, far more exact than the half precision that the result enters."""
     return log2_of(x) if HALF else tl.log2(x)
 
 
 @triton.jit
 def key_bias(size_row, key, keys, HAS_SIZE: tl.constexpr, HALF: tl.constexpr):
-    """log2(s) of a tile of keys; -inf, which is log2(0), for a masked key and for one past the end."""
+    """Returns log2(s) of a tile of keys; -inf, which is log2(0), for masked keys and for those past the end."""
     if HAS_SIZE:
         size = tl.load(size_row + key, mask=key < keys, other=0.0)
         bias = log2(size, HALF)
         if HALF:
-            bias = tl.where(size == 1.0, 0.0, bias)  # a size of 1 is no size at all, to the last bit
+            bias = tl.where(size == 1.0, 0.0, bias)  # a size of 1 must equal no size, to the last bit
     else:
         bias = tl.where(key < keys, 0.0, float("-inf"))
     return bias
@@ -72,28 +72,28 @@ def _left(a, b):
 
 @triton.jit
 def _spread(bias, KEPT: tl.constexpr):
-    """A bias of keys for the columns of logits, fetched through shared memory every time it is asked for.
+    """Returns a bias of keys for the columns of logits, read from shared memory at every use to save registers.
 
-    A thread of a product's layout holds a fourth of all columns. The compiler would rather compute the bias there, and
-    where it is KEPT over a loop, once before it, and keep these registers: across a reduction of two equal columns it
-    cannot move the logarithm, and out of the loop it cannot move what may have changed.
+    In a product's layout a thread holds a fourth of all columns. The compiler would compute the bias in that layout
+    and, where it is KEPT over a loop, hold it in registers. It cannot move the logarithm across a reduction of two
+    equal columns, and it cannot hoist a volatile value out of the loop.
     """
     if KEPT:
-        bias = anew(bias)
+        bias = volatile_copy(bias)
     return tl.reduce(bias[:, None] + tl.zeros([1, 2], tl.float32), 1, _left)
 
 
 @triton.jit
 def logits(q, k, bias, scale, BIASED: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr):
-    """q k^T scale + bias in units of log 2, ``[BM, BN]``; scale holds log2(e). KEPT: the bias outlives a loop."""
-    # The product first: what comes after it need not wait in registers until it is done.
+    """Returns q k^T scale + bias ``[BM, BN]`` in units of log 2; scale holds log2(e). KEPT: see :func:`_spread`."""
+    # The product comes first, so that the bias does not occupy registers meanwhile.
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if BIASED:  # or every size is 1 and no key is past the end
+    if BIASED:  # otherwise every size is 1 and no key is past the end
         s += _spread(bias, KEPT)[None, :]
     return s
 
 
 def unit_stride_rows(x: Tensor) -> Tensor:
-    """``x`` itself where its rows are contiguous and near each other, as ``load_rows`` assumes; otherwise a copy."""
+    """Returns ``x`` if its rows are contiguous and near each other, as ``load_rows`` assumes; otherwise a copy."""
     x = unit_stride(x)
     return x if x.stride(-2) < STRIDE_LIMIT else x.contiguous()

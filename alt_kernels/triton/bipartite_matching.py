@@ -1,12 +1,12 @@
 """Bipartite soft matching in Triton: one kernel per image up to 512 tokens, three kernels over tiles above.
 
 Symbols: B images, N tokens, P of them protected, |A| even and |B| odd ones among the rest, C channels, H heads;
-BA rows of A and BB rows of B in a tile of scores, BC channels of a tile. i counts in A, j in B: token of a_i is
-``first even + 2 i``. No score is ever written to memory; scratch of the tiled path is 8 bytes for a token of A.
+BA rows of A and BB rows of B in a tile of scores, BC channels of a tile. i indexes A, j indexes B: the token of a_i is
+``first even + 2 i``. No score is ever written to memory; the tiled path has 8 bytes of scratch per token of A.
 
-Floor: reads the metric once, B N C elements, 2 B |A| |B| C FLOPs, writes 12 B N bytes; in practice a latency. The
-order of the pairs is a rank by counting, n^2 compares in registers: no sort, no atomics, a total order, so the same
-bits every run.
+Floor: reads the metric once, B N C elements, 2 B |A| |B| C FLOPs, writes 12 B N bytes; in practice it is bound by
+latency. The order of the pairs is a rank by counting, n^2 compares in registers. There is no sort and no atomic, and
+the order is total, so every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .bipartite_matching_scores import best_of_rows
 from .host import refuse_double, unit_stride
 from .tuning import config, shipped
 
-# Buckets of the configuration. Up to 512 tokens one program does an image, in a tile of half as many rows: two
-# compilations, not one for every N.
+# Buckets of the configuration. Up to 512 tokens one program matches an image, in a tile of half as many rows: this
+# takes two compilations, not one for every N.
 TOKENS = (256, 512, 8192)
 ONE_PROGRAM = 512
 CHANNELS = (64, 128, 1024)
 RANK_ROWS, RANK_OTHERS = 128, 64  # tile of compares of the kernels that count
-NO_TARGET: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # instead of j, for an a that is kept
+NO_TARGET: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # stands for j where a is kept
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _write_plan(
     merged,
     partner,
     kept_before,  # kept a's before i
-    pairs_before,  # pairs before that of a_i, by b, then by a; read where merged
+    pairs_before,  # pairs before that of a_i, ordered by b, then by a; read where merged
     into_before,  # pairs whose b is before b_i
     tokens,
     even,
@@ -47,7 +47,7 @@ def _write_plan(
     r,
     num_protected,
 ):
-    """Where a_i and b_i go. Rows: protected, kept A, B; before the first b every row has one token."""
+    """Writes the places of a_i and b_i. Rows: protected, kept A, B; before the first b every row has one token."""
     row_of_b = num_protected + even - r
     token = num_protected + num_protected % 2 + 2 * i
     row = tl.where(merged, row_of_b + partner, num_protected + kept_before)
@@ -74,7 +74,7 @@ def _write_protected(indices_ptr, offsets_ptr, output_row_ptr, token, num_protec
 
 @triton.jit
 def _count(before):
-    """How many of [others, BA] come before each of BA: sums along the axis that a thread holds most of."""
+    """Counts the true entries of [others, BA] per column; a thread holds most of the axis that is summed."""
     return tl.sum(before.to(tl.int32), 0)
 
 
@@ -230,7 +230,7 @@ def _identity(x: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sizes(tokens: int, channels: int, itemsize: int) -> dict[str, int]:
-    """The bucket of a problem; ``itemsize`` is that of the rows as they enter the dot, 4 for sums over heads."""
+    """Returns the bucket of a problem; ``itemsize`` is that of the rows in the dot, 4 for sums over heads."""
     return {
         "tokens": next((limit for limit in TOKENS if tokens <= limit), TOKENS[-1]),
         "channels": next((limit for limit in CHANNELS if channels <= limit), CHANNELS[-1]),
@@ -239,7 +239,7 @@ def _sizes(tokens: int, channels: int, itemsize: int) -> dict[str, int]:
 
 
 def _blocks(tuned: dict[str, int], channels: int) -> dict[str, int]:
-    """C and what a configuration calls BA, BB and BC, the last no wider than the row (a dot takes at least 16)."""
+    """Returns C, BA, BB and BC, where BC is no wider than the row (a dot takes at least 16)."""
     width = max(16, triton.next_power_of_2(channels))
     return {"C": channels, "BA": tuned["BA"], "BB": tuned["BB"], "BC": min(tuned["BC"], width)}
 
@@ -247,7 +247,7 @@ def _blocks(tuned: dict[str, int], channels: int) -> dict[str, int]:
 def _one_program(
     x: Tensor, heads: int, x_h: int, r: int, num_protected: int, tuned: dict[str, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` [B, N, C], or [B, H, N, C] for the mean over H."""
+    """Returns the plan of ``x`` [B, N, C], or [B, H, N, C] for the mean over H, by one program per image."""
     tokens, channels = x.shape[-2:]
     plan = _empty_plan(x, tokens, r)
     _match_image[(x.shape[0],)](
@@ -287,10 +287,10 @@ def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tens
 
 
 def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The plan of ``k.mean(1, dtype=torch.float32)``, ``k`` [B, H, N, D] of any strides, such as those of packed QKV.
+    """Returns the plan of ``k.mean(1, dtype=torch.float32)``, ``k`` [B, H, N, D] of any strides (packed QKV).
 
-    The mean is taken inside the kernel, from its one read of the keys, where one program does the image and one tile
-    holds D. Elsewhere keys would be read again for every tile: there the mean is computed once and kept in float32.
+    Where one program does the image and one tile holds D, the kernel takes the mean from its only read of the keys.
+    Elsewhere keys would be read again for every tile, so the mean is computed once, in float32.
     """
     refuse_double(k)
     batch, heads, tokens, channels = k.shape
@@ -310,7 +310,7 @@ def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple
 
 
 def _cases() -> list[AotCase]:
-    """Every shipped configuration; for the keys, heads and dimensions of ViT-B, ViT-L and ViT-H."""
+    """Returns the cases of every shipped configuration; keys with the heads and dimensions of ViT-B, ViT-L, ViT-H."""
     plan = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
     integers = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n"), "i32")
     cases = []

@@ -1,21 +1,21 @@
-"""Scores of bipartite matching in Triton: what the kernels of :mod:`.bipartite_matching` inline; nothing is launched.
+"""Scores of bipartite matching in Triton: device functions that the kernels of :mod:`.bipartite_matching` inline.
 
-Symbols: BA rows of A and BB rows of B in a tile, C channels, BC of them in a tile, i counts in A, j in B.
+Symbols: BA rows of A and BB rows of B in a tile, C channels, BC of them in a tile; i indexes A, j indexes B.
 
-A score is dot(x_a, x_b) / (|x_a| |x_b|) with the dot on the rows as they are stored, times a power of two for each
-row, and the two norms in the epilogue: rows are not rounded before the dot.
+A score is dot(x_a, x_b) / (|x_a| |x_b|). The dot is on the rows as stored, times a power of two per row, and the norms
+are divided out in the epilogue, so rows are not rounded before the dot.
 
 - bfloat16 rows are scaled to a largest magnitude in [2, 4) (subnormal rows lower, still far from underflow). A power
-  of two does not round, and what it pushes below the subnormals is 2^-133 of the largest: the scaled row is the row.
-- float16 rows are left as they are: 65504^2 C is finite in float32 for every C that fits a GPU, 2^-48 is no subnormal
-  of float32, and the subnormals that scaling would make are rounded.
+  of two does not round. Only values of 2^-133 of the largest fall below the subnormals, so the scaled row is exact.
+- float16 rows are not scaled: 65504^2 C is finite in float32 for every C that fits a GPU, and 2^-48 is no subnormal
+  of float32. Scaling would round the subnormals that it makes.
 - A product of two float16 or bfloat16 numbers is exact in float32, so the tensor cores only round sums, in float32.
-- float32 rows (and sums over heads) are scaled as well, then split in two float16 numbers, x = high + low, where low
-  is exact to 2^-22 of the largest magnitude. Three products on the tensor cores, without low low: off by about 2^-21
-  of |x_a| |x_b|, as three TF32 products would be, at half their shared memory and half their registers.
+- float32 rows (and sums over heads) are scaled too, then split into two float16 numbers, x = high + low, where low
+  is exact to 2^-22 of the largest magnitude. Three products run on the tensor cores, without low low. Their error is
+  about 2^-21 of |x_a| |x_b|, like that of three TF32 products, with half the shared memory and half the registers.
 
 The power of two cancels in the quotient. Where rows have at most 21 bits, and norms and scores are float32 numbers,
-every step is exact. The largest magnitude is that of the bits as integers, where NaN > inf > finite: no floating
+every step is exact. The largest magnitude is compared as integer bits, where NaN > inf > finite, so no floating-point
 maximum has to propagate NaN.
 """
 
@@ -27,9 +27,9 @@ import triton.language as tl
 
 @triton.jit
 def _load_rows(x_ptr, token, live, first, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
-    """Channels [first, first + BC) of the rows ``token``; with several heads their sum in float32.
+    """Loads channels [first, first + BC) of the rows ``token``; with several heads their sum in float32.
 
-    The sum instead of the mean: cosines do not see the factor H.
+    It is the sum and not the mean, because cosines are invariant to the factor H.
     """
     channel = first + tl.arange(0, BC)
     at = token.to(tl.int64)[:, None] * x_n + channel[None, :]
@@ -38,22 +38,22 @@ def _load_rows(x_ptr, token, live, first, x_n, x_h, C: tl.constexpr, HEADS: tl.c
     if HEADS > 1:
         tile = tile.to(tl.float32)
         for _ in tl.range(1, HEADS, loop_unroll_factor=4):  # several loads in flight
-            x_ptr += x_h  # the scalar: a tile of pointers carried through a loop takes two registers an element
+            x_ptr += x_h  # a scalar: a tile of pointers carried through a loop takes two registers per element
             tile += tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     return tile
 
 
 @triton.jit
 def _peak(tile):
-    """Largest magnitude of each row, as the bits of a float32."""
+    """Returns the largest magnitude of each row, as the bits of a float32."""
     return tl.max(tile.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
 
 
 @triton.jit
 def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
-    """First BC channels of the scaled rows in the dtype of the dot, their scale, 1 / norm, and whether they have one.
+    """Returns the first BC channels of the scaled rows in the dtype of the dot, their scale, 1 / norm and validity.
 
-    A row that is not ``live`` is loaded as zeros and so has none. Where C > BC all of the row is read three times.
+    A row that is not ``live`` is loaded as zeros and so has no norm. Where C > BC the whole row is read three times.
     """
     tile = _load_rows(x_ptr, token, live, 0, x_n, x_h, C, HEADS, BC)
     peak = _peak(tile)
@@ -77,7 +77,7 @@ def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.con
 
 @triton.jit
 def _dot(a, b, acc):
-    """acc + a b^T of scaled rows, float32; float32 operands as high + low, the small products first."""
+    """Returns acc + a b^T of scaled rows in float32; float32 operands as high + low, the small products first."""
     if a.dtype == tl.float32:
         a_high, b_high = a.to(tl.float16), b.to(tl.float16)
         a_low, b_low = (a - a_high.to(tl.float32)).to(tl.float16), (b - b_high.to(tl.float32)).to(tl.float16)
@@ -104,7 +104,7 @@ def best_of_rows(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Highest score and lowest j that has it, [BA] each; -inf and 0 for rows without a norm."""
+    """Returns the highest score and the lowest j that has it, [BA] each; -inf and 0 for rows without a norm."""
     a_token = num_protected + num_protected % 2 + 2 * i
     a, a_scale, a_inverse, a_valid = _rows_and_norms(x_ptr, a_token, i < even, x_n, x_h, C, HEADS, BC)
     best = tl.full([BA], float("-inf"), tl.float32)
@@ -120,10 +120,10 @@ def best_of_rows(
             more_a = (more_a.to(tl.float32) * a_scale[:, None]).to(a.dtype)
             more_b = (more_b.to(tl.float32) * b_scale[:, None]).to(b.dtype)
             dot = _dot(more_a, more_b, dot)
-        # 1 / |a| is the same for the whole row: it can wait until the maximum is known.
+        # 1 / |a| is the same for the whole row, so it is applied after the maximum.
         score = tl.where(b_valid[None, :], dot * b_inverse[None, :], float("-inf"))
         top, at = tl.max(score, 1, return_indices=True, return_indices_tie_break_left=True)
-        better = top > best  # the earlier tile keeps a tie
+        better = top > best  # the earlier tile wins a tie
         best = tl.where(better, top, best)
         partner = tl.where(better, start + at, partner)
     return tl.where(a_valid, best * a_inverse, float("-inf")), tl.where(a_valid, partner, 0)

@@ -1,21 +1,21 @@
-"""Cosine-Gumbel assignment in Triton: the corpus streams past a tile of rows, nothing of size M x K is ever kept.
+"""Cosine-Gumbel assignment in Triton: the entities stream past a tile of rows, and nothing of size M x K is kept.
 
 Symbols: M rows of x, K entities, d channels (D), BM rows and BK entities of a tile, BD channels of a product's step,
 DV channels of a soft output's tile, S splits of the entities.
 
-Floor: the cosines, 2 M K d FLOP, beside the noise of each of M K logits; bytes (M + K) d in, the output M d.
+Floor: the cosines, 2 M K d FLOP, beside the noise of each of M K logits; reads (M + K) d elements, writes M d.
 ``_assign`` keeps a running maximum, argmax and sum of exponentials, and in soft mode the weighted sum of entities, so
-the softmax is done in one pass. In hard mode these are kept for each thread's own columns and brought together after
-the last tile. Where rows are few, S programs share a row tile's entities and ``_join`` combines them in a fixed order:
-the same bits in every run. Logits are in powers of two throughout: e^z = 2^(z log2 e) costs no product of its own.
+the softmax takes one pass. In hard mode each thread keeps them for its own columns, and they are combined after the
+last tile. Where there are few rows, S programs share the entities of a row tile, and ``_join`` combines them in a fixed
+order, so every run gives the same bits. Logits are powers of two: e^z = 2^(z log2 e) costs no product of its own.
 
 Where all channels are in one step (BD >= D), x stays in shared memory and the noise is drawn while the matrix unit
-works. The compiler waits for a product before the next instruction, except where its sum is carried by the loop and
-only read under a condition: hence ``products`` and the ``if`` that always holds.
+works. The compiler waits for a product before the next instruction, unless its sum is carried by the loop and read only
+under a condition. Hence ``products`` and an ``if`` that is always true.
 
-Norms go into the epilogue: rows are multiplied as they are and the products by 1 / |x| and 1 / |s|. Products of
-float16 and bfloat16 are exact in float32, so a cosine is off by the float32 sum alone. float32 products run as tf32x3,
-three products of parts of 11 bits: off by less than 2^-20 |x||s|, less than a float32 sum of 512 terms may be.
+Norms are applied in the epilogue: rows are multiplied as stored, and the products by 1 / |x| and 1 / |s|. Products of
+float16 and bfloat16 are exact in float32, so the error of a cosine is that of the float32 sum. float32 products run as
+tf32x3, three products of 11-bit parts, with an error below 2^-20 |x||s|, less than a float32 sum of 512 terms may have.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from .gumbel_assignment_shared import (
     SEED,
     TENSOR,
     aot_cases,
-    chosen,
-    drawn,
+    draw_noise,
     load_rows,
     load_tile,
     noise_arguments,
@@ -42,6 +41,7 @@ from .gumbel_assignment_shared import (
     precision,
     prepare,
     row_plan,
+    select_config,
     signature,
     with_noise,
 )
@@ -52,13 +52,13 @@ from .philox import NATURAL, tile_columns
 
 @triton.jit
 def finite(peak):
-    """The origin of exponentials: an infinite one would make inf - inf; any finite number gives the right limit."""
+    """Returns the origin of exponentials: the peak, or 0 where it is infinite and inf - inf would be NaN."""
     return tl.where(tl.abs(peak) < float("inf"), peak, 0.0)
 
 
 @triton.jit
 def _lanes(tile, Q: tl.constexpr):
-    """``[BM, BK]`` -> ``[BM, Q, BK / Q]``: the columns of each of the Q threads of a row, ascending; Q is 1 or 4."""
+    """``[BM, BK]`` -> ``[BM, Q, BK / Q]``: the columns of each of a row's Q threads, ascending; Q is 1 or 4."""
     BM: tl.constexpr = tile.shape[0]
     BK: tl.constexpr = tile.shape[1]
     if Q == 1:
@@ -70,7 +70,7 @@ def _lanes(tile, Q: tl.constexpr):
 
 @triton.jit
 def _lowest(found, column):
-    """The lowest column of those found, along the last axis, whatever threads hold; if none, of no use."""
+    """Returns the lowest column of those found along the last axis; the largest integer if there is none."""
     return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
 
 
@@ -88,9 +88,9 @@ def _assign(
     peak_ptr,  # [S, M] float32: the largest logit in powers of two; where S is 1 the log-normalizer
     sum_ptr,  # [S, M] float32: sum of exp(logit - peak), written where SPLIT
     acc_ptr,  # [S, M, d] float32 where SPLIT: sum of exp(logit - peak) s_k; else [M, d]: the soft output
-    rows,  # of this launch: the pointers to rows are to its first
+    rows,  # of this launch; pointers to rows are to its first
     count,
-    above,  # rows before this launch's
+    above,  # rows before this launch
     per_split,  # entities of a split, a multiple of BK
     noise_m,
     noise_k,
@@ -108,14 +108,14 @@ def _assign(
     split = tl.program_id(1)
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
-    row = tl.minimum(place, rows - 1)  # reads of rows that are not there go to the last one: no masks
+    row = tl.minimum(place, rows - 1)  # reads past the end go to the last row, so they need no mask
     scale = tl.load(rx_ptr + row) * (LOG2E / tl.load(tau_ptr).to(tl.float32))
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     WHOLE: tl.constexpr = BD >= D
-    CARRY: tl.constexpr = WHOLE and not SOFT  # beside another product in the loop the compiler leaves the wait out
+    CARRY: tl.constexpr = WHOLE and not SOFT  # with a second product in the loop the compiler omits the wait
     Q: tl.constexpr = 1 if SOFT else 4
     if WHOLE:
-        x = load_rows(x_ptr, row, 0, D, BD)  # stays for the whole corpus
+        x = load_rows(x_ptr, row, 0, D, BD)  # kept for all entities
     value_start = tl.program_id(2) * DV
 
     peak = tl.full([BM, Q], float("-inf"), tl.float32)
@@ -123,7 +123,7 @@ def _assign(
     index = tl.zeros([BM, Q], tl.int32)
     offset = _lanes(tl.broadcast_to(tile_columns(BK)[None, :], (BM, BK)), Q)
     products = tl.zeros([BM, BK], tl.float32)
-    always = count + rows  # more than any column, which the compiler must not know
+    always = count + rows  # above any column, but the compiler cannot know it
     if SOFT:
         acc = tl.zeros([BM, DV], tl.float32)
     begin = tl.multiple_of(split * per_split, 16)
@@ -141,7 +141,7 @@ def _assign(
                 es = load_tile(e_ptr, first, start, D, BK, BD)
                 products = tl.dot(xs, tl.trans(es), products, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
-        z = drawn(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        z = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
         if CARRY:
             if first < always:
                 z = products * re[None, :] * scale[:, None] - z
@@ -151,7 +151,7 @@ def _assign(
         if first + BK > count:
             z = tl.where((first + tile_columns(BK) < count)[None, :], z, float("-inf"))
 
-        # NaN never wins, but stays in the sum. The lowest column among equals.
+        # NaN never wins but stays in the sum. Among equals the lowest column wins.
         z_lanes = _lanes(z, Q)
         tile_peak = tl.max(z_lanes, 2)
         best = first + _lowest(z_lanes == tile_peak[:, :, None], offset)
@@ -165,7 +165,7 @@ def _assign(
         if SOFT:
             p = tl.reshape(p, (BM, BK))
             if e_ptr.dtype.element_ty == tl.float16:
-                p = p * 32768.0  # or most of a large corpus would be among float16's subnormals
+                p = p * 32768.0  # otherwise most of many entities would be float16 subnormals
             else:
                 p = p * tl.load(se_ptr + first + tl.arange(0, BK))[None, :]
             if WHOLE and DV == BD:
@@ -216,7 +216,7 @@ def _join(
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program: R rows (soft: BC channels of them), the results of all splits in ascending order."""
+    """One program: joins the results of all splits in ascending order for R rows (soft: for BC channels of them)."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     live = row < rows
     at = row.to(tl.int64)
@@ -225,7 +225,7 @@ def _join(
     for split in range(0, splits):
         here = at + split * rows.to(tl.int64)
         part = tl.load(peak_ptr + here, mask=live, other=float("-inf"))
-        better = part > peak  # strictly: equals keep the lower index
+        better = part > peak  # strict, so equals keep the lower index
         index = tl.where(better, tl.load(index_part_ptr + here, mask=live, other=0), index)
         peak = tl.where(better, part, peak)
     origin = finite(peak)
@@ -252,7 +252,7 @@ def _join(
 def gumbel_assignment(
     x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed: Tensor | None, hard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(output [M, d], index [M], log_normalizer [M]) of ``x`` [M, d], ``entities`` [K, d]; tau stays on the device."""
+    """``x`` [M, d], ``entities`` [K, d] -> (output [M, d], index [M], log_normalizer [M]); tau stays on the device."""
     refuse_double(x)
     refuse_double(entities)
     (rows, depth), count = x.shape, entities.shape[0]
@@ -264,7 +264,7 @@ def gumbel_assignment(
         return x.new_empty((0, depth), dtype=dtype), index, normalizer
     ready = prepare(x, entities)
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
-    use = with_noise(chosen("gumbel_assignment", "hard" if hard else "soft", depth, dtype), kind)
+    use = with_noise(select_config("gumbel_assignment", "hard" if hard else "soft", depth, dtype), kind)
     wide = 1 if hard else triton.cdiv(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         results = index[here], normalizer[here], output if hard else output[here]

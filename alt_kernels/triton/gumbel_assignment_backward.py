@@ -1,4 +1,4 @@
-r"""Derivative of cosine-Gumbel assignment in Triton: logits and noise are computed again, tile by tile, no atomics.
+r"""Derivative of cosine-Gumbel assignment in Triton: logits and noise are recomputed tile by tile, without atomics.
 
 Symbols as in gumbel_assignment.py; dO the incoming gradient, u, v the unit rows of x and of the entities, w = u . v,
 A from the saved log-normalizer, T splits of the rows.
@@ -9,16 +9,17 @@ A from the saved log-normalizer, T splits of the rows.
     dtau = -sum_i q_i / tau^2                                W = onehot (hard) or A (soft)
 
 Sweeps over M K: ``_delta`` (2 products), ``_grad_x`` (3) and, on request, ``_grad_entities`` (3) and ``_entity_values``
-(hard 1 without noise, soft 2): 5 products for x alone, 9 hard or 10 soft with the entities, each 2 M K d FLOP, beside
-two, three or (soft) four drawings of the noise. Where DV < d the logits are computed again for every DV channels.
+(hard 1 without noise, soft 2). That is 5 products for x alone, 9 (hard) or 10 (soft) with the entities, each 2 M K d
+FLOP. The noise is drawn two, three or (soft) four times. Where DV < d, logits are recomputed for every DV channels.
+
 ``_delta`` also sums A w and A dA w, so that q_i = sum_k A dA w - delta_i sum_k A w is known before ``_grad_x``, which
-starts from -u q. The hard value path is a product with the one-hot W, exact, so that an entity chosen by every row
-costs no more than another. The sweeps for x keep a tile of rows and stream the corpus, the two for the entities
-(gumbel_assignment_entities.py) the other way round; their splits write partial sums that ``_finish`` adds in a fixed
-order and projects. Sums over splits of rows are torch's.
+starts from -u q. The hard value path is an exact product with the one-hot W, so an entity that every row chooses costs
+no more than another. The sweeps for x keep a tile of rows and stream the entities. The two for the entities
+(gumbel_assignment_entities.py) keep a tile of entities and stream the rows; their splits write partial sums, which
+``_finish`` adds in a fixed order and projects. torch adds the sums over splits of rows.
 
 dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is scaled by a power
-of two taken from the largest value a row (an entity's sum: any row) can have, so it neither overflows nor vanishes.
+of two from the bound of its row (for an entity's sum, of any row), so it neither overflows nor underflows.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities, finished
+from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities, finish
 from .gumbel_assignment_shared import (
     LOG2E,
     NAMES,
     NOISES,
     SEED,
     TENSOR,
-    aligned,
     aot_cases,
-    chosen,
-    drawn,
+    draw_noise,
     load_rows,
     load_tile,
+    new_aligned,
     noise_arguments,
     noise_shift,
     power_below,
     precision,
     prepare,
     row_plan,
+    select_config,
     split_plan,
     tiling,
     with_noise,
@@ -59,10 +60,10 @@ from .philox import tile_columns
 
 @triton.jit
 def _load_pair(x_ptr, grad_ptr, first, rows, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
-    """BM rows of x and of dO as one operand ``[2 BM, BD]``: eight of x, the same eight of dO, the next eight of x.
+    """Loads BM rows of x and of dO as one operand ``[2 BM, BD]``: eight of x, the same eight of dO, the next of x.
 
-    A thread holds the places i and i + 8 of 16 rows of a product: so it has a row's cosine and its dA, at the price of
-    one operand of 128 rows instead of two of 64, which a warp group reads from shared memory twice as fast.
+    A thread holds the places i and i + 8 of 16 rows of a product, so it has both the cosine and the dA of a row. A warp
+    group reads one operand of 128 rows from shared memory twice as fast as two of 64.
     """
     place = tl.arange(0, 2 * BM)
     row = tl.minimum(first + (place // 16) * 8 + place % 8, rows - 1)
@@ -76,7 +77,7 @@ def _load_pair(x_ptr, grad_ptr, first, rows, D: tl.constexpr, BD: tl.constexpr, 
 
 @triton.jit
 def _split_pair(pair):
-    """(of x, of dO), ``[BM, BK]`` each, of the products ``[2 BM, BK]`` of a pair; nothing leaves its thread."""
+    """Splits the products ``[2 BM, BK]`` of a pair into those of x and of dO, ``[BM, BK]`` each, within each thread."""
     BM: tl.constexpr = pair.shape[0] // 2
     BK: tl.constexpr = pair.shape[1]
     pair = tl.permute(tl.reshape(pair, (BM // 8, 2, 8, BK)), (0, 2, 3, 1))
@@ -101,9 +102,9 @@ def _delta(
     along_ptr,  # [S, M] float32: of A dA w
     largest_ptr,  # [S, M] float32, written where BOUND: max of A |dA| / |s|
     weight_ptr,  # [S, M] float32, written where BOUND: max of A / |s|
-    rows,  # of this launch: the pointers to rows are to its first
+    rows,  # of this launch; pointers to rows are to its first
     count,
-    above,  # rows before this launch's
+    above,  # rows before this launch
     per_split,
     noise_m,
     noise_k,
@@ -133,10 +134,10 @@ def _delta(
     if WHOLE:
         both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
         products = tl.zeros([2 * BM, BK], tl.float32)
-    always = count + rows  # more than any column, which the compiler must not know
+    always = count + rows  # above any column, but the compiler cannot know it
     begin = tl.multiple_of(split * per_split, 16)
     for first in range(begin, tl.minimum(begin + per_split, count), BK):
-        if WHOLE:  # as in `_assign`: the noise is drawn while the matrix unit works
+        if WHOLE:  # the noise is drawn while the matrix unit works, as in `_assign`
             e = tl.trans(load_tile(e_ptr, first, 0, D, BK, BD))
             products = tl.dot(both, e, products, input_precision=PRECISION)
         else:
@@ -148,7 +149,7 @@ def _delta(
                 da = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, da, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
-        noise = drawn(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
         if WHOLE:
             z = noise
             da = noise
@@ -191,10 +192,10 @@ def _grad_x(
     delta_ptr,  # [M]
     q_ptr,  # [M]
     bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
-    part_ptr,  # [S, M, d] float32: sums over a split, the first less u q, of dl v / (tau |x|); dx where S is 1
-    rows,  # of this launch: the pointers to rows are to its first
+    part_ptr,  # [S, M, d] float32: sums over a split of dl v / (tau |x|), the first minus u q; dx where S is 1
+    rows,  # of this launch; pointers to rows are to its first
     count,
-    above,  # rows before this launch's
+    above,  # rows before this launch
     per_split,
     noise_m,
     noise_k,
@@ -224,7 +225,7 @@ def _grad_x(
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
         both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
-    # What lies along the row itself first: at the end the compiler finds no registers for it.
+    # Subtract the component along x first; doing it last spills registers.
     share = tl.load(q_ptr + row) * rx / unit
     own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
     acc = own * tl.where(split == 0, -share, 0.0)[:, None]
@@ -242,7 +243,7 @@ def _grad_x(
                 da = tl.dot(load_rows(grad_ptr, row, start, D, BD), es, da, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
-        noise = drawn(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
         a = exp2_of(cosine * (rx * sharpness * LOG2E)[:, None] * re[None, :] - noise - normalizer[:, None])
         if first + BK > count:
             a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
@@ -290,11 +291,11 @@ def gumbel_assignment_backward(
     bounded = ready.dtype == torch.float16
     common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
 
-    use = with_noise(chosen(STEM, "delta", depth, ready.dtype), kind)
+    use = with_noise(select_config(STEM, "delta", depth, ready.dtype), kind)
     delta, q = torch.empty_like(normalizer), torch.empty_like(normalizer)
     bound = torch.empty_like(normalizer) if bounded else normalizer
     for here, tiles, splits, share in row_plan(rows, use, 1, count):
-        sums = aligned(normalizer, 5, splits, here.stop - here.start)
+        sums = new_aligned(normalizer, 5, splits, here.stop - here.start)
         _delta[(tiles, splits)](
             grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
             noise[here] if kind == TENSOR else noise, seed, normalizer[here], *sums.unbind(0),
@@ -305,7 +306,7 @@ def gumbel_assignment_backward(
         if bounded:
             bound[here] = sums[3].amax(0) + delta[here].abs() * sums[4].amax(0)
 
-    use = with_noise(chosen(STEM, "rows", depth, ready.dtype), kind)
+    use = with_noise(select_config(STEM, "rows", depth, ready.dtype), kind)
     wide = triton.cdiv(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         part = grad_x[here]
@@ -324,14 +325,14 @@ def gumbel_assignment_backward(
 
     if bounded:
         bound = (bound * ready.rx).amax()
-    use = with_noise(chosen(STEM, "entities", depth, ready.dtype), kind)
+    use = with_noise(select_config(STEM, "entities", depth, ready.dtype), kind)
     tiles, wide = triton.cdiv(count, use["BK"]), triton.cdiv(depth, use["DV"])
     splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
-    value_use = with_noise(chosen(STEM, "values", depth, ready.dtype), kind)
+    value_use = with_noise(select_config(STEM, "values", depth, ready.dtype), kind)
     value_tiles, value_wide = triton.cdiv(count, value_use["BK"]), triton.cdiv(depth, value_use["DV"])
     value_splits, value_share = split_plan(rows, value_use["BM"], value_tiles * value_wide, value_use.pop("programs"))
     part = normalizer.new_empty((splits + value_splits, count, depth))
-    along = normalizer.new_zeros((splits + value_splits, count))  # the value path has nothing to project
+    along = normalizer.new_zeros((splits + value_splits, count))  # 0 for the value path, which is not projected
     _grad_entities[(tiles, splits, wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
         delta, bound, part, along, rows, count, share, *strides, **common, **use,
@@ -342,7 +343,7 @@ def gumbel_assignment_backward(
         part[splits:], rows, count, value_share, *strides,
         HARD=hard, SPARSE=hard and count > value_use["BM"] * value_use["BK"], **common, **value_use,
     )  # fmt: skip
-    finished(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
+    finish(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau
 
 

@@ -1,7 +1,7 @@
-"""The derivative of cosine-Gumbel assignment to the entities: kernels that keep a tile of them and stream the rows.
+"""Derivative of cosine-Gumbel assignment to the entities: kernels that keep a tile of them and stream the rows.
 
-Symbols and equations as in gumbel_assignment_backward.py, which launches these. Entities are read by their places
-(gumbel_assignment_shared.py) and their sums written by their columns.
+Symbols and equations as in gumbel_assignment_backward.py, which launches these kernels. Entities are read by place
+(gumbel_assignment_shared.py) and their sums are written by column.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .gumbel_assignment_shared import (
     NOISES,
     SEED,
     aot_cases,
-    drawn,
+    draw_noise,
     load_rows,
     noise_shift,
     power_below,
@@ -61,7 +61,7 @@ def _grad_entities(
 ):
     """One program: DV channels of the similarity's part of ds of BK entities, over the rows of one split.
 
-    Tiles are ``[BK, BM]``: what is summed over rows stays in the registers of one warp group.
+    Tiles are ``[BK, BM]``, so that sums over rows stay in the registers of one warp group.
     """
     split = tl.program_id(1)
     first = tl.program_id(0) * BK
@@ -102,7 +102,7 @@ def _grad_entities(
         cosine = cosine * re[:, None] * rx[None, :]
         z = cosine * (sharpness * LOG2E)
         if NOISE != 0:
-            z -= tl.trans(drawn(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
+            z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
         normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
         a = tl.where(live[None, :], exp2_of(z - normalizer[None, :]), 0.0)
         dl = a * (da * se[:, None] - tl.load(delta_ptr + row)[None, :])
@@ -119,7 +119,7 @@ def _grad_entities(
     if BOUND:
         factor = sharpness * unit / se
     else:
-        factor = re * sharpness / se  # 0 for a row of zeros, whose se may make a quotient of the others infinite
+        factor = re * sharpness / se  # in this order: 0 for a row of zeros, whose se may be tiny
     column = first + tile_columns(BK)
     out = split.to(tl.int64) * count + column
     valid = column < count
@@ -132,7 +132,7 @@ def _grad_entities(
 @triton.jit(do_not_specialize=["rows", "count", "per_split"])
 def _entity_values(
     grad_ptr,  # [M, d] contiguous
-    x_ptr,  # [M, d] prepared, read where soft, as are the next six
+    x_ptr,  # [M, d] prepared; this and the next six are read where soft
     e_ptr,  # [P, d] prepared
     rx_ptr,  # [M]
     re_ptr,  # [P]
@@ -150,7 +150,7 @@ def _entity_values(
     D: tl.constexpr,
     NOISE: tl.constexpr,
     HARD: tl.constexpr,
-    SPARSE: tl.constexpr,  # hard and so many entities that most tiles hold no choice: those are passed over
+    SPARSE: tl.constexpr,  # hard with so many entities that most tiles hold no choice; those are skipped
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -190,11 +190,11 @@ def _entity_values(
                 z = tl.dot(es, tl.trans(load_rows(x_ptr, row, start, D, BD)), z, input_precision=PRECISION)
             z = z * (re * (sharpness * LOG2E))[:, None] * tl.load(rx_ptr + row)[None, :]
             if NOISE != 0:
-                z -= tl.trans(drawn(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
+                z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
             normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
             w = tl.where(live[None, :], exp2_of(z - normalizer[None, :]), 0.0)
             if grad_ptr.dtype.element_ty == tl.float16:
-                w = w * 32768.0  # or most of a large corpus would be among float16's subnormals
+                w = w * 32768.0  # otherwise most of many entities would be float16 subnormals
             values = load_rows(grad_ptr, row, value_start, D, DV)
             acc = tl.dot(w.to(values.dtype), values, acc, input_precision=PRECISION)
 
@@ -211,9 +211,9 @@ def _entity_values(
 def _finish(
     part_ptr,  # [S, n, d] float32
     along_ptr,  # [S, n] float32
-    row_ptr,  # [P, d] prepared, entities by their places; so the next two
-    inverse_ptr,
-    scale_ptr,
+    row_ptr,  # [P, d] prepared, entities by place
+    inverse_ptr,  # [P] by place
+    scale_ptr,  # [P] by place
     tau_ptr,  # 0-d
     out_ptr,  # [n, d]
     rows,
@@ -222,7 +222,7 @@ def _finish(
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program: BC channels of R rows: the partial sums in ascending order, minus what lies along the row itself."""
+    """One program: BC channels of R rows, the partial sums in ascending order minus the component along the row."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     live = row < rows
@@ -242,10 +242,8 @@ def _finish(
     tl.store(out_ptr + at[:, None] * D + channel[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def finished(
-    part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor
-) -> None:
-    """``out`` [K, d] from the splits' partial sums: those of the similarity and, after them, of the value path."""
+def finish(part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor) -> None:
+    """Writes ``out`` [K, d] from the partial sums of the splits, first those of the similarity, then of the values."""
     splits, count, depth = part.shape
     width = min(128, triton.next_power_of_2(depth))
     _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](

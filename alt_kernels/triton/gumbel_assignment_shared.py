@@ -1,9 +1,9 @@
-"""What the kernels of cosine-Gumbel assignment share: preparation of their inputs, loads, noise, plans of launches.
+"""Helpers of the cosine-Gumbel assignment kernels: preparation of inputs, loads, noise, launch plans.
 
-Symbols as in gumbel_assignment.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Rows of float32 and bfloat16, whose products
-could overflow, are first divided by a power of two near their largest entry (exact; a copy of M d elements); float16
-rows are read as they are. Entities are always copied: into the order of ``philox.tile_columns``, in which a thread
-draws the noise it adds, and padded with zeros to whole tiles, so that kernels read them at plain offsets, unmasked.
+Symbols as in gumbel_assignment.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Products of float32 and bfloat16 rows could
+overflow, so these rows are first divided by a power of two near their largest entry (exact; a copy of M d elements).
+float16 rows are read in place. Entities are always copied, in the order of ``philox.tile_columns``, in which a thread
+draws the noise that it adds. They are zero-padded to whole tiles, so that kernels read them without masks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .host import unit_stride
 from .philox import SHIFT, noise_tile, place_of, tile_columns
 from .tuning import Shipped, config, shipped
 
-NONE, TENSOR, SEED = 0, 1, 2  # where the noise comes from
-STEP = 64  # channels at a time of rows that are too long to stay
+NONE, TENSOR, SEED = 0, 1, 2  # the source of the noise
+STEP = 64  # channels per step of rows that are too long to stay in shared memory
 PAD = 256  # entities are padded to a multiple of the largest tile
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 def power_below(x):
-    """The largest power of two <= x, for x >= 0 within 2^-126 .. 2^126."""
+    """Returns the largest power of two <= x, for x >= 0, within 2^-126 .. 2^126."""
     bits = x.to(tl.int32, bitcast=True) & 0x7F800000
     return tl.minimum(tl.maximum(bits, 1 << 23), 253 << 23).to(tl.float32, bitcast=True)
 
@@ -40,14 +40,14 @@ def _prepare_tile(
     row_ptr,  # [n, D], strides (stride, 1)
     copy_ptr,  # [n, D] contiguous, written where COPY
     inverse_ptr,  # [n] float32: 1 / length of the row as the other kernels read it, 0 for a zero row
-    scale_ptr,  # [n] float32: what was divided out, a power of two
+    scale_ptr,  # [n] float32: the power of two that was divided out
     tile,
     count,
     stride,
     D: tl.constexpr,
     COPY: tl.constexpr,
     RESCALE: tl.constexpr,
-    PLACES: tl.constexpr,  # write rows to their places, beyond ``count`` too: zeros
+    PLACES: tl.constexpr,  # write rows to their places, and zeros past ``count``
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
@@ -62,12 +62,12 @@ def _prepare_tile(
         scale = power_below(tl.max(tl.abs(value), 1))
         value = value * (1.0 / scale)[:, None]
     square = tl.sum(value * value, 1)
-    # An infinite or NaN entry makes the row's every cosine NaN.
+    # An infinite or NaN entry makes every cosine of the row NaN.
     finite = tl.where(
         square < float("inf"), tl.div_rn(1.0, tl.sqrt_rn(tl.where(square == 0.0, 1.0, square))), float("nan")
     )
     inverse = tl.where(square == 0.0, 0.0, finite)
-    if PLACES:  # of whole tiles
+    if PLACES:  # for whole tiles
         place = place_of(row)
         tl.store(inverse_ptr + place, inverse)
         tl.store(scale_ptr + place, scale)
@@ -100,7 +100,7 @@ def _prepare(
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program: R rows of x, or, after those, R entities: 1 / length, the power of two divided out, the copy."""
+    """One program: 1 / length, the divided power of two and the copy of R rows of x or, after those, of R entities."""
     tile = tl.program_id(0)
     tiles = tl.cdiv(rows, R)
     if tile < tiles:
@@ -111,7 +111,7 @@ def _prepare(
 
 @triton.jit
 def load_rows(ptr, row, start, D: tl.constexpr, BD: tl.constexpr):
-    """Channels start .. start + BD of the given rows, ``[rows, BD]``; rows are valid, channels beyond D are 0."""
+    """Loads channels start .. start + BD of valid rows, ``[rows, BD]``; channels past D are 0."""
     channel = start + tl.arange(0, BD)
     at = ptr + row.to(tl.int64)[:, None] * D + channel[None, :]
     if D % BD == 0:
@@ -121,7 +121,7 @@ def load_rows(ptr, row, start, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def load_tile(ptr, first, start, D: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr):
-    """``load_rows`` of the rows first .. first + BK: one address, and offsets that do not change."""
+    """Loads the rows first .. first + BK as ``load_rows`` does, by one address and constant offsets."""
     channel = tl.arange(0, BD)
     at = ptr + tl.full([], first, tl.int64) * D + start + (tl.arange(0, BK)[:, None] * D + channel[None, :])
     if D % BD == 0:
@@ -130,10 +130,10 @@ def load_tile(ptr, first, start, D: tl.constexpr, BK: tl.constexpr, BD: tl.const
 
 
 @triton.jit
-def drawn(
+def draw_noise(
     noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
 ):
-    """Minus the noise ``[BM, BK]`` of these rows and a tile's places, over log 2; ``above``: rows before a launch's."""
+    """Returns minus the noise ``[BM, BK]`` of a tile, over log 2; ``above``: the number of rows before the launch."""
     if NOISE == 1:
         column = tl.minimum(first + tile_columns(BK), count - 1)
         at = noise_ptr + row.to(tl.int64)[:, None] * noise_m + column.to(tl.int64)[None, :] * noise_k
@@ -146,12 +146,12 @@ def drawn(
 
 @triton.jit
 def noise_shift(NOISE: tl.constexpr):
-    """What a log-normalizer of `drawn` noise lacks, over log 2: it is the same for every logit."""
+    """Returns the constant that :func:`draw_noise` leaves out of every logit, over log 2."""
     return SHIFT if NOISE == 2 else 0.0
 
 
 class Prepared(NamedTuple):
-    """What every kernel of the op reads; ``dtype`` is that of products, P the number of entities with padding."""
+    """Inputs of every kernel of the op; ``dtype`` is that of products, P the number of entities with padding."""
 
     dtype: torch.dtype
     x: Tensor  # [M, d]
@@ -163,12 +163,12 @@ class Prepared(NamedTuple):
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of products of float32; half precision has one only."""
+    """Returns the ``input_precision`` of a dot, which matters for float32 only."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def prepare(x: Tensor, entities: Tensor) -> Prepared:
-    """Unit strides, one dtype (the smaller one is widened, as torch promotes), magnitudes whose products are safe."""
+    """Returns the inputs with unit strides, in the promoted dtype, with magnitudes whose products are safe."""
     dtype = torch.promote_types(x.dtype, entities.dtype)
     rescale = dtype != torch.float16
     given, source = unit_stride(x), unit_stride(entities)
@@ -188,60 +188,61 @@ def prepare(x: Tensor, entities: Tensor) -> Prepared:
     return Prepared(dtype, ready, places, rx, re, sx, se)
 
 
-def aligned(like: Tensor, count: int, *shape: int) -> Tensor:
-    """``count`` new tensors of ``shape`` in one allocation, each at a multiple of four elements.
+def new_aligned(like: Tensor, count: int, *shape: int) -> Tensor:
+    """Returns ``count`` new tensors of ``shape`` in one allocation, each at a multiple of four elements.
 
-    Triton compiles a kernel anew for a pointer that is no multiple of 16 bytes.
+    Triton compiles a kernel again for a pointer that is no multiple of 16 bytes.
     """
     elements = math.prod(shape)
     return like.new_empty((count, triton.cdiv(elements, 4) * 4))[:, :elements].unflatten(1, shape)
 
 
 def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) -> tuple[int, Tensor, Tensor, int, int]:
-    """(NOISE, noise, seed, strides of noise); ``other`` stands in for what is absent."""
+    """Returns NOISE, noise, seed and the strides of noise; ``other`` replaces an absent tensor."""
     if noise is not None:
         return TENSOR, noise, other, noise.stride(0), noise.stride(1)
     return NONE if seed is None else SEED, other, other if seed is None else seed, 0, 0
 
 
-def chosen(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
-    """One kernel's part of a file of configurations, its widths no larger than ``depth`` needs."""
-    return part(config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
+def select_config(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
+    """Returns one kernel's part of an op's configuration, with widths no larger than ``depth`` needs."""
+    return kernel_fields(config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
 
 
-def part(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
-    """The fields of one kernel."""
+def kernel_fields(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
+    """Returns the fields of one kernel, which start with ``prefix``."""
     use = {key.removeprefix(f"{prefix}_"): value for key, value in tuned.items() if key.startswith(f"{prefix}_")}
     width = max(16, triton.next_power_of_2(depth))
     use |= {name: min(use[name], width) for name in ("BD", "DV") if name in use}
-    if use.get("BD", depth) < depth:  # a row that does not stay whole comes in steps that every stage has room for
+    if use.get("BD", depth) < depth:  # a row that is not kept whole is read in steps that every stage has room for
         use["BD"] = min(use["BD"], STEP)
     return use
 
 
 def with_noise(use: dict[str, int], kind: int) -> dict[str, int]:
-    """A stage less where the noise is a tensor: its tile takes room in every stage as well."""
+    """Returns ``use`` with one stage less where the noise is a tensor, whose tile takes room in every stage."""
     return use | {"num_stages": max(1, use["num_stages"] - 1)} if kind == TENSOR else use
 
 
-SETUP = 4  # what a program costs before its first tile, in tiles: its rows come from memory, nothing overlaps them
+SETUP = 4  # the cost of a program's start in tiles: its rows come from memory and nothing overlaps the loads
 
 
 def tiling(use: dict[str, int]) -> dict[str, int]:
-    """What a kernel itself takes of its part of a configuration."""
+    """Returns the fields that are arguments of the kernel."""
     return {name: value for name, value in use.items() if name != "programs"}
 
 
 @functools.cache
 def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int, int]:
-    """(splits, a split's share of ``length``) for ``others`` tiles across and a GPU that runs ``programs`` at a time.
+    """Returns the number of splits of ``length`` and their share, for ``others`` tiles across.
 
-    The plan of fewest turns: full waves where the tiles are many, a tile each where they are few. None is empty.
+    The GPU runs ``programs`` at a time. The plan takes the fewest turns: full waves where there are many tiles, one
+    tile per split where there are few. No split is empty.
     """
     tiles = triton.cdiv(length, tile)
     best = (float("inf"), 1)
     for waves in range(1, 33):
-        wanted = min(tiles, max(1, waves * programs // others))  # the most that so many waves hold
+        wanted = min(tiles, max(1, waves * programs // others))  # the most that these waves hold
         each = triton.cdiv(tiles, wanted)
         splits = triton.cdiv(tiles, each)
         best = min(best, (triton.cdiv(splits * others, programs) * (each + SETUP), splits))
@@ -250,7 +251,7 @@ def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int,
 
 
 class Part(NamedTuple):
-    """Rows that one launch covers, and how its programs share the entities."""
+    """Rows that one launch covers, and the split of the entities among its programs."""
 
     rows: slice
     tiles: int
@@ -259,9 +260,9 @@ class Part(NamedTuple):
 
 
 def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> list[Part]:
-    """Full waves of programs that each pass over all entities, then what is left, split so that it fills the GPU too.
+    """Returns the launches: full waves of programs that each pass over all entities, then the remaining rows, split.
 
-    ``across``: programs on one tile of rows and one split.
+    ``across`` is the number of programs on one tile of rows and one split.
     """
     height, at_once = use["BM"], max(1, use["programs"] // across)
     tiles = triton.cdiv(rows, height)
@@ -275,7 +276,7 @@ def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> list[Pa
     return plan
 
 
-# Why a case may spill.
+# Reasons for which a case may spill.
 FLOAT32 = "at most 64 bytes, off the path that is tuned; BK=16 has none, at twice the fetches of x"
 REASONS = {
     "soft seed d=512 fp32": FLOAT32,
@@ -286,13 +287,13 @@ REASONS = {
 COMPARED = "a noise tensor serves to compare implementations, and its tile takes registers too: at most 128 bytes"
 LONG = "rows of 768 in slices of the tiles chosen for 512: at most 56 bytes"
 HALF = {"x_ptr", "e_ptr", "grad_ptr"}  # pointers to what the products read
-#: Label, kind and channels of what is compiled ahead of time: rows that stay whole, and longer ones that cannot.
+#: Label, kind and channels of the cases compiled ahead of time: rows that are kept whole, and rows too long for it.
 NOISES = (("seed", SEED, 512), ("tensor", TENSOR, 512), ("seed", SEED, 768))
 NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def signature(kernel: Any, dtype: str, constants: dict[str, Any], **pointers: str) -> dict[str, str]:
-    """Types of a launch on inputs of ``dtype``: float32 and int32 where nothing else is said."""
+    """Returns the types of a launch on inputs of ``dtype``, by default float32 pointers and int32."""
     types = {"seed_ptr": "*i64", "index_ptr": "*i64"} | dict.fromkeys(HALF, f"*{dtype}") | pointers
     names = [name for name in kernel.arg_names if name not in constants]
     return {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
@@ -302,12 +303,12 @@ def aot_cases(
     kernel: Any, stem: str, prefix: str, label: str, dtype: str, depth: int,
     pointers: dict[str, str] | None = None, **rest: Any,
 ) -> list[AotCase]:  # fmt: skip
-    """One kernel as it is launched at ``depth`` channels of ``dtype``, by every configuration of the file."""
+    """Returns the cases of one kernel at ``depth`` channels of ``dtype``, by every configuration of the file."""
     found: dict[tuple[tuple[str, int], ...], Shipped] = {}
     for entry in shipped(stem, depth=depth, bits=torch.finfo(NAMES[dtype]).bits):
-        use = part(entry.use, prefix, depth)
+        use = kernel_fields(entry.use, prefix, depth)
         known = found.get(key := tuple(use.items()))
-        if known is None or known.targets:  # one that every target has needs no other
+        if known is None or known.targets:  # a case of all targets needs no other
             targets = entry.targets if known is None else tuple(sorted({*known.targets, *entry.targets}))
             found[key] = Shipped(use, targets)
     return [
@@ -321,7 +322,7 @@ def _aot_case(
 ) -> AotCase:
     use, targets = with_noise(entry.use, rest.get("NOISE", NONE)), entry.targets
     if rest.get("NOISE") == TENSOR:
-        rest = {**rest, "noise_k": 1}  # as of a contiguous one
+        rest = {**rest, "noise_k": 1}  # of a contiguous noise tensor
     constants = {"D": depth, "PRECISION": precision(NAMES[dtype]), "BOUND": dtype == "fp16", **use, **rest}
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     types = signature(kernel, dtype, constants, **{"acc_ptr": f"*{dtype}", **pointers})

@@ -1,13 +1,13 @@
-"""Residual + merge + LayerNorm in one pass, and its derivative in two, in Triton; no atomics.
+"""Residual sum + merge + LayerNorm in one launch, and its derivative in two, in Triton, without atomics.
 
-Symbols: B images, N input tokens, N' output rows, C channels, R rows a program works on, BC >= C its width,
-G programs of the backward, a constant of the configuration: with it the order of the sums over all rows, hence their
-bits, depend on the shape alone.
+Symbols: B images, N input tokens, N' output rows, C channels, R rows per program, BC >= C their width, G programs of
+the backward. G is a constant of the configuration, so the order of the sums over all rows, and their bits, depend on
+the shape alone.
 
-Forward floor: reads x and residual, writes x' and its norm, 2 (N + N') C elements an image: less than residual + LN
-without merging (4 N C). Backward: reads dx', dn and x' (3 N' C), writes dx once for x and residual both (N C).
+Forward floor: reads x and residual, writes x' and its norm, 2 (N + N') C elements per image. This is less than
+residual + LN without merging (4 N C). Backward: reads dx', dn and x' (3 N' C), writes dx once for x and residual (N C).
 
-A plan's values are trusted: to check them would stop the GPU's queue.
+The values of a plan are not checked: reading them back would stall the GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .aot_case import AotCase
 from .host import refuse_double, unit_stride
 from .tuning import config, shipped
 
-SUM_ROWS, SUM_CHANNELS = 64, 32  # the tile that adds up the G partial sums; 128 bytes of a row at a time
+SUM_ROWS, SUM_CHANNELS = 64, 32  # the tile that adds the G partial sums, 128 bytes of a row at a time
 
 
 @triton.jit(do_not_specialize=["tokens", "rows"])
@@ -54,7 +54,7 @@ def _merge_norm(
 ):
     """One program: R output rows of one image, all channels."""
     tiles = tl.cdiv(rows, R)
-    image = (tl.program_id(0) // tiles).to(tl.int64)  # in one dimension: the others end at 65,535 programs
+    image = (tl.program_id(0) // tiles).to(tl.int64)  # a 1-D grid: other dimensions are limited to 65,535 programs
     row = (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     live = row < rows
     channel = tl.arange(0, BC)
@@ -77,7 +77,7 @@ def _merge_norm(
     total = weight  # [R]
 
     longest = tl.max(count, 0)
-    if longest > 1:  # what the groups of this tile have beside each row's own token: in most tiles nothing
+    if longest > 1:  # groups of several tokens, which most tiles lack
         single = count == 1
         acc = own * tl.where(single, 1.0, weight)[:, None]
         step = 1
@@ -94,10 +94,10 @@ def _merge_norm(
             else:
                 weight = tl.where(more, 1.0, 0.0)
             total += weight
-            acc += part * tl.where(more, weight, -1.0)[:, None]  # past a group's end -0 is added: no change
+            acc += part * tl.where(more, weight, -1.0)[:, None]  # adds -0 past a group's end: no change
             step += 1
         nonzero = total != 0.0
-        # Times 1 is exact, so a row of one token among others needs no tile of its own to be kept for it.
+        # A product with 1 is exact, so a row of one token among groups needs no separate tile.
         inverse = tl.where(single, 1.0, 1.0 / tl.where(nonzero, total, 1.0))
         merged = tl.where((single | nonzero)[:, None], acc * inverse[:, None], 0.0)
 
@@ -106,7 +106,7 @@ def _merge_norm(
     tl.store(out_ptr + target, stored, mask=tile)
     tl.store(out_size_ptr + image * rows + row, total, mask=live)
 
-    value = stored.to(tl.float32)  # the norm is that of x' as stored; outside the width it is 0
+    value = stored.to(tl.float32)  # the norm is that of x' as stored; 0 past the width
     mean = tl.sum(value, 1) / C
     centred = tl.where(tile, value - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + eps)
@@ -145,7 +145,7 @@ def _merge_norm_backward(
     HAS_BIAS: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program of G: every G-th row of all images; writes dx of its tokens and the program's own sums for dw, db."""
+    """One program of G: every G-th row of all images. Writes dx of its tokens and the program's sums for dw and db."""
     program = tl.program_id(0)
     channel = tl.arange(0, BC)
     in_width = channel < C
@@ -155,7 +155,7 @@ def _merge_norm_backward(
         scale = tl.load(weight_ptr + channel, mask=in_width, other=0.0).to(tl.float32)
     total_rows = batch * rows
 
-    # What the next row needs is read while this one is worked on: its sums are barriers, which no read is moved across.
+    # Prefetch the next row: the sums of the current one are barriers, across which the compiler moves no read.
     work = program
     at = work.to(tl.int64)
     merged_next = tl.load(merged_ptr + at * C + channel, mask=in_width, other=0.0)  # [BC]
@@ -184,7 +184,7 @@ def _merge_norm_backward(
         mean_next = tl.load(mean_ptr + at, mask=more, other=0.0)
         rstd_next = tl.load(rstd_ptr + at, mask=more, other=0.0)
 
-        h = (merged - mean) * rstd  # outside the width not 0, but dn and g are
+        h = (merged - mean) * rstd  # not 0 past the width, but dn and g are
         g = dn
         if HAS_WEIGHT:
             g = dn * scale
@@ -192,12 +192,12 @@ def _merge_norm_backward(
         if HAS_BIAS:
             sum_bias += dn
         along = (g - tl.sum(g, 0) / C - h * (tl.sum(g * h, 0) / C)) * rstd
-        total = (dm + along).to(grad_ptr.dtype.element_ty)  # rounded as the reference rounds it, before the share
+        total = (dm + along).to(grad_ptr.dtype.element_ty)  # rounded before the share, as in the reference
 
         place = first
-        while token >= 0:  # not `place < last`, which the compiler unrolls at the price of registers
+        while token >= 0:  # the compiler would unroll `place < last`, which costs registers
             share = tl.where(group != 0.0, weight / tl.where(group != 0.0, group, 1.0), 0.0)
-            share = tl.where(last - first == 1, 1.0, share)  # times 1 is exact: the derivative of a copy is a copy
+            share = tl.where(last - first == 1, 1.0, share)  # exact: the derivative of a copy is a copy
             value = (total.to(tl.float32) * share).to(total.dtype)
             tl.store(grad_ptr + (image * tokens + token) * C + channel, value, mask=in_width)
             place += 1
@@ -224,7 +224,7 @@ def _sum_partials(
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program: BC channels of dw and db, the sums over the G partial rows, R at a time in their order."""
+    """One program: BC channels of dw and db, summed over the G partial rows in order, R at a time."""
     channel = tl.program_id(0) * BC + tl.arange(0, BC)
     in_width = channel < C
     sum_weight = tl.zeros([R, BC], tl.float32)
@@ -256,7 +256,7 @@ def merge_layer_norm(
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x' = merge(x + residual), its LayerNorm, S, and the norm's mean and 1/deviation ``[B, N']`` float32."""
+    """Returns x' = merge(x + residual), its LayerNorm, S, and the mean and 1/deviation ``[B, N']`` float32."""
     refuse_double(x)
     refuse_double(residual)
     x, residual = unit_stride(x), unit_stride(residual)
@@ -295,9 +295,9 @@ def merge_layer_norm_backward(
     offsets: Tensor,
     output_row: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx ``[B, N, C]``, for x and residual both, and dw, db ``[C]`` float32 (``[0]`` where there is none).
+    """Returns dx ``[B, N, C]`` of both x and residual, and dw, db ``[C]`` float32 (``[0]`` if there is none).
 
-    ``indices`` lead from a row to its tokens: each row's derivative is computed once and written to all of them.
+    Each row's derivative is computed once and written to all of its tokens, which ``indices`` gives.
     """
     refuse_double(merged)
     batch, rows, channels = merged.shape
@@ -330,10 +330,10 @@ def merge_layer_norm_backward(
     return grad, grad_weight, grad_bias
 
 
-WIDE = "wider than any ViT (6,144); two sums and two rows a program are more than its registers"
+WIDE = "wider than any ViT (6,144); two sums and two rows per program are more than its registers"
 
-# (channels, dtype of the stream, of the branch, of weight and bias) of the cases compiled ahead of time: the two towers
-# in every dtype, under autocast (a float32 stream), and every width of the table.
+# (channels, dtype of the stream, of the branch, of weight and bias) of the cases compiled ahead of time: both towers
+# in every dtype and under autocast (a float32 stream), and every width of the table.
 WIDTHS = [(c, *dtypes) for c in (768, 1024) for dtypes in (("bf16",) * 3, ("fp16",) * 3, ("fp32",) * 3)]
 WIDTHS += [(c, "fp32", "bf16", "fp32") for c in (768, 1024)]
 WIDTHS += [(c, *("bf16",) * 3) for c in (128, 256, 512, 2048, 4096, 8192, 16384)]

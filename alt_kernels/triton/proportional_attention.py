@@ -1,18 +1,17 @@
-"""Proportional attention in Triton: softmax(q k^T scale + log s) v, never an M x N tensor, no atomics.
+"""Proportional attention in Triton: softmax(q k^T scale + log s) v, without an M x N tensor and without atomics.
 
 Symbols: B images, H heads, M queries, N keys, D head dimension, BD >= D its width, tiles of BM queries and BN keys.
 
-Where the configuration says so (half precision; D <= 64: up to 256 keys, on sm_90 272; D <= 128: up to 128 keys) the
-keys and values of a head stay on chip for all its queries, in up to three tiles (sides are powers of two: 197 keys are
-128 + 64 + 16, and 257 are 128 + 128 + 16); the softmax is a single pass over all of them, or two, the first tile and
-then the rest, whose logits then need only half the registers. Elsewhere the keys stream by and the softmax is the
-online one (Milakov and Gimelshein, arXiv 1805.02867). Logits are kept in units of log 2, so that the
-hardware's exp2 serves, and log2(s) is added to them after the product. Floor: q, k, v read and out written once,
-2 (M + N) D elements a head; 4 M N D floating point operations. The derivative is in
-``proportional_attention_backward.py``.
+Where the configuration says so (half precision; D <= 64: up to 256 keys, on sm_90 272; D <= 128: up to 128 keys), the
+keys and values of a head stay on chip for all its queries, in up to three tiles. Sides are powers of two: 197 keys are
+128 + 64 + 16, and 257 are 128 + 128 + 16. The softmax is one pass over all tiles, or two passes (the first tile, then
+the rest), which halve the registers of the logits. Elsewhere the keys are streamed with the online softmax (Milakov and
+Gimelshein, arXiv 1805.02867). Logits are in units of log 2, for the hardware's exp2, and log2(s) is added after the
+product. Floor: q, k, v are read and out is written once, 2 (M + N) D elements per head; 4 M N D floating-point
+operations. The derivative is in ``proportional_attention_backward.py``.
 
-q, k, v are read where they lie, as views of a packed QKV. The result lies as ``[B, M, H, D]`` and is returned as the
-view ``[B, H, M, D]``: joining the heads before the output projection then costs nothing.
+q, k, v are read in place, as views of a packed QKV. The result is ``[B, M, H, D]`` in memory and returned as the
+view ``[B, H, M, D]``, so joining the heads before the output projection costs nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from .tuning import config, shipped
 LOG2_E = math.log2(math.e)
 LN_2 = tl.constexpr(math.log(2.0))
 MAX_DEPTH = 256  # wider heads would not fit the registers
-PROGRAMS = 264  # enough to fill the largest GPU we target twice: heads are split further only below this
+PROGRAMS = 264  # fills the largest target GPU twice; heads are split only below this
 STEM = "proportional_attention"
 
 
@@ -42,7 +41,7 @@ STEM = "proportional_attention"
 def _finish(
     out_base, lse_row, first, row, live, acc, peak, total, heads, D: tl.constexpr, BD: tl.constexpr, HALF: tl.constexpr
 ):
-    """Divide by the row sums and store; a row without a key gives zeros and a log-sum-exp of -inf."""
+    """Divides by the row sums and stores; a row without a key gives zeros and a log-sum-exp of -inf."""
     none = total == 0.0
     total = tl.where(none, 1.0, total)
     store_rows(out_base, first, row, heads * D, live, acc * (1.0 / total)[:, None], D, BD)
@@ -59,7 +58,7 @@ def _forward_resident(
     out_ptr,  # [B, M, H, D] contiguous
     lse_ptr,  # [B, H, M] float32
     queries,
-    keys,  # N, more than TILES without the last hold
+    keys,  # N, more than TILES hold without the last
     heads,
     splits,  # programs that share a head
     q_b,
@@ -77,10 +76,10 @@ def _forward_resident(
     BD: tl.constexpr,
     BM: tl.constexpr,
     TILES: tl.constexpr,  # tiles of keys, (128, 64, 16)
-    FIRST: tl.constexpr,  # how many of them the first pass of the softmax takes; all: there is no second
+    FIRST: tl.constexpr,  # the number of tiles in the first pass of the softmax; all: there is no second pass
     PRECISION: tl.constexpr,
 ):
-    """One program: every ``splits``-th tile of BM queries of one head, whose keys and values it loads once."""
+    """One program: every ``splits``-th tile of BM queries of one head, with one load of its keys and values."""
     HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     COUNT: tl.constexpr = len(TILES)
     program = tl.program_id(0)
@@ -157,7 +156,7 @@ def _forward_online(
     HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     tiles = tl.cdiv(queries, BM)
     program = tl.program_id(0)
-    pair, image, head = head_of(program // tiles, heads)  # a head's tiles run side by side and share its keys in L2
+    pair, image, head = head_of(program // tiles, heads)  # the tiles of a head run together and share its keys in L2
     k_base = k_ptr + image * k_b + head * k_h
     v_base = v_ptr + image * v_b + head * v_h
     first = (program % tiles) * BM
@@ -186,6 +185,7 @@ def _forward_online(
 
 
 def check_depth(q: Tensor) -> None:
+    """Raises for heads that are too wide for the kernels."""
     if q.shape[-1] > MAX_DEPTH:
         raise ValueError(
             f"q: expected a head dimension of at most {MAX_DEPTH} for the Triton kernel, got {q.shape[-1]}"
@@ -193,7 +193,7 @@ def check_depth(q: Tensor) -> None:
 
 
 def width(depth: int) -> int:
-    """BD: a power of two, at least the 16 that a matrix instruction takes."""
+    """Returns BD: a power of two, at least the 16 of a matrix instruction."""
     return max(16, triton.next_power_of_2(depth))
 
 
@@ -201,15 +201,15 @@ BUCKETS = (64, 128, 160, 192, 208, 256, 272)
 
 
 def bucket(keys: int) -> int:
-    """The first of BUCKETS that holds them, and 512 above: what a configuration may depend on as tokens merge away.
+    """Returns the first of BUCKETS that holds ``keys``, and 512 above: configurations depend on this and not on N.
 
-    208 and 272 are there for the 197 and 257 tokens of an image with its class token.
+    208 and 272 are for the 197 and 257 tokens of an image with its class token.
     """
     return next((size for size in BUCKETS if keys <= size), 512)
 
 
 def key_tiles(tuned: dict[str, int], keys: int) -> tuple[int, ...]:
-    """The tiles that hold ``keys`` keys on chip; none where the configuration is another one or does not hold them."""
+    """Returns the tiles that hold ``keys`` keys on chip; none where the configuration streams or does not hold them."""
     found: list[int] = []
     for side in (tuned["cols"], tuned["more_cols"], tuned["last_cols"]) if tuned["resident"] else ():
         if side and sum(found) < keys:
@@ -218,18 +218,18 @@ def key_tiles(tuned: dict[str, int], keys: int) -> tuple[int, ...]:
 
 
 def heads_last(x: Tensor, rows: int) -> Tensor:
-    """An uninitialised ``[B, H, rows, D]`` like x that lies as ``[B, rows, H, D]``."""
+    """Returns an uninitialised ``[B, H, rows, D]`` like x that is ``[B, rows, H, D]`` in memory."""
     batch, heads, _, depth = x.shape
     return x.new_empty((batch, rows, heads, depth)).transpose(1, 2)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """float32 is multiplied as float32; of half precision the products are exact in any case."""
+    """Returns the ``input_precision`` of a dot: float32 is multiplied as float32, half-precision products are exact."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def _layout(tuned: dict[str, int], tiles: tuple[int, ...]) -> dict[str, Any]:
-    """The constants that say how the keys lie."""
+    """Returns the constants of the layout of keys."""
     return {"TILES": tiles, "FIRST": 1 if tuned["passes"] > 1 else len(tiles)} if tiles else {"BN": tuned["cols"]}
 
 
@@ -261,8 +261,8 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     return out, logsumexp
 
 
-# What is compiled ahead of time: the head dimensions of CLIP towers in bfloat16 and float32, float16 at the usual 64;
-# with sizes, and at 64 without them as well, as in the first block.
+# Cases compiled ahead of time: the head dimensions of CLIP towers in bfloat16 and float32, float16 at 64; with sizes,
+# and at 64 also without, as in the first block.
 KEYS = (*BUCKETS, 512)
 LAUNCHES = (
     *product((64, 80, 128, 256), ("bf16", "fp32"), KEYS, (True,)),
@@ -271,7 +271,7 @@ LAUNCHES = (
 )
 STRIDES = {f"{name}_{axis}": "i32" for name in "qkv" for axis in "bhn"}
 TIGHT = "on sm_80, up to 30 registers with 256 keys: the logits of 64 queries fill half of them"
-BOUNDED = "a limit on registers lets another program on: at most 104 bytes, addresses fetched again for a tile of rows"
+BOUNDED = "a register limit fits one more program: at most 104 bytes, addresses loaded again per tile of rows"
 
 
 def aot_name(what: str, depth: int, dtype: str, sized: bool, warps: int, stages: int, registers: int = 0) -> str:

@@ -1,17 +1,17 @@
-r"""The derivative of proportional attention in Triton: deterministic, no atomics, never an M x N tensor.
+r"""Derivative of proportional attention in Triton: deterministic, without atomics and without an M x N tensor.
 
-With P = exp(scores - lse) computed again, dP = dO V^T and delta = rowsum(dO out) = rowsum(P dP):
+With P = exp(scores - lse) recomputed, dP = dO V^T and delta = rowsum(dO out) = rowsum(P dP):
 
     dV = P^T dO,   dS = P (dP - delta),   dQ = dS K scale,   dK = dS^T Q scale.
 
 Where the keys of a head fit one tile (half precision, D <= 64: up to 128, on sm_90 up to 256), one program does the
-whole head and each product is computed once: all keys are there, so that delta is rowsum(P dP), ``out`` is not read at
-all, and dQ needs no sum over programs. Floor 7 x M D elements a head for M = N (q, k, v, dO in; dq, dk, dv out),
-10 M N D floating point operations. Otherwise one kernel goes over tiles of queries for dQ (and delta), a second one
-over tiles of keys for dK and dV: P and dP are computed twice, 14 M N D operations.
+whole head and each product is computed once. It has all keys, so delta is rowsum(P dP), ``out`` is not read, and dQ
+needs no sum over programs. Floor: 7 M D elements per head for M = N (q, k, v, dO in; dq, dk, dv out), 10 M N D
+floating-point operations. Otherwise one kernel goes over tiles of queries for dQ (and delta), and a second one over
+tiles of keys for dK and dV. Then P and dP are computed twice: 14 M N D operations.
 
-The kernel over keys works on transposed tiles ``[BN, BM]``: with 256 keys and 32 queries that is the shape whose
-matrix instructions (64 rows or more) leave room in the registers for the sums of dK and dV.
+The kernel over keys works on transposed tiles ``[BN, BM]``. With 256 keys and 32 queries, matrix instructions of 64 or
+more rows leave room in the registers for the sums of dK and dV only in that shape.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOG2_E_DEVICE = tl.constexpr(LOG2_E)
 
 @triton.jit
 def _load_lse(lse_row, row, live):
-    """The rows' log2-sum-exp2; +inf, which makes P zero, past the end and for a row without any key."""
+    """Loads the rows' log2-sum-exp2; +inf, which makes P zero, past the end and for a row without keys."""
     lse = tl.load(lse_row + row, mask=live, other=float("inf"))
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E_DEVICE)
 
@@ -149,7 +149,7 @@ def _backward_keys(
     BN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One program: dK and dV of BN keys of one head, its queries in tiles of BM; with WHOLE_HEAD their dQ as well."""
+    """One program: dK and dV of BN keys of one head, its queries in tiles of BM; with WHOLE_HEAD also dQ."""
     HALF: tl.constexpr = q_ptr.dtype.element_ty != tl.float32
     tiles = tl.cdiv(keys, BN)
     program = tl.program_id(0)
@@ -207,7 +207,7 @@ def proportional_attention_backward(
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
     dq, dk, dv = heads_last(q, queries), heads_last(k, keys), heads_last(v, keys)
-    if q.numel() == 0 or k.numel() == 0:  # a sum over no query or over no key
+    if q.numel() == 0 or k.numel() == 0:  # an empty sum
         return dq.zero_(), dk.zero_(), dv.zero_()
     tuned = config(STEM, depth=width(depth), bytes=q.element_size(), keys=bucket(keys))
     whole_head = bool(tuned["whole_head"]) and keys <= tuned["key_cols"]

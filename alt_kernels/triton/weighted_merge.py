@@ -1,12 +1,12 @@
-"""Merge, unmerge and their derivatives in Triton: two kernels over a plan of gathers, no atomics.
+"""Merge, unmerge and their derivatives in Triton: two kernels over a plan of gathers, without atomics.
 
-Symbols: B images, N input tokens, N' output rows, C channels, R rows a program works on, BC >= C its width.
+Symbols: B images, N input tokens, N' output rows, C channels, R rows per program, BC >= C their width.
 
 ``_reduce_rows`` goes from tokens to rows (merge, and the derivative of unmerge), ``_spread_rows`` from rows to
-tokens (unmerge, and the derivative of merge). Both read and write every element once: floor (N + N') C elements an
-image. Most rows have one token and are copied, R at a time; only the others are multiplied, added and divided.
+tokens (unmerge, and the derivative of merge). Both read and write every element once: the floor is (N + N') C elements
+per image. Most rows have one token and are copied, R at a time; only the others are multiplied, added and divided.
 
-A plan's values are trusted: reading them back to check them would stop the GPU's queue.
+The values of a plan are not checked: reading them back would stall the GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _reduce_rows(
 ):
     """One program: R output rows of one image, all channels."""
     tiles = tl.cdiv(rows, R)
-    image = (tl.program_id(0) // tiles).to(tl.int64)  # in one dimension: the others end at 65,535 programs
+    image = (tl.program_id(0) // tiles).to(tl.int64)  # a 1-D grid: other dimensions are limited to 65,535 programs
     row = (tl.program_id(0) % tiles) * R + tl.arange(0, R)
     live = row < rows
     channel = tl.arange(0, BC)
@@ -50,7 +50,7 @@ def _reduce_rows(
     last = tl.load(offsets_ptr + image * (rows + 1) + row + 1, mask=live, other=0)
     count = last - first  # [R]
 
-    # Rows of one token, which most are: copies, bit for bit.
+    # Rows of one token, the most frequent, are copied bit for bit.
     single = live & (count == 1)
     token = tl.load(indices_ptr + image * tokens + first, mask=single, other=0).to(tl.int64)
     tile = single[:, None] & in_width[None, :]
@@ -63,7 +63,7 @@ def _reduce_rows(
             total = tl.full([R], 1.0, tl.float32)
         tl.store(out_size_ptr + image * rows + row, total, mask=single)
 
-    # The others one at a time: a tile of one row needs few registers, so that more programs share a multiprocessor.
+    # The others are done one at a time: a tile of one row needs few registers, so more programs fit a multiprocessor.
     if tl.max(count, 0) > 1:
         for j in range(R):
             target = (tl.program_id(0) % tiles) * R + j
@@ -75,7 +75,7 @@ def _reduce_rows(
                 size_sum = 0.0
                 place = begin
                 source = tl.load(indices_ptr + image * tokens + place).to(tl.int64)
-                while source >= 0:  # not `place < end`, which the compiler unrolls at the price of registers
+                while source >= 0:  # the compiler would unroll `place < end`, which costs registers
                     part = tl.load(x_ptr + image * x_b + source * x_n + channel, mask=in_width, other=0.0)
                     part = part.to(tl.float32)
                     if MEAN:
@@ -138,6 +138,7 @@ def _spread_rows(
 
 
 def _reduce(x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, out_size: Tensor | None) -> Tensor:
+    """Returns the mean of each row's tokens, where ``out_size`` is given and written, or their sum."""
     refuse_double(x)
     x = unit_stride(x)
     batch, tokens, channels = x.shape
@@ -170,6 +171,7 @@ def unmerge_backward(grad: Tensor, indices: Tensor, offsets: Tensor, output_row:
 
 
 def _spread(x: Tensor, size: Tensor | None, merged_size: Tensor | None, offsets: Tensor, output_row: Tensor) -> Tensor:
+    """Returns each token's copy of its row, times the token's share where ``merged_size`` is given."""
     refuse_double(x)
     x = unit_stride(x)
     batch, rows, channels = x.shape
@@ -201,7 +203,7 @@ def unmerge(x: Tensor, indices: Tensor, offsets: Tensor, output_row: Tensor) -> 
     return _spread(x, None, None, offsets, output_row)
 
 
-# (channels, dtype) of the cases compiled ahead of time: the two towers in every dtype, and every width of the table.
+# (channels, dtype) of the cases compiled ahead of time: both towers in every dtype, and every width of the table.
 WIDTHS = [(c, dtype) for c in (768, 1024) for dtype in ("bf16", "fp16", "fp32")] + [
     (c, "bf16") for c in (128, 256, 512, 2048, 4096, 8192, 16384)
 ]
@@ -223,7 +225,7 @@ def _cases() -> list[AotCase]:
                 ("unmerge", _spread_rows, to_tokens, {"SHARE": False}, False),
             ):
                 if name.startswith("unmerge") and (channels, dtype) != (768, "bf16"):
-                    continue  # the kernel of merge with less to do
+                    continue  # the kernel of merge with less work
                 constants = {"C": channels, "HAS_SIZE": has_size, "R": tuned["R"], "BC": width, **mode}
                 what, warps = f"{name} C={channels} {dtype}", tuned["num_warps"]
                 cases.append(AotCase(what, kernel, signature, constants, warps, 1, dots=False, targets=targets))

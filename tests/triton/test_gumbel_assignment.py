@@ -49,8 +49,8 @@ def tiles(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, int]], None]:
             width = max(16, triton.next_power_of_2(depth))
             return wanted | {name: min(wanted[name], width) for name in ("BD", "DV") if name in wanted}
 
-        monkeypatch.setattr(forward_module, "chosen", configuration)
-        monkeypatch.setattr(backward_module, "chosen", configuration)
+        monkeypatch.setattr(forward_module, "select_config", configuration)
+        monkeypatch.setattr(backward_module, "select_config", configuration)
 
     return use
 
@@ -396,8 +396,8 @@ def test_what_ships_for_hopper(hard: bool, monkeypatch: pytest.MonkeyPatch) -> N
     """The tiles of sm_90 at a full row, several of them, a full wave and a split one."""
 
     def configuration(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
-        return shared.part(tuning.load(stem)["sm_90"][0]["use"], prefix, depth) | {"programs": 2 - hard}
+        return shared.kernel_fields(tuning.load(stem)["sm_90"][0]["use"], prefix, depth) | {"programs": 2 - hard}
 
-    monkeypatch.setattr(forward_module, "chosen", configuration)
-    monkeypatch.setattr(backward_module, "chosen", configuration)
+    monkeypatch.setattr(forward_module, "select_config", configuration)
+    monkeypatch.setattr(backward_module, "select_config", configuration)
     check(problem(150, 141, 512, (torch.bfloat16,) * 2, "seed"), hard)

@@ -53,7 +53,7 @@ def test_rows_that_cannot_stay_come_in_short_steps(depth: int) -> None:
         for entries in tuning.load(stem).values():
             for entry in entries:
                 for prefix in prefixes:
-                    step = shared.part(entry["use"], prefix, depth)["BD"]
+                    step = shared.kernel_fields(entry["use"], prefix, depth)["BD"]
                     assert step >= depth or step <= 64
 
 
