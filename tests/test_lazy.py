@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_every_name_resolves_and_is_listed(package: str) -> None:
     module = importlib.import_module(package)
     assert module.__all__ == sorted(set(module.__all__))
     for name in module.__all__:
-        assert getattr(module, name) is not None
+        assert not isinstance(getattr(module, name), ModuleType), "a file of that name would hide it"
         assert name in dir(module)
         assert name in vars(module), "the second access does not resolve it again"
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):

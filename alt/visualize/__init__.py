@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from .heat_maps import peak_inside as peak_inside
     from .heat_maps import text_heat_map as text_heat_map
     from .heat_maps import text_of as text_of
-    from .page import HeatRow as HeatRow
-    from .page import heat_rows as heat_rows
+    from .heat_row import HeatRow as HeatRow
+    from .heat_row import heat_rows as heat_rows
     from .page import write_example_page as write_example_page
     from .page import write_page as write_page
-    from .page import write_pictures as write_pictures
+    from .pictures import write_pictures as write_pictures
     from .regions import draw_regions as draw_regions
     from .regions import merge_sheet as merge_sheet
     from .regions import outline_regions as outline_regions
     from .regions import region_map as region_map
+    from .truth import Agreement as Agreement
+    from .truth import Truth as Truth
+    from .truth import measure_agreement as measure_agreement
+    from .truth import share_in_clip as share_in_clip
 
 __getattr__, __dir__, __all__ = attach(__name__)

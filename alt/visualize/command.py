@@ -86,7 +86,9 @@ def _run(
     from alt.evaluate.checkpoint import at_r, open_model, parse_reduction
 
     from .explanation import explain
-    from .page import heat_rows, write_page, write_pictures
+    from .heat_row import heat_rows
+    from .page import write_page
+    from .pictures import write_pictures
 
     model = open_model(checkpoint, device)
     alignment = getattr(model, "alignment", None)
@@ -117,7 +119,7 @@ def _tables(console: Console, explanation: Explanation, top: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .draw import CATEGORY_NAMES
+    from .draw import category_name
 
     classes = Table("class", box=None, header_style="bold", pad_edge=False)
     classes.add_column("probability", justify="right")
@@ -136,7 +138,7 @@ def _tables(console: Console, explanation: Explanation, top: int) -> None:
         there = [t + 1 for t, frame in enumerate(explanation.frames) if entity.number in {e.number for e in frame}]
         entities.add_row(
             escape(entity.unit),
-            CATEGORY_NAMES.get(entity.category, entity.category),
+            category_name(entity.category),
             f"{100 * entity.share:.1f} %",
             str(entity.tokens),
             f"{entity.similarity:.2f}",

@@ -1,28 +1,28 @@
-"""Merged regions as pictures: which patches of a photograph a token stands for.
+"""Merged regions as pictures: the patches of a photograph that a token stands for.
 
-Everything here is a pure function on arrays; a photograph is ``[H, W, 3]`` uint8 and comes back as a new array.
+Everything here is a pure function on arrays. A photograph is ``[H, W, 3]`` uint8 and comes back as a new array.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from .sheet import Picture, draw_sheet
 
 __all__ = ["draw_regions", "merge_sheet", "outline_regions", "region_map"]
 
-Picture = NDArray[np.uint8]
 Regions = NDArray[np.int64]
 
 DARK, LIGHT = (15, 15, 15), (245, 245, 245)  # the two halves of an outline
 
 
 def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) -> Regions:
-    """Region of every patch of one image: ``map[y, x] = source[num_protected + y * w + x]``.
+    """Returns the region of every patch of one image: ``map[y, x] = source[num_protected + y * w + x]``.
 
     Args:
         source: int [N], the output row every input token ended in (one image's row of ``PatchHandle.source`` or of
@@ -49,7 +49,7 @@ def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) ->
 
 
 def draw_regions(image: Picture, regions: Regions, *, borders: bool = True) -> Picture:
-    """Every region filled with its mean colour, and the merged ones (two patches or more) outlined.
+    """Fills every region with its mean colour, and outlines the merged ones (two patches or more).
 
     Args:
         image: uint8 [H, W, 3], the picture the tower saw.
@@ -70,7 +70,7 @@ def draw_regions(image: Picture, regions: Regions, *, borders: bool = True) -> P
 
 
 def outline_regions(image: Picture, regions: Regions) -> Picture:
-    """The picture itself with the outlines of its merged regions drawn over it; arguments as in ``draw_regions``."""
+    """Draws the outlines of merged regions over the picture; arguments as in ``draw_regions``."""
     return _with_outlines(image, *_to_pixels(image, regions))
 
 
@@ -83,18 +83,15 @@ def merge_sheet(
     columns: int = 5,
     panel: int = 320,
 ) -> Image.Image:
-    """One sheet per photograph: the photograph, its regions after each block, and the last outlines on the photograph.
+    """Returns one sheet: the photograph, its regions after each block, and the last outlines on the photograph.
 
     Args:
         image: uint8 [H, W, 3].
         maps: region maps [h, w], in the order of the blocks; at least one.
         captions: one line under each of the maps.
         title: a line above everything.
-        columns: panels in a row.
+        columns: panels per row.
         panel: pixels of a panel's longer side, to which the photograph is resized.
-
-    Returns:
-        an RGB ``PIL.Image``.
 
     Raises:
         ValueError: no maps, or not one caption for each.
@@ -107,23 +104,7 @@ def merge_sheet(
     panels = [large, *(draw_regions(large, m) for m in maps), outline_regions(large, maps[-1])]
     lines = ["what the tower sees", *captions, "outlines of the last"]
 
-    height, width = large.shape[:2]
-    columns = min(columns, len(panels))
-    gap, line, head = 12, 28, 44 if title else 12
-    rows = math.ceil(len(panels) / columns)
-    sheet = Image.new(
-        "RGB", (gap + columns * (width + gap), head + rows * (height + line + gap)), color=(255, 255, 255)
-    )
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((gap, 10), title, fill=(0, 0, 0), font=ImageFont.load_default(size=20))
-    font = ImageFont.load_default(size=17)
-    for index, (pixels, text) in enumerate(zip(panels, lines, strict=True)):
-        row, column = divmod(index, columns)
-        x, y = gap + column * (width + gap), head + row * (height + line + gap)
-        sheet.paste(Image.fromarray(pixels), (x, y))
-        draw.text((x, y + height + 4), text, fill=(40, 40, 40), font=font)
-    return sheet
+    return draw_sheet(panels, lines, title=title, columns=columns)
 
 
 def _to_pixels(image: Picture, regions: Regions) -> tuple[Regions, NDArray[np.bool_]]:

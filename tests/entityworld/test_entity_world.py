@@ -268,3 +268,21 @@ def test_fallible_captioner(world: World) -> None:
         wrong = sum(names[a].name not in words_of(t) for a, t in zip(atoms[:, column], texts, strict=True))
         assert within_three_sigma(wrong, len(texts), rate)
     assert texts == frame_captions(keys, atoms, world.config, rate)
+
+
+# --- what can be seen ---
+
+
+def test_shown_names_the_atoms_first_and_the_distractors_after_them(world: World) -> None:
+    split = world.split("seen-test").subset(range(30))
+    shown = world.shown(split)
+    for spec, found in zip(split, shown, strict=True):
+        assert found["object"][0] == OBJECTS[spec.object].name
+        assert 1 <= len(found["object"]) - 1 <= 4  # two to four distractors, which may be of one kind
+        assert len(set(found["object"])) == len(found["object"])
+        assert set(found["object"]) <= {atom.name for atom in OBJECTS[: world.config.objects]}
+        assert found["body_part"] == (PARTS[spec.part].name,)
+        assert found["scene"] == (SCENES[spec.scene].name,)
+        assert found["motion"] == (MOTIONS[spec.motion].name,)
+    alone = World(WorldConfig.preset("cpu", distractors=(0, 0)))
+    assert [found["object"] for found in alone.shown(split)] == [(OBJECTS[spec.object].name,) for spec in split]

@@ -10,6 +10,7 @@ from alt.corpus import Corpus
 from alt.entityworld.world import Rendered, Split, World
 from alt.entityworld.world.vocabulary import OBJECTS
 from alt.models import create_model
+from alt.visualize import Truth
 
 
 class Scene(NamedTuple):
@@ -20,6 +21,9 @@ class Scene(NamedTuple):
 
     def planted(self, clip: int) -> str:
         return OBJECTS[self.split[clip].object].name
+
+    def truth(self, clip: int) -> Truth:
+        return Truth(self.split.class_names[self.split[clip].label], self.world.shown([self.split[clip]])[0])
 
     def model(self, name: str = "alt-mini", **options: Any) -> Any:
         if name == "alt-mini" and options.get("queries") != "random":

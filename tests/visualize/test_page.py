@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from html.parser import HTMLParser
@@ -16,7 +17,18 @@ from typer.testing import CliRunner, Result
 from alt.cli import build_app
 from alt.data.clips import write_clip
 from alt.models import save_model
-from alt.visualize import explain, heat_rows, write_example_page, write_page
+from alt.visualize import (
+    Agreement,
+    HeatRow,
+    Truth,
+    explain,
+    heat_rows,
+    measure_agreement,
+    share_in_clip,
+    write_example_page,
+    write_page,
+    write_pictures,
+)
 from alt.visualize.draw import colour_of, draw_entities, draw_heat, enlarge, entity_keys
 
 from .conftest import Scene
@@ -59,17 +71,94 @@ def self_contained(path: Path) -> Reader:
 @pytest.mark.parametrize("r", [0, 2])
 def test_page_is_one_file_with_all_in_it(scene: Scene, tmp_path: Path, r: int) -> None:
     model = scene.model(r=r)
-    path = write_example_page(model, scene.clips.frames[0], tmp_path, shown="<true> & class")
+    path = write_example_page(model, scene.clips.frames[0], tmp_path, note="<true> & class")
     assert [p.name for p in tmp_path.iterdir()] == ["example.html"]
     assert path.stat().st_size < 600_000
     page = self_contained(path)
     words = " ".join(page.words)
     found = explain(model, scene.clips.frames[0])
-    assert "“<true> & class”" in words
+    assert "<true> & class" in words
     assert all(entity.unit in words for entity in found.entities[:12])
     assert found.classes[0].name in words
     titles = {str(image["alt"]).partition(",")[0] for image in page.images}
     assert {"frame", "merged regions", "entities", f"likeness to “{found.classes[0].name}”"} <= titles
+    assert "not in the clip" not in words
+    assert "In the clip" not in words
+
+
+def test_names_from_files_cannot_put_anything_into_the_page(scene: Scene, tmp_path: Path) -> None:
+    """A class, an entity, a category, a title and a text of heat maps that would be markup, script or style."""
+    evil = '"><script>alert(1)</script><img src=https://x onerror=alert(1)>'
+    found = explain(scene.model(), scene.clips.frames[0])
+    entities = tuple(e._replace(unit=evil, category="</style>" + evil) for e in found.entities)
+    found = dataclasses.replace(
+        found,
+        classes=tuple(c._replace(name=evil) for c in found.classes),
+        entities=entities,
+        frames=tuple(tuple(e._replace(unit=evil) for e in frame) for frame in found.frames),
+        units=(evil,) * len(found.units),
+    )
+    rows = [HeatRow("cosine", "x", f"likeness to “{evil}”", np.zeros((4, 6, 6), np.float32))]
+    truth = Truth(evil, {evil: (evil,)})
+    plain, known = tmp_path / "plain.html", tmp_path / "known.html"
+    write_page(plain, found, rows, title=evil, note=evil)
+    write_page(known, found, rows, title=evil, note=evil, truth=truth, agreement=Agreement(1, 1.0, 1.0, {evil: 1.0}))
+    for path in (plain, known):
+        text = path.read_text(encoding="utf-8")
+        page = Reader(text)
+        assert not {"script", "iframe", "object", "embed"} & page.tags
+        assert all("onerror" not in image for image in page.images)
+        assert all(link.startswith("data:") for link in page.links)
+        assert "<script" not in text
+        assert evil in " ".join(page.words)
+
+
+def test_truth_stands_beside_what_was_chosen(scene: Scene, tmp_path: Path) -> None:
+    model = scene.model(r=2)
+    pairs = [(explain(model, frames), scene.truth(i)) for i, frames in enumerate(scene.clips.frames[:12])]
+    known = measure_agreement(pairs)
+    for number, (found, truth) in enumerate(pairs):
+        page = Reader(
+            write_page(tmp_path / "page.html", found, [], truth=truth, agreement=known).read_text(encoding="utf-8")
+        )
+        words = " ".join(" ".join(page.words).split())
+        rank = [score.name for score in found.classes].index(truth.name) + 1
+        assert ("Right: the clip shows" in words) == (rank == 1), number
+        assert f"the clip shows “{truth.name}”" in words
+        assert rank == 1 or f"which is number {rank} with" in words
+        share = sum(e.share for e in found.entities if e.unit in truth.entities[e.category])
+        assert share == pytest.approx(share_in_clip(found, truth))
+        assert f"{100 * share:.0f} % of the tokens chose an entity that is in this clip" in words
+        listed = found.entities[:12]
+        wrong = [e for e in listed if e.unit not in truth.entities[e.category]]
+        assert words.count("not in the clip") == len(wrong)
+        for category, units in truth.entities.items():
+            assert all(unit in words for unit in units), category
+    assert f"In 12 other clips the most probable class is right in {100 * known.top1:.0f} %" in words
+
+
+def test_heat_maps_are_those_of_what_is_in_the_clip(scene: Scene, tmp_path: Path) -> None:
+    truth = scene.truth(0)
+    known = Agreement(9, 0.5, 1.0, {"object": 0.7, "body_part": 0.5, "scene": 0.49, "motion": 0.0})
+    path = write_example_page(scene.model(), scene.clips.frames[0], tmp_path, truth=truth, agreement=known)
+    titles = dict.fromkeys(str(image["alt"]).rpartition(",")[0] for image in self_contained(path).images)
+    maps = [title for title in titles if title.startswith("likeness")]
+    assert maps == [f"likeness to “{truth.entities[c][0]}”" for c in ("object", "body_part")]
+    assert list(titles)[-1] == "entities"  # what can be trusted least comes last
+
+
+def test_agreement_counts_clips(scene: Scene) -> None:
+    """By hand on made-up answers: two clips, the second of another class and with another object."""
+    found = explain(scene.model(), scene.clips.frames[0])
+    first = {category: next(e for e in found.entities if e.category == category) for category in ("object", "scene")}
+    right = Truth(found.classes[0].name, {"object": ("none", first["object"].unit), "scene": (first["scene"].unit,)})
+    wrong = Truth(found.classes[3].name, {"object": ("none",), "scene": (first["scene"].unit,), "taste": ("sour",)})
+    known = measure_agreement([(found, right), (found, wrong)])
+    assert known == Agreement(2, 0.5, 1.0, {"scene": 1.0, "object": 0.5, "taste": 0.0})
+    assert list(known.categories) == ["scene", "object", "taste"]
+    assert measure_agreement([(found, Truth("no such class", {}))]) == Agreement(1, 0.0, 0.0, {})
+    with pytest.raises(ValueError, match="clips: expected at least one, got none"):
+        measure_agreement([])
 
 
 def test_entity_picture_has_the_colour_of_each_patch(scene: Scene) -> None:
@@ -105,6 +194,23 @@ def test_baseline_page_says_that_nothing_is_aligned(scene: Scene, tmp_path: Path
     page = self_contained(path)
     assert "This model aligns no regions to entities" in " ".join(page.words)
     assert any(str(image["alt"]).startswith("where “") for image in page.images)
+
+
+def test_pictures_of_names_with_dollars_and_quotes(scene: Scene, tmp_path: Path) -> None:
+    """matplotlib would read $...$ as a formula and fail on a wrong one; Pillow's own font lacks curly quotes."""
+    model = scene.model()
+    found = explain(model, scene.clips.frames[0])
+    odd = "cost of $\\frac{ “a” $"
+    found = dataclasses.replace(
+        found,
+        entities=tuple(e._replace(unit=odd, category="$\\x$") for e in found.entities),
+        units=(odd,) * len(found.units),
+    )
+    paths = write_pictures(tmp_path, found, heat_rows(model, scene.clips.frames[0], found, ["cup"]))
+    names = ["regions", "entities", "cosine_cup", "gradient_cup", "ranked"]
+    assert [path.name for path in paths] == [f"{name}.png" for name in names]
+    for path in paths:
+        assert np.asarray(Image.open(path).convert("L")).std() > 5, path
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.world import World
 from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, complaints
 from alt.evaluate.tradeoff_report import record, schedule_name, write
-from alt.visualize import write_example_page
+from alt.tables import plus_minus
+from alt.visualize import Truth, explain, measure_agreement, write_example_page
 
 __all__ = ["run_tradeoff", "tradeoff_table"]
 
@@ -62,14 +63,23 @@ def run_tradeoff(
     return record(found, [])
 
 
-def _example(cache: TokenCache, steps: int, out: Path) -> Path:
-    """A page of one test clip: its regions, the entities they were assigned to, heat maps."""
+def _example(cache: TokenCache, steps: int, out: Path, checked: int = 60) -> Path:
+    """Writes the page of the first test clip: the truth beside what the model says, and how often it is right."""
     method = METHODS["ALT r=2"]
     model = build(method, cache, seed=0)
     train_head(model, cache.tokens("seen-train", method.r), steps=steps, lr=Budget().lr, seed=0)
-    seen = cache.split("seen-test").split
-    clip = cache.world.render(seen.subset([0])).frames[0]
-    return write_example_page(model.eval(), clip, out, shown=seen.class_names[int(seen.labels[0])])
+    model.eval()
+    split = cache.split("seen-test").split
+    split = split.subset(range(checked + 1))  # as many as there are classes: one clip of each
+    frames, shown = cache.world.render(split).frames, cache.world.shown(split)
+    truths = [Truth(split.class_names[spec.label], found) for spec, found in zip(split, shown, strict=True)]
+    known = measure_agreement((explain(model, clip), truth) for clip, truth in zip(frames[1:], truths[1:], strict=True))
+    size, classes = cache.world.config.size, len(split.class_names)
+    note = (
+        f"The first test clip of EntityWorld: generated video of {size} x {size} pixels, {classes} classes of actions. "
+        f"The model is the small ALT, trained for {steps} steps, merging {method.r} tokens per block."
+    )
+    return write_example_page(model, frames[0], out, truth=truths[0], agreement=known, note=note)
 
 
 def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
@@ -80,13 +90,12 @@ def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
     for head in ("r", "1e6 MACs\na clip", "top-1 %", "frames\nper s", "peak\nMiB"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        spread = "" if row.accuracy_std is None else f" ± {row.accuracy_std:.1f}"
         table.add_row(
             schedule_name(row.inflection),
             row.regime.split(" (")[0],
             str(row.r),
             f"{1e3 * row.gmacs:.2f}",
-            f"{row.accuracy_mean:.1f}{spread}",
+            plus_minus(row.accuracy_mean, row.accuracy_std),
             "" if row.images_per_s is None else f"{row.images_per_s:.0f}",
             "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**20:.1f}",
         )

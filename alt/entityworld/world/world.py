@@ -15,9 +15,9 @@ from alt.data.pixels import normalise
 from .captions import PLACES, image_captions
 from .classes import ActionClass, build_classes, motion_only_classes
 from .counter import clip_keys, generator, uniforms
-from .paths import phases
+from .paths import lay_out, phases
 from .render import ClipTable, Rendered, render_table
-from .vocabulary import Entity, entities, template_words, words_of
+from .vocabulary import MOTIONS, OBJECTS, PARTS, SCENES, Entity, entities, template_words, words_of
 from .world_config import STYLES, Style, WorldConfig
 
 
@@ -107,7 +107,6 @@ class World:
     def vocabulary(self) -> list[str]:
         """Every word of class names, captions, entities and class-name templates, sorted."""
         from .captions import phrases
-        from .vocabulary import MOTIONS
 
         texts = [*template_words(), *PLACES]
         texts += [f"{e.unit} {e.description}" for e in self.entities()]
@@ -194,6 +193,27 @@ class World:
         table = self.table(specs)
         phase = phases(table.motion, frames)
         return render_table(self.config, table, phase / max(1, frames - 1), phase, device)
+
+    def shown(self, specs: Sequence[ClipSpec]) -> list[dict[str, tuple[str, ...]]]:
+        """Returns per clip what can be seen in it: category -> entities.
+
+        The entity of the action comes first. Objects also hold the dim distractors, in the order they are painted.
+        """
+        table = self.table(specs)
+        start = np.zeros((len(specs), 1))
+        scenery = lay_out(self.config, table.key, table.object, table.motion, table.scale, table.hue, start)
+        found = []
+        for spec, others, alpha in zip(specs, scenery.distractor_object, scenery.distractor_alpha, strict=True):
+            dim = [OBJECTS[other].name for other in others[alpha > 0]]
+            found.append(
+                {
+                    "object": tuple(dict.fromkeys([OBJECTS[spec.object].name, *dim])),
+                    "body_part": (PARTS[spec.part].name,),
+                    "scene": (SCENES[spec.scene].name,),
+                    "motion": (MOTIONS[spec.motion].name,),
+                }
+            )
+        return found
 
     def images(self, n: int, seed: int = 0, device: torch.device | str = "cpu") -> Images:
         """``n`` single pictures of random atoms at random phases, in the seen style, with a global and a local caption.
