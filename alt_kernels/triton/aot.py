@@ -35,7 +35,7 @@ TARGETS = (80, 90, 100)
 # What a half-precision dot becomes: warps' own instruction, the warp group's, tensor memory's.
 MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
 ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
-NO_KERNELS = {"__init__", "aot", "aot_case", "hardware", "host", "sass", "tuner", "tuning"}
+NO_KERNELS = {"__init__", "aot", "aot_case", "aot_driver", "hardware", "host", "sass", "tuner", "tuning"}
 #: Bytes of shared memory that a program may have, by target.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: The smallest of our kernels has three times as many; a kernel that the compiler emptied has about ten.

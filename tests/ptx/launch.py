@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from alt_kernels.triton.aot_driver import Driver
+
 from .arithmetic import Array
 from .machine import Machine
 from .memory import Global, HazardError
@@ -37,27 +39,6 @@ variants: dict[str, set[str]] = {}
 
 TARGET = int(os.environ.get("ALT_KERNELS_PTX_TARGET", "80"))  # or 90
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}[TARGET]  # bytes of a program
-
-
-class Driver:
-    """A GPU that can be compiled for and not launched on."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.target, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"a launch asked the driver for {name}")
 
 
 translated = functools.lru_cache(maxsize=None)(translate)

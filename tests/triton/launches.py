@@ -19,7 +19,8 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from tests.ptx.launch import GRIDS, Driver
+from alt_kernels.triton.aot_driver import Driver
+from tests.ptx.launch import GRIDS
 
 ON = "cuda" if sys.argv[1:] == ["fake"] else "cpu"  # where the tensors are
 
