@@ -92,3 +92,16 @@ def _driver() -> str:
         return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
+
+
+def gpu_state(device: torch.device) -> dict[str, str]:
+    """Clocks, power and temperature of the GPU now, as the driver writes them; empty where there is none to ask."""
+    if device.type != "cuda":
+        return {}
+    fields = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu", "pstate")
+    try:
+        query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        line = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return {}
+    return dict(zip(fields, line.split(", "), strict=False))

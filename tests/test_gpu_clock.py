@@ -37,6 +37,7 @@ class Device:
         self.mended: list[Any] = []
         self.waits: list[int] = []
         self.captured: list[int] = []
+        self.released: list[str] = []  # what was captured by then, whenever cached memory was given back
         device = self
 
         class Event:
@@ -99,6 +100,7 @@ class Device:
             **{"current_stream": lambda where: device.stream, "synchronize": lambda where=None: None},
             **{"graph_pool_handle": lambda: (0, 7), "default_generators": [generator], "_sleep": self.waits.append},
             "set_stream": lambda other: setattr(device, "stream", other),
+            "empty_cache": lambda: self.released.append(f"after {len(self.captured)} captures"),
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
@@ -124,13 +126,85 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 def test_a_replay_is_long_and_counts_its_calls(gpu: Device) -> None:
     """A pilot of one pass, then as many passes as take three milliseconds of the GPU's own time."""
-    timed = clock.interleave({"fast": [gpu.call(5e-6)] * 10, "slow": [gpu.call(0.2)]}, GPU, rounds=6, seconds=100)
-    assert gpu.captured == [10, 600, 1]
+    timed = clock.interleave({"fast": [gpu.call(5e-6)] * 10, "slow": [gpu.call(1.9e-3)]}, GPU, rounds=6, seconds=100)
+    assert gpu.captured == [10, 600, 1, 2]
     assert timed["fast"].how == timed["slow"].how == "graph"
     assert timed["fast"].median == pytest.approx(5e-6)
-    assert timed["slow"].median == pytest.approx(0.2)
+    assert timed["slow"].median == pytest.approx(1.9e-3)
     assert len(timed["fast"].seconds) == 6, "the round before the first is not counted"
     assert all(wait >= 0.9e-4 * clock.CYCLES for wait in gpu.waits[6:]), "the GPU did not wait for its queue"
+
+
+def test_a_long_call_is_not_captured(gpu: Device) -> None:
+    """A graph would keep all that it allocates: the eager assignment to 100,000 entities, more than an H100 has."""
+    calls = {"long": [gpu.call(2.1e-3)], "tower": [gpu.call(4e-3)]}
+    timed = clock.interleave({"long": calls["long"]}, GPU, rounds=5, seconds=100)
+    assert gpu.captured == []
+    assert (timed["long"].how, timed["long"].why) == ("events", "")
+    assert timed["long"].median == pytest.approx(2.1e-3)
+    timed = clock.interleave({"tower": calls["tower"]}, GPU, rounds=5, seconds=100, longest=float("inf"))
+    assert timed["tower"].how == "graph", "a tower whose launches would be all that is measured"
+
+
+def test_memory_goes_back_before_every_capture(gpu: Device) -> None:
+    clock.interleave({"a": [gpu.call(5e-6)] * 10}, GPU, rounds=5, seconds=100)
+    assert gpu.captured == [10, 600]
+    assert gpu.released == ["after 0 captures", "after 1 captures"]
+
+
+def test_a_rival_that_raises_while_it_is_timed_costs_its_own_row(gpu: Device) -> None:
+    """At its second call, in a round, or not at all: the others have all their rounds, and the reason is there."""
+    count = 0
+
+    def raises_at(last: int) -> Any:
+        run = gpu.call(3e-3)
+
+        def call() -> None:
+            nonlocal count
+            count += 1
+            if count == last:
+                raise RuntimeError("out of memory")
+            run()
+
+        return call
+
+    for last in (2, 15):
+        count, failed = 0, {}
+        calls = {"ours": [gpu.call(1e-4)] * 2, "rival": [raises_at(last)]}
+        timed = clock.interleave(calls, GPU, rounds=12, seconds=100, failed=failed)
+        assert list(timed) == ["ours"], last
+        assert len(timed["ours"].seconds) == 12
+        assert str(failed["rival"]) == "out of memory"
+        count = 0
+        with pytest.raises(RuntimeError, match="out of memory"):
+            clock.interleave(calls, GPU, rounds=12, seconds=100)
+
+
+def test_the_clock_of_the_run_gives_the_rate_of_draws(gpu: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake of an H200 at 1.755 GHz: 24 integer operations a Gumbel number, 64 a cycle on 132 multiprocessors."""
+
+    def sleep(cycles: int) -> None:
+        gpu.call(cycles / 1.755e9)()
+
+    class Anything:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: self
+
+        __matmul__ = __getattr__
+
+    monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+    properties = types.SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: Anything())
+    monkeypatch.setattr(torch, "empty_like", lambda *_, **__: Anything())
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: Anything())
+    monkeypatch.setattr(Anything, "copy_", lambda *_: gpu.call(1e-3)(), raising=False)
+    monkeypatch.setattr(Anything, "__matmul__", lambda *_: gpu.call(1.4e-3)())
+    found = clock.ceilings(GPU, dry=False)
+    assert found["clock_hz"] == pytest.approx(1.755e9, rel=1e-3)
+    assert found["bytes_per_s"] == pytest.approx(2**32 / 1e-3)
+    assert found["flop_per_s"] == pytest.approx(2 * 8192**3 / 1.4e-3)
+    assert 25_856 * 913 / found["draws_per_s"] == pytest.approx(38.2e-6, rel=0.01)
 
 
 def test_a_capture_that_fails_leaves_nothing_behind(gpu: Device) -> None:

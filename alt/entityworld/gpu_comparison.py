@@ -81,6 +81,22 @@ class GpuPlan:
             600.0,
         )
 
+    def limited(
+        self, *, steps: int | None = None, pretraining_steps: int | None = None, seconds: float | None = None
+    ) -> GpuPlan:
+        """Returns the plan with other steps per method, steps of pre-training, or seconds; None keeps the plan's.
+
+        The warm-up of the pre-training is shortened with its steps.
+        """
+        plan = self
+        if steps is not None:
+            plan = dataclasses.replace(plan, fine_tuning=dataclasses.replace(plan.fine_tuning, steps=steps))
+        if pretraining_steps is not None:
+            warmup = round(plan.pretraining.warmup * min(pretraining_steps / plan.pretraining.steps, 1))
+            training = dataclasses.replace(plan.pretraining, steps=pretraining_steps, warmup=max(warmup, 1))
+            plan = dataclasses.replace(plan, pretraining=training)
+        return plan if seconds is None else dataclasses.replace(plan, seconds=seconds)
+
 
 def run_gpu(
     plan: GpuPlan,

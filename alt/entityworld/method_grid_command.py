@@ -30,6 +30,14 @@ def entityworld(
         int | None,
         typer.Option(min=1, help="Training steps of every method; 1500 on the CPU.", show_default=False),
     ] = None,
+    pretraining_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of the small CLIP that the gpu preset trains first.", show_default=False),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds after which the gpu preset begins no further run.", show_default=False),
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Methods by name, separated by commas; without it all.", show_default=False),
@@ -57,7 +65,13 @@ def entityworld(
 
         torch.set_num_threads(threads)
         if preset in (Preset.gpu, Preset.smoke):
-            failed = _on_gpu(preset.value, seeds, steps, _names(methods), device, out)
+            limits = {"steps": steps, "pretraining_steps": pretraining_steps, "seconds": seconds}
+            failed = _on_gpu(preset.value, seeds, limits, _names(methods), device, out)
+        elif pretraining_steps is not None or seconds is not None:
+            raise UserError(
+                "--pretraining-steps and --seconds belong to --preset gpu or smoke, which train a small CLIP;"
+                f" got them with --preset {preset.value}."
+            )
         else:
             failed = _on_cpu(preset.value, seeds, steps, _names(methods), pretrained, out)
     except UserError as error:
@@ -143,10 +157,13 @@ def _world(preset: str) -> Any:
 
 
 def _on_gpu(
-    preset: str, seeds: int, steps: int | None, methods: list[str] | None, device: str | None, out: Path
+    preset: str,
+    seeds: int,
+    limits: dict[str, Any],
+    methods: list[str] | None,
+    device: str | None,
+    out: Path,
 ) -> list[str]:
-    import dataclasses
-
     import torch
 
     from alt.errors import UserError
@@ -161,9 +178,7 @@ def _on_gpu(
             "--preset gpu needs a CUDA device; --preset smoke runs the same code on the CPU in a few steps."
         )
     chosen = _pick(list(METHODS), methods)
-    plan = GpuPlan.preset(preset)
-    if steps is not None:
-        plan = dataclasses.replace(plan, fine_tuning=dataclasses.replace(plan.fine_tuning, steps=steps))
+    plan = GpuPlan.preset(preset).limited(**limits)
 
     def keep(found: dict[str, list[dict[str, float]]]) -> None:
         write(out, found, [], {"what": f"EntityWorld, preset {preset}", "unfinished": True})

@@ -25,7 +25,7 @@ def run(session: Session, budget: Budget, parts: Sequence[str] = PARTS) -> Recor
 
     if "kernels" in parts:
         record["ceilings"] = clock.ceilings(session.device, session.dry)
-        clock.released()
+        clock.release(session.device)
         keep()
         part = Budget(budget.left() * (0.5 if "towers" in parts else 1.0))
         kernels(session, part, record, keep)
@@ -53,7 +53,7 @@ def kernels(session: Session, budget: Budget, record: Record, keep: Callable[[],
             record["kernels"].append(row)
             _report(row)
             keep()
-            clock.released()
+            clock.release(session.device)
     for name, seconds, build in listed:
         if name not in places or not (late := record["kernels"][places[name]].get("later")):
             continue
@@ -63,7 +63,7 @@ def kernels(session: Session, budget: Budget, record: Record, keep: Callable[[],
                 record["kernels"][places[name]] = row
             _report(row)
             keep()
-            clock.released()
+            clock.release(session.device)
 
 
 def _report(row: Record) -> None:
@@ -83,32 +83,42 @@ def one(session: Session, name: str, build: Any, ceilings: dict[str, float], *, 
         return {"name": name, "error": entrants.reason(error)}
     late = frozenset(filter(entrants.compiles, case.entrants)) if quick else frozenset()
     case = case.without(late)
-    floor = max(case.bytes / ceilings["bytes_per_s"], case.flops / ceilings["flop_per_s"])
+    floors = case.floors(ceilings)
+    floor = max(floors.values())
     row: Record = {"name": case.name, "shape": case.shape, "absent": dict(case.absent), "entrants": {}}
     row |= {"flops": case.flops, "bytes": case.bytes, "sets": case.sets, "later": sorted(late)}
-    row |= {"target_us": micro(case.target.here(floor)), "floor_us": micro(floor)}
+    row |= {"target_us": micro(case.target.here(floors)), "floor_us": micro(floor)}
+    row["floors_us"] = {name: micro(seconds) for name, seconds in floors.items()}
     right: dict[str, Record] = {}
     for entrant, function in case.entrants.items():
         try:
             found, why = check(session, case, entrant, function)
         except Exception as error:
             found, why = {}, entrants.reason(error)
-            clock.released()
+            clock.release(session.device)
         if why:
             row["absent"][entrant] = why
         else:
             right[entrant] = found
     calls = {n: [(lambda i=i, n=n: case.entrants[n](i)) for i in range(case.sets)] for n in right}
     rounds, seconds = (2, 0.0) if session.dry else (clock.ROUNDS, 6.0)
-    try:
-        timed = clock.interleave(calls, session.device, rounds=rounds, seconds=seconds, launched=entrants.FOREIGN)
-        for entrant, times in timed.items():
-            row["entrants"][entrant] = right[entrant] | measured(session, times, calls[entrant][0])
-            row["entrants"][entrant]["over_floor"] = times.median / floor
-            if "ours" in timed:
-                row["entrants"][entrant]["times_ours"] = clock.ratio(times, timed["ours"])
-    except Exception as error:
-        return row | {"error": entrants.reason(error)}
+    failed: dict[str, Exception] = {}
+    timed = clock.interleave(
+        calls, session.device, rounds=rounds, seconds=seconds, launched=entrants.FOREIGN, failed=failed
+    )
+    for entrant, times in timed.items():
+        try:
+            found = right[entrant] | measured(session, times, calls[entrant][0])
+        except Exception as error:
+            failed[entrant] = error
+            clock.release(session.device)
+            continue
+        row["entrants"][entrant] = found | {"over_floor": times.median / floor}
+    if "ours" in row["entrants"]:
+        for entrant, found in row["entrants"].items():
+            found["times_ours"] = clock.ratio(timed[entrant], timed["ours"])
+    for entrant, error in failed.items():  # its own row, not ours
+        row["absent"][entrant] = f"while it was timed: {entrants.reason(error)}"
     return row
 
 

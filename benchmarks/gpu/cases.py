@@ -1,8 +1,8 @@
-"""The kernels of the table of floors: entrants, gates, floors and targets of each. Targets are times on an H200."""
+"""The kernels of the table of floors: entrants, gates, floors and targets of each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import gates
@@ -22,13 +22,20 @@ Gate = Callable[[Any], float]
 
 
 class Target(NamedTuple):
-    """What a kernel has to reach: seconds on an H200, or so many times this machine's own floor."""
+    """What a kernel has to reach: seconds where latency decides, or so many times this machine's own floor.
+
+    ``together``: the floor is the sum of the kernel's floors, whose work one unit does after the other; else the
+    largest of them.
+    """
 
     seconds: float | None = None
     floors: float | None = None
+    together: bool = False
 
-    def here(self, floor: float) -> float | None:
-        return self.seconds if self.floors is None else self.floors * floor
+    def here(self, floors: Mapping[str, float]) -> float | None:
+        if self.floors is None:
+            return self.seconds
+        return self.floors * (sum(floors.values()) if self.together else max(floors.values()))
 
 
 class Case(NamedTuple):
@@ -46,6 +53,13 @@ class Case(NamedTuple):
     sets: int
     peak: bool = False  # peak memory beside the time
     unbiased: frozenset[str] = frozenset()  # entrants that solve an easier problem: no gate, shown as such
+    draws: int = 0  # Gumbel numbers
+
+    def floors(self, ceilings: Mapping[str, float]) -> dict[str, float]:
+        """Seconds that nobody can do without on a machine with these ceilings, by what they go into."""
+        products = max(self.bytes / ceilings["bytes_per_s"], self.flops / ceilings["flop_per_s"])
+        found = {"bytes or products": products}
+        return found | ({"noise": self.draws / ceilings["draws_per_s"]} if self.draws else {})
 
     def without(self, names: frozenset[str]) -> Case:
         return self._replace(entrants={n: f for n, f in self.entrants.items() if n not in names})
@@ -107,7 +121,7 @@ def matching_from_keys(session: Session, batch: int | None = None) -> Case:
     gate = gates.matching_gate(keys[0].mean(1, dtype=torch.float32), shape.r)
     moved = shape.batch * shape.tokens * shape.channels * shape.dtype.itemsize
     name = "matching from keys" if batch is None else f"matching from keys, batch {batch}"
-    target = Target(25e-6) if batch is None else Target()
+    target = Target(floors=1.4) if batch is None else Target()
     case = Case(
         *(name, shape.label, shape.matching_cost().flops, moved, target, runs),
         *(dict.fromkeys(runs, gate), gates.roundings(4, shape.dtype), {}, count),
@@ -244,11 +258,12 @@ def assignment(session: Session, *, large: bool = False) -> Case:
         fast = entrants.compiled(eager, session.dry)
         runs["F.gumbel_softmax, compiled"] = lambda i: fast(x[i], e[i], TAU)
     cost = shape.cost(backward=False)
-    target = Target(8.4e-3 if large else 90e-6)
+    target = Target(floors=2.0) if large else Target(floors=1.45, together=True)
     gate = dict.fromkeys(runs, lambda result: law(result[rows]))
     name = f"assignment, K = {shape.entities:,}"
     bound = gates.roundings(16, shape.dtype)
-    return Case(name, shape.label, *cost, target, runs, gate, bound, {}, count, peak=large)
+    draws = shape.rows * shape.entities
+    return Case(name, shape.label, *cost, target, runs, gate, bound, {}, count, peak=large, draws=draws)
 
 
 def assignment_backward(session: Session, *, both: bool = False) -> Case:
@@ -262,7 +277,7 @@ def assignment_backward(session: Session, *, both: bool = False) -> Case:
     want = torch.autograd.grad(out, exact, grad[0].double())[0]
     # Sums in float32 and some roundings to the working dtype; a gradient of zeros is off by 1.
     bound = gates.roundings(512, torch.float32) + gates.roundings(8, shape.dtype)
-    cost = shape.cost(backward=True)
+    cost, draws = shape.cost(backward=True), shape.rows * shape.entities
     if both:
         leaves = [t.detach().requires_grad_() for t in x]
         fast = entrants.compiled(rivals.assign, session.dry)
@@ -280,7 +295,7 @@ def assignment_backward(session: Session, *, both: bool = False) -> Case:
         }
         gate = {"ours": lambda result: gates.error(result, want)} | dict.fromkeys(list(runs)[1:], finite)
         name = "assignment, forward and backward"
-        return Case(name, shape.label, *cost, Target(), runs, gate, bound, {}, count)
+        return Case(name, shape.label, *cost, Target(), runs, gate, bound, {}, count, draws=draws)
     ops = torch.ops.alt_kernels
     saved = [ops.gumbel_assignment(x[i], e[i], tau, None, seed, True)[1:] for i in range(count)]
 
@@ -290,7 +305,8 @@ def assignment_backward(session: Session, *, both: bool = False) -> Case:
     flops = 3 * shape.cost(backward=False).flops
     gate = {"ours": lambda result: gates.error(result, want)}
     runs = {"ours": backward}
-    return Case("assignment backward", shape.label, flops, cost.bytes, Target(260e-6), runs, gate, bound, {}, count)
+    target, sizes = Target(floors=2.0, together=True), (flops, cost.bytes)
+    return Case("assignment backward", shape.label, *sizes, target, runs, gate, bound, {}, count, draws=draws)
 
 
 def all_cases(session: Session) -> Iterator[tuple[str, float, Callable[[], Case]]]:

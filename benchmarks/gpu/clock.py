@@ -11,6 +11,7 @@ with the host's clock.
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import statistics
 import time
@@ -26,8 +27,15 @@ GRAPH_SECONDS = 3e-3  # of the GPU's time in one replay: a thousand times what e
 MOST_CALLS = 2048  # in one graph
 LAUNCHED_CALLS = 64  # at a time where there is no graph: the queue of a GPU holds about a thousand launches
 ROUNDS = 21
+CLOCK_CYCLES = 2e6  # of a wait that shows the clock
 CYCLES = 2e9  # a second at most: of a GPU's clock
 LONGEST_WAIT = 0.05
+#: Seconds of a call that is captured. A longer one gains nothing by it, and a graph keeps all that its calls allocate:
+#: the eager assignment to 100,000 entities would keep more than an H100 has.
+LONGEST_CAPTURED = 2e-3
+#: Integer operations of 32 bits that a multiprocessor does in a cycle, and of them what one Gumbel number takes:
+#: Philox4x32-10 with all four words used.
+INTEGER_LANES, DRAW = 64, 24
 
 
 class Timed(NamedTuple):
@@ -92,8 +100,12 @@ def passes(calls: Sequence[Call], repeat: int) -> Call:
     return loop
 
 
-def ready(calls: Sequence[Call], device: torch.device, capture: bool = True) -> Ready:
-    """What one round of these calls runs; compiled and warmed up."""
+def ready(calls: Sequence[Call], device: torch.device, longest: float = LONGEST_CAPTURED) -> Ready:
+    """What one round of these calls runs; compiled and warmed up.
+
+    Args:
+        longest: seconds; a call that takes longer is not captured.
+    """
     one = passes(calls, 1)
     one()  # compile, and let allocators and handles settle
     if device.type != "cuda":
@@ -102,22 +114,24 @@ def ready(calls: Sequence[Call], device: torch.device, capture: bool = True) -> 
         return Ready(passes(calls, repeat), repeat * len(calls), "host")
     one()
     synchronize(device)
+    seconds = statistics.median(_seconds(one, device, _host(one, device)) for _ in range(3))
     why = ""
-    if capture:
+    if seconds <= longest * len(calls):
         try:
+            release(device)  # of a capture's memory nothing can be taken from what the cache holds
             run = graphs.capture(one, device)
             count = len(calls)
             run()
-            seconds = statistics.median(_seconds(run, device, _host(run, device)) for _ in range(3))
-            repeat = min(round(GRAPH_SECONDS / seconds), MOST_CALLS // count)
+            inside = statistics.median(_seconds(run, device, _host(run, device)) for _ in range(3))
+            repeat = min(round(GRAPH_SECONDS / inside), MOST_CALLS // count)
             if repeat > 1:
                 del run
+                release(device)
                 run, count = graphs.capture(passes(calls, repeat), device), repeat * count
                 run()
             return Ready(run, count, "graph", _host(run, device))
         except Exception as error:  # that it cannot be captured is an answer
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
-    seconds = statistics.median(_seconds(one, device, _host(one, device)) for _ in range(3))
     repeat = max(1, min(round(GRAPH_SECONDS / seconds), LAUNCHED_CALLS // len(calls)))
     run = passes(calls, repeat)
     return Ready(run, repeat * len(calls), "events", _host(run, device), why)
@@ -147,6 +161,8 @@ def interleave(
     rounds: int = ROUNDS,
     seconds: float = 20.0,
     launched: frozenset[str] = frozenset(),
+    longest: float = LONGEST_CAPTURED,
+    failed: dict[str, Exception] | None = None,
 ) -> dict[str, Timed]:
     """Time every entrant, each given as calls on one set of inputs after the other.
 
@@ -154,17 +170,36 @@ def interleave(
         rounds: at most so many; at least five, however long they take. One more goes before them, untimed: clocks rise.
         seconds: about what the rounds may take together.
         launched: entrants that are not to be captured, others' code of which nothing is known.
+        longest: seconds of a call above which it is not captured.
+        failed: receives what an entrant raised. It is out of the contest and of the result then, and the others go
+            on. Without it the first exception is raised.
     """
-    prepared = {name: ready(calls, device, name not in launched) for name, calls in entrants.items()}
-    found: dict[str, list[float]] = {name: [] for name in prepared}
+    prepared: dict[str, Ready] = {}
+    found: dict[str, list[float]] = {}
+
+    def attempt(name: str, what: Callable[[], Any]) -> Any:
+        try:
+            return what()
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = error
+            prepared.pop(name, None)
+            release(device)
+            return None
+
+    for name, calls in entrants.items():
+        limit = 0.0 if name in launched else longest
+        if (entrant := attempt(name, lambda c=calls, m=limit: ready(c, device, m))) is not None:
+            prepared[name], found[name] = entrant, []
     order, begin = random.Random(0), time.monotonic()  # the same orders in every run
     for number in range(-1, rounds):
         if number >= 5 and time.monotonic() - begin > seconds:
             break
         for name in order.sample(sorted(prepared), len(prepared)):
             entrant = prepared[name]
-            taken = _seconds(entrant.run, device, entrant.wait) / entrant.count
-            if number >= 0:
+            taken = attempt(name, lambda e=entrant: _seconds(e.run, device, e.wait) / e.count)
+            if number >= 0 and taken is not None:
                 found[name].append(taken)
     return {name: Timed(found[name], entrant.how, entrant.why) for name, entrant in prepared.items()}
 
@@ -181,14 +216,27 @@ def spread(timed: Timed) -> tuple[float, float]:
 
 
 def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
-    """What this machine does at best: bytes a second of a large copy, read and written; bfloat16 FLOP a second."""
+    """What this machine does at best per second: bytes of a large copy, read and written; bfloat16 FLOP; draws.
+
+    A draw is one Gumbel number. Their rate follows from the clock, which a kernel that waits so many cycles shows.
+    """
     size, side = (2**20, 64) if dry else (2**31, 8192)
     source = torch.empty(size // 4, device=device).normal_()
     target = torch.empty_like(source)
     dtype = torch.float32 if dry else torch.bfloat16
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    timed = interleave({"copy": [lambda: target.copy_(source)], "matmul": [lambda: a @ b]}, device, seconds=3)
-    return {"bytes_per_s": 2 * size / timed["copy"].median, "flop_per_s": 2 * side**3 / timed["matmul"].median}
+    calls: dict[str, list[Call]] = {"copy": [lambda: target.copy_(source)], "matmul": [lambda: a @ b]}
+    if device.type == "cuda":
+        calls["wait"] = [lambda: torch.cuda._sleep(int(CLOCK_CYCLES))]
+    else:
+        calls["draws"] = [lambda: target.exponential_()]
+    timed = interleave(calls, device, seconds=3)
+    found = {"bytes_per_s": 2 * size / timed["copy"].median, "flop_per_s": 2 * side**3 / timed["matmul"].median}
+    if device.type != "cuda":
+        return found | {"draws_per_s": target.numel() / timed["draws"].median}
+    clock = CLOCK_CYCLES / timed["wait"].median
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return found | {"clock_hz": clock, "draws_per_s": count * INTEGER_LANES * clock / DRAW}
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -196,9 +244,10 @@ def cache_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
 
 
-def released(result: Any = None) -> None:
-    """Give cached memory back between cases, so that one does not run out of what another held."""
-    if torch.cuda.is_available():
+def release(device: torch.device) -> None:
+    """Give cached memory back, so that a case or a capture does not run out of what another held."""
+    gc.collect()
+    if device.type == "cuda":
         with contextlib.suppress(RuntimeError):  # after an illegal access every call fails: the next case says so
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
             torch.cuda.empty_cache()

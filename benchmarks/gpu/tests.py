@@ -1,4 +1,7 @@
-"""Section `test`: pytest over what a GPU adds, each test reported as it ends, stopped cleanly when time is up."""
+"""Sections `test` and `agree`: pytest, each test reported as it ends, stopped cleanly when the time is up.
+
+`agree` are the tests that a first run on a GPU needs: `tests/gpu`, and all implementations side by side.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import os
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from .processes import OUT_OF_TIME, finish
 from .session import Budget, Record, Session, say, table
 
+FIRST = ("tests/gpu", "tests/test_implementations_agree.py")
 #: The surest first. Of tests/cuda what runs on the GPU: its emulated twin needs none.
 FOLDERS = (
-    *("tests/gpu", "tests/test_implementations_agree.py", "tests/cuda", "tests/triton"),
+    *(*FIRST, "tests/cuda", "tests/triton"),
     "tests/entityworld/test_entity_world_pictures.py::test_another_device_gives_the_same_pictures_to_a_grey_level",
 )
 #: What these folders have that needs no GPU.
@@ -27,15 +32,15 @@ SELECTED = (
     *("-m", "not slow or gpu", "-k", "not emulated and not order_of_the_threads"),
     *(f"--ignore={path}" for path in IGNORED),
 )
-#: Rest for pytest to start, to end, and for the last test of every process.
+#: Rest for pytest to start and collect, to end, and for the last test of every process.
 MARGIN = 30.0
 
 
-def run(session: Session, budget: Budget) -> Record:
+def run(session: Session, budget: Budget, section: str = "test") -> Record:
     """What a GPU adds, and the kernels' own tests, which compile for it where ALT_KERNELS_TEST_DEVICE says so."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "tests.jsonl"
-        status, tail = _pytest(session, budget, log)
+        status, tail = _pytest(session, budget, log, FIRST if section == "agree" else FOLDERS)
         return summary(_reports(log), status, tail, budget)
 
 
@@ -45,8 +50,8 @@ def _reports(log: Path) -> list[Record]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]]:
-    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*FOLDERS, *SELECTED]
+def _pytest(session: Session, budget: Budget, log: Path, folders: Sequence[str]) -> tuple[int, list[str]]:
+    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*folders, *SELECTED]
     if not session.dry and importlib.util.find_spec("xdist"):  # most of the time is Triton's compiler, on the CPU
         arguments += ["-n", str(min(12, os.cpu_count() or 1))]
     environment = os.environ | {
@@ -62,19 +67,22 @@ def _pytest(session: Session, budget: Budget, log: Path) -> tuple[int, list[str]
     def look(text: str) -> None:
         reports = _reports(log)
         session.keep(summary(reports, 0, [], Budget(0)))  # a budget of its own: what is left out is counted at the end
-        say(f"  {dict(Counter(r['outcome'] for r in reports))}")
+        say(f"  {dict(Counter(r['outcome'] for r in reports if 'outcome' in r))}")
 
     status, text = finish(command, budget.left(), environment=environment, look=look)
     return status, text.splitlines()[-20:]
 
 
 def summary(reports: list[Record], status: int, tail: list[str], budget: Budget) -> Record:
-    """Counts by file and outcome, and the text of every failure."""
+    """Counts by file and outcome, and the text of every failure; a run of which no test ended has failed."""
+    collected = sum(r.get("collected", 0) for r in reports)
+    reports = [r for r in reports if "outcome" in r]
     late = [r["test"] for r in reports if r["outcome"] == "left out"]
     if late:
         budget.left_out.append(f"{len(late)} tests, from {late[0]} on")
+    unknown = collected - len({r["test"] for r in reports})
     if status == OUT_OF_TIME:
-        budget.left_out.append("tests: one was still running when the time was up")
+        budget.left_out.append(f"{max(unknown, 1)} tests: pytest was stopped when the time was up")
     failures = [r for r in reports if r["outcome"] in ("failed", "error")]
     counts: dict[str, Counter[str]] = {}
     for report in reports:
@@ -90,7 +98,10 @@ def summary(reports: list[Record], status: int, tail: list[str], budget: Budget)
     }
     # 0: all passed, 5: nothing collected, which is a failure here as well.
     broken = [f"pytest ended with {status}"] if status not in (0, OUT_OF_TIME) else []
+    if not broken and not any(r["outcome"] == "passed" for r in reports):
+        broken = ["no test passed before the time was up"]
     record["failed"] = [r["test"] for r in failures] or broken
+    record["tests_left_out"] = len(late) + (max(unknown, 1) if status == OUT_OF_TIME else 0)
     if status:
         record["tail"] = tail
         record["table"] += tail[-5:] if not failures else []

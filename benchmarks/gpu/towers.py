@@ -11,7 +11,7 @@ import copy
 import random
 import statistics
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import rival_tower
@@ -41,13 +41,14 @@ TINY = (Vit("tiny", 32, 4, 32, 2, 2, 16),)
 
 
 class Entrant(NamedTuple):
-    """``r`` 0 is the unmerged tower; ``seconds`` it takes to set up and time, about."""
+    """``r`` 0 is the unmerged tower; ``seconds`` it takes to set up and time, about; ``ours``: with our kernels."""
 
     name: str
     r: int
     build: Callable[[], Callable[[Tensor], Tensor]]
     seconds: float
     compiled: bool
+    ours: bool
 
 
 class Contest(NamedTuple):
@@ -65,40 +66,36 @@ class Contest(NamedTuple):
 
 
 def run(session: Session, budget: Budget, rows: list[Record], keep: Callable[[], None]) -> None:
-    """Every contest first without what has to be compiled, which takes minutes; then with it, the headline first."""
+    """ViT-B/16 eager, the headline compiled, ViT-L/14 eager, then what else is compiled: each takes minutes."""
     try:
         import open_clip  # noqa: F401
     except ImportError as error:
         budget.left_out.append(f"towers: open_clip cannot be imported ({error}); WHEELS=folder brings it along")
         return
     places: dict[str, int] = {}
-    plan = list(_plan(session))
-    for compiled in (False, True):
-        for c in plan:
-            # What a contest needs at least: its eager entrants, or two compiled ones, since one alone says nothing.
-            needed = 2 * _compiling(c) + 10 if compiled else 6 + c.vit.layers / 2
-            if session.dry and not compiled:
-                continue
-            if not session.dry and not budget.has(needed, f"{c.name}{', compiled' if compiled else ''}"):
-                continue
-            place = places.setdefault(c.name, len(rows))
-            if place == len(rows):
-                rows.append({"name": c.name, "error": "not finished"})
+    for c, compiled in steps(session):
+        # What a contest needs at least: its eager entrants, or two compiled ones, since one alone says nothing.
+        needed = 2 * _compiling(c) + 10 if compiled else 6 + c.vit.layers / 2
+        if not session.dry and not budget.has(needed, f"{c.name}{', compiled' if compiled else ''}"):
+            continue
+        place = places.setdefault(c.name, len(rows))
+        if place == len(rows):
+            rows.append({"name": c.name, "error": "not finished"})
 
-            def so_far(row: Record, place: int = place) -> None:
-                rows[place] = row
-                keep()
+        def so_far(row: Record, place: int = place) -> None:
+            rows[place] = row
+            keep()
 
-            try:
-                so_far(contest(session, budget, c, compiled, so_far))
-            except Exception as error:
-                if "error" in rows[place]:
-                    so_far({"name": c.name, "error": entrants.reason(error)})
-                else:  # what was measured before stays
-                    rows[place]["absent"]["the rest"] = entrants.reason(error)
-            say(f"  {c.name}: {_share(rows[place])}")
-            clock.released()
-            torch.compiler.reset()
+        try:
+            so_far(contest(session, budget, c, compiled, so_far))
+        except Exception as error:
+            if "error" in rows[place]:
+                so_far({"name": c.name, "error": entrants.reason(error)})
+            else:  # what was measured before stays
+                rows[place]["absent"]["the rest"] = entrants.reason(error)
+        say(f"  {c.name}: {_share(rows[place])}")
+        clock.release(session.device)
+        torch.compiler.reset()
 
 
 def _share(row: Record) -> str:
@@ -106,18 +103,31 @@ def _share(row: Record) -> str:
     return row.get("error") or "; ".join(shares) or "no share"
 
 
-def _plan(session: Session) -> Iterator[Contest]:
-    """The headline first, so that it is there when time runs out."""
+def contests(session: Session) -> list[Contest]:
+    """The headline first."""
     if session.dry:
-        yield from (Contest(TINY[0], 2, what) for what in (FORWARD, CAPTURED, TRAINING))
-        return
-    base, large = VITS
-    yield Contest(base, 256, FORWARD)
-    yield Contest(base, 256, TRAINING)
-    yield Contest(base, 8, CAPTURED)
-    yield Contest(large, 256, FORWARD)
-    yield Contest(large, 8, CAPTURED)
-    yield Contest(large, 64, TRAINING)
+        return [Contest(TINY[0], 2, what) for what in (FORWARD, CAPTURED, TRAINING)]
+    return [
+        Contest(vit, *which)
+        for vit in VITS
+        for which in ((256, FORWARD), (8, CAPTURED), (training_batch(vit), TRAINING))
+    ]
+
+
+def training_batch(vit: Vit) -> int:
+    """As many images as the activations of a training step leave room for."""
+    return 256 if vit.layers <= 12 else 64
+
+
+def steps(session: Session) -> list[tuple[Contest, bool]]:
+    """Contests in order, each with whether its compiled entrants take part, so that most is there when time is up."""
+    listed = contests(session)
+    if session.dry:
+        return [(c, True) for c in listed]
+    small = [c for c in listed if c.vit == VITS[0]]
+    large = [c for c in listed if c.vit != VITS[0]]
+    eager, compiled = ([(c, flag) for c in small] for flag in (False, True))
+    return [*eager, compiled[0], *((c, False) for c in large), *compiled[1:], *((c, True) for c in large)]
 
 
 def _compiling(c: Contest) -> float:
@@ -150,10 +160,14 @@ def contest(session: Session, budget: Budget, c: Contest, compiled: bool, so_far
     gate = (gradient_gate if c.training else embedding_gate)(exact, copy.deepcopy(base), images[0])
     calls: dict[str, list[Callable[[], object]]] = {}
     errors: dict[str, float] = {}
-    everyone = {e.name: e for e in _entrants(session, base, c)}
+    everyone = {e.name: e for e in entrants_of(session, base, c)}
 
     def timed(rounds: int) -> Record:
-        times = _time(session, calls, c.what == CAPTURED, rounds) if calls else {}
+        failed: dict[str, Exception] = {}
+        times = _time(session, calls, c.what == CAPTURED, rounds, failed) if calls else {}
+        for name, error in failed.items():  # its own row, and no other's
+            row["absent"][name] = f"while it was timed: {entrants.reason(error)}"
+            del calls[name]
         found = row | {"entrants": {n: {"error": errors[n]} for n in calls}, "absent": dict(row["absent"])}
         summarize(found, {n: (everyone[n].r, t) for n, t in times.items()})
         return found
@@ -173,7 +187,7 @@ def contest(session: Session, budget: Budget, c: Contest, compiled: bool, so_far
             calls[entrant.name] = [(lambda s=step, x=x: s(x)) for x in images]
         except Exception as error:
             row["absent"][entrant.name] = entrants.reason(error)
-            clock.released()
+            clock.release(session.device)
             continue
         if entrant.compiled and not session.dry:
             so_far(timed(7))
@@ -202,11 +216,11 @@ def _costs(base: nn.Module, c: Contest) -> tuple[dict[int, int], dict[int, int]]
     return macs, left
 
 
-def _entrants(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
+def entrants_of(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
     """Unmerged, ours and plain torch; eager, then compiled in the order of what they tell.
 
-    Unmerged twice: open_clip's own, and with PyTorch's fused attention on views of the packed projection, which copies
-    nothing: a faster tower is a harder one to be measured against.
+    Unmerged three times: open_clip's own; with PyTorch's fused attention on views of the packed projection, which
+    copies nothing; and with our attention, whose gain would else be taken for merging's. The fastest is t_0.
     """
     import alt
 
@@ -215,12 +229,15 @@ def _entrants(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
     def tower() -> nn.Module:
         return copy.deepcopy(base).train(c.training)
 
-    def whole(r: int) -> tuple[nn.Module, Step]:
+    def host() -> tuple[nn.Module, Step]:
         found = tower()
-        if r:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                alt.patch_clip(found, r=r)
+        return found, found
+
+    def patched(r: int) -> tuple[nn.Module, Step]:
+        found = tower()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            alt.patch_clip(found, r=r)
         return found, found
 
     def plain(r: int, masked: bool) -> tuple[nn.Module, Step]:
@@ -234,20 +251,24 @@ def _entrants(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
                 forward = torch.compile(forward, dynamic=False)
             return TrainingStep(forward, module) if c.training else _inferring(forward)
 
-        return Entrant(f"{name}, {'compiled' if compiled else 'eager'}", r, made, slow if compiled else 3, compiled)
+        ours = "ours" in name or "our " in name
+        full = f"{name}, {'compiled' if compiled else 'eager'}"
+        return Entrant(full, r, made, slow if compiled else 3, compiled, ours)
 
     first, second = MERGED
-    fused, mask = "unmerged, SDPA", f"plain torch + SDPA mask r={first}"
+    fused, attention, mask = "unmerged, SDPA", "unmerged, our attention", f"plain torch + SDPA mask r={first}"
     return [
-        entrant("unmerged", 0, lambda: whole(0), False),
+        entrant("unmerged", 0, host, False),
         entrant(fused, 0, lambda: plain(0, True), False),
-        entrant(f"ours r={first}", first, lambda: whole(first), False),
-        entrant(f"ours r={second}", second, lambda: whole(second), False),
+        entrant(attention, 0, lambda: patched(0), False),
+        entrant(f"ours r={first}", first, lambda: patched(first), False),
+        entrant(f"ours r={second}", second, lambda: patched(second), False),
         entrant(f"plain torch r={first}", first, lambda: plain(first, False), False),
         entrant(fused, 0, lambda: plain(0, True), True),
-        entrant(f"ours r={first}", first, lambda: whole(first), True),
-        entrant("unmerged", 0, lambda: whole(0), True),
-        entrant(f"ours r={second}", second, lambda: whole(second), True),
+        entrant(f"ours r={first}", first, lambda: patched(first), True),
+        entrant(attention, 0, lambda: patched(0), True),
+        entrant(f"ours r={second}", second, lambda: patched(second), True),
+        entrant("unmerged", 0, host, True),
         entrant(mask, first, lambda: plain(first, True), True),
     ]
 
@@ -276,17 +297,28 @@ class TrainingStep:
 
 
 def _time(
-    session: Session, calls: dict[str, list[Callable[[], object]]], captured: bool, most: int
+    session: Session,
+    calls: dict[str, list[Callable[[], object]]],
+    captured: bool,
+    most: int,
+    failed: dict[str, Exception],
 ) -> dict[str, Timed]:
     """Batches that fill the GPU as they are launched, host time included; small ones as a CUDA graph."""
     if captured or session.device.type != "cuda":
         seconds = 0.0 if session.dry else 10.0
-        return clock.interleave(calls, session.device, rounds=most, seconds=seconds)
+        limits = {"rounds": most, "seconds": seconds, "longest": float("inf")}
+        return clock.interleave(calls, session.device, failed=failed, **limits)
     found: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
     for turn in range(-1, most):  # the first is a warm-up
-        for name in order.sample(sorted(calls), len(calls)):
-            taken = clock.once(calls[name][turn % 2], session.device)
+        for name in order.sample(sorted(found), len(found)):
+            try:
+                taken = clock.once(calls[name][turn % 2], session.device)
+            except Exception as error:
+                failed[name] = error
+                del found[name]
+                clock.release(session.device)
+                continue
             if turn >= 0:
                 found[name].append(taken)
     return {name: Timed(values, "host") for name, values in found.items()}

@@ -13,6 +13,10 @@ from .session import Budget, Record, Session
 
 KEPT = (".json", ".csv", ".md")  # small texts; pictures and checkpoints stay where they are
 LARGEST = 2**20
+#: Seconds that the command takes after its last run: evaluation, tables, the end of the process.
+CLOSING = 40.0
+#: Steps of pre-training that fit a whole section, and its seconds.
+STEPS, SECONDS = 3000, 510.0
 
 
 def run(session: Session, budget: Budget) -> Record:
@@ -20,7 +24,8 @@ def run(session: Session, budget: Budget) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         preset = os.environ.get("PRESET", "smoke" if session.dry else "gpu")
         place = ["--device", session.device.type]
-        command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, *place, "--out", folder]
+        limits = limits_of(budget.left(), session.dry)
+        command = [sys.executable, "-m", "alt.cli", "entityworld", "--preset", preset, *place, *limits, "--out", folder]
 
         def look(text: str) -> None:
             lines = last(text)
@@ -42,6 +47,14 @@ def run(session: Session, budget: Budget) -> Record:
         record["failed"] = [f"ended with {status}"]
     record["tail"] = tail
     return record | {"table": tail[-25:]}
+
+
+def limits_of(seconds: float, dry: bool) -> list[str]:
+    """What the section's time allows the command: no further run too late, and pre-training in proportion."""
+    if dry:
+        return []
+    steps = round(STEPS * min(seconds / SECONDS, 1))
+    return ["--seconds", f"{max(seconds - CLOSING, 1):.0f}", "--pretraining-steps", str(max(steps, 1))]
 
 
 def collect(folder: Path) -> dict[str, object]:

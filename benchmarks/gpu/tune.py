@@ -34,7 +34,7 @@ def run(session: Session, budget: Budget) -> Record:
             found.append(tuner.search(problem, timer, seconds=share, sweeps=1 if session.dry else tuner.SWEEPS))
         except Exception as error:
             broken.append(f"{what}: {entrants.reason(error)}")
-        clock.released()
+        clock.release(session.device)
     entries = tuner.entries(found)
     if not session.dry:  # the interpreter's times say nothing
         for stem, listed in entries.items():

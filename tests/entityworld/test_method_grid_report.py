@@ -148,6 +148,15 @@ def test_the_gpu_run_says_what_it_had_no_time_for() -> None:
     assert setting["left_out"] == ["CLIP-Mean, seed 0: no time left"]
 
 
+def test_a_gpu_run_takes_its_limits_from_outside() -> None:
+    """Seconds and steps were constants, so that a shorter run was stopped in the middle."""
+    plan = GpuPlan.preset("gpu")
+    assert plan.limited() == plan
+    limited = plan.limited(steps=7, pretraining_steps=1000, seconds=130.0)
+    assert (limited.fine_tuning.steps, limited.pretraining.steps, limited.seconds) == (7, 1000, 130.0)
+    assert limited.pretraining.warmup == round(plan.pretraining.warmup / 3)
+
+
 def test_command(tmp_path: Path) -> None:
     arguments = [
         "entityworld",
@@ -174,6 +183,7 @@ def test_command(tmp_path: Path) -> None:
         (["--methods", "ALT, MIT"], "--methods knows CLIP-Mean"),
         (["--preset", "gpu", "--device", "cpu"], "needs a CUDA device"),
         (["--pretrained", "nowhere.safetensors"], "found no nowhere.safetensors"),
+        (["--preset", "tiny", "--seconds", "9"], "--seconds belong to --preset gpu or smoke"),
     ],
 )
 def test_command_tells_what_is_wrong(arguments: list[str], words: str, tmp_path: Path) -> None:
