@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo test test-slow bench docs gpu aot aot-check cuda-resources cuda-check lint format wheel clean distclean
+.PHONY: help install ext demo test test-slow bench docs gpu gpu-pack aot aot-check cuda-resources cuda-check lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,12 +57,19 @@ bench: $(STAMP) ## benchmarks against their rivals (one thread)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
 
 # On a machine with a GPU, without network or .venv: $(PYTHON) has torch 2.11, Triton, pytest and hypothesis (train: the
-# extra [models]), and nvcc beside it.
-#   make gpu SECTIONS="test bench" OUT=folder BUDGET=seconds-a-section WHEELS=folder DEVICE=cpu (a dry run)
+# extra [models]), and nvcc beside it where there is no PACK.
+#   make gpu SECTIONS="test bench" OUT=folder BUDGET=seconds-per-section WHEELS=folder DEVICE=cpu (a dry run)
+#   make gpu TOTAL=430 PACK=build/gpu-pack     a first call of fifteen minutes on a GPU; its last line says what is next
 gpu: ## everything that needs a GPU: test sanitize tune bench train (benchmarks/README.md)
 	PYTHONPATH="$(CURDIR):$(CURDIR)/benchmarks$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m gpu $(SECTIONS) \
 	    $(if $(OUT),--out "$(OUT)") $(if $(DEVICE),--device $(DEVICE)) $(if $(BUDGET),--budget $(BUDGET)) \
-	    $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
+	    $(if $(TOTAL),--total $(TOTAL)) $(if $(PACK),--pack "$(PACK)") $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
+
+# Here, without a GPU; PACK_PYTHON is an interpreter of the GPU machine's release.
+PACK_PYTHON ?= python3.12
+gpu-pack: $(STAMP) ## build/gpu-pack: all that a GPU machine would have to compile or fetch (nvcc, no GPU)
+	PYTHONPATH="$(CURDIR):$(CURDIR)/benchmarks" $(BIN)/python -m gpu.pack --python "$(PACK_PYTHON)" \
+	    --out "$(if $(PACK),$(PACK),build/gpu-pack)" $(ARGS)
 
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90, sm_100 and write their resources (no GPU needed)
 	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --out docs/kernels_resources.md

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    import machine  # noqa: F401  found by `gpu` later on
+    import machine
     from gpu import __main__ as entry
     from gpu import (
         bench,
+        calls,
         cases,
         clock,
+        dry_launch,
         inputs,
         prepare,
         processes,
@@ -35,6 +39,7 @@ try:
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
+CEILINGS = {"bytes_per_s": 1e9, "flop_per_s": 1e9, "draws_per_s": 1e9}
 DRY = session.Session(torch.device("cpu"), Path("unused"), 60.0, {}, dry=True)
 
 
@@ -87,8 +92,9 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tests"], "SECTIONS: expected some of test sanitize tune bench train kernels towers, got tests"),
+        (["tests"], "SECTIONS: expected some of test sanitize tune bench train kernels towers agree, got tests"),
         (["test", "--budget", "0"], "BUDGET: expected seconds > 0, got 0"),
+        (["test", "--total", "0"], "TOTAL: expected seconds > 0, got 0"),
         (["test"], "DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one"),
     ],
 )
@@ -145,14 +151,14 @@ def test_several_sections_run_in_a_process_each(
     class Process(subprocess.Popen):  # type: ignore[type-arg]
         def __init__(self, command: list[str], env: dict[str, str]) -> None:
             commands.append(command[3:])
-            assert json.loads(env[entry.BUILT]) == {"seconds": 9}
+            assert json.loads(env[calls.BUILT]) == {"seconds": 9}
             code = ("import os; os.kill(os.getpid(), 11)", "import time; time.sleep(60)", "")[len(commands) - 1]
             super().__init__([sys.executable, "-c", code])
 
-    monkeypatch.setattr(entry, "GRACE", 1.0)
-    monkeypatch.setattr(entry.subprocess, "Popen", Process)
+    monkeypatch.setattr(calls, "GRACE", 1.0)
+    monkeypatch.setattr(calls.subprocess, "Popen", Process)
     options = entry.parser().parse_args(["--device", "cpu", "--out", str(tmp_path), "--budget", "2"])
-    assert entry.each(options, ["test", "tune", "kernels"], {"seconds": 9}, 1.5) == 1
+    assert calls.each(options, ["test", "tune", "kernels"], {"seconds": 9}, calls.Clock(2.0, 1.5)) == 1
     assert [command[0] for command in commands] == ["test", "tune", "kernels"]
     assert [command[command.index("--budget") + 1] for command in commands] == ["1.5", "2.0", "2.0"]
     assert all("--no-build" in command and str(tmp_path) in command for command in commands)
@@ -160,6 +166,110 @@ def test_several_sections_run_in_a_process_each(
     assert "FAILED test ended with -11" in shown
     assert "FAILED tune ended with 124" in shown
     assert "kernels" not in shown
+
+
+def test_a_total_is_shared_by_what_sections_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one does not use goes to those after it; the last one is ended before the total is over."""
+    now = [1000.0]
+    monkeypatch.setattr(calls.time, "monotonic", lambda: now[0])
+    sections = list(calls.FIRST_CALL)
+    assert sections == ["kernels", "towers", "agree"]
+    timing = calls.Clock(510.0, 510.0, 1000.0 + 430)
+    now[0] += 30  # a start
+    found = [timing.seconds(sections, 0)]
+    now[0] += found[0][0]
+    found.append(timing.seconds(sections, 1))
+    now[0] += 10  # it breaks at once
+    found.append(timing.seconds(sections, 2))
+    (kernels, _), (towers_, _), (agree, limit) = found
+    assert kernels == pytest.approx(113, abs=5)
+    assert towers_ == pytest.approx(172, abs=6)
+    assert agree > 240, "the time that the towers left"
+    assert now[0] + limit + calls.LAST <= 1430
+
+
+def record(section: str, **fields: object) -> session.Record:
+    found: session.Record = {"section": section, "ended": True, "failed": [], "dry_run": False, "left_out": []}
+    found |= {"towers": [{"name": "ViT"}], "kernels": [], "counts": {"tests/gpu/a.py": {"passed": 150}}}
+    return found | fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "expected"),
+    [
+        ({}, 0, "NEXT 2A: at once, SECTIONS='tune kernels' TOTAL=230"),
+        (
+            {"agree": {"tests_left_out": 7}},
+            3,
+            "NEXT 2A: at once, SECTIONS='tune kernels' TOTAL=230 (7 tests were left out)",
+        ),
+        (
+            {"kernels": {"failed": ["merge"]}},
+            1,
+            "NEXT 2B: give the machine back, mend, pack again, then SECTIONS='kernels'",
+        ),
+        ({"towers": {"ended": False}}, 1, "SECTIONS='towers' TOTAL=200. 1 failed: towers: it was stopped"),
+        ({"towers": {"towers": []}}, 0, "NEXT 2B"),
+        ({"agree": {"counts": {"tests/gpu/a.py": {"passed": 99}}}}, 0, "99 tests passed, expected at least 100"),
+        ({"agree": None}, 1, "agree: no result"),
+        ({}, 1, "NEXT 2B"),
+    ],
+)
+def test_the_verdict(tmp_path: Path, changes: dict[str, dict[str, object] | None], status: int, expected: str) -> None:
+    began = time.time() - 100
+    for section in calls.FIRST_CALL:
+        if (fields := changes.get(section, {})) is not None:
+            (tmp_path / f"{section}.json").write_text(json.dumps(record(section, **fields)))
+    line = calls.verdict(tmp_path, list(calls.FIRST_CALL), status, began, None)
+    assert expected in line
+    assert f"NEXT {json.loads((tmp_path / 'verdict.json').read_text())['next']}" == line
+    old = calls.verdict(tmp_path, ["kernels"], 0, time.time() + 100, None)
+    assert "kernels: no result" in old, "a result of an earlier command counts"
+
+
+def test_the_verdict_on_a_tuning(tmp_path: Path) -> None:
+    for section in calls.SECOND_CALL:
+        (tmp_path / f"{section}.json").write_text(json.dumps(record(section)))
+    line = calls.verdict(tmp_path, list(calls.SECOND_CALL), 0, 0.0, None)
+    assert line == f"NEXT give the machine back and keep the results: python -m gpu --apply {tmp_path / 'tune.json'}"
+
+
+def test_training_takes_its_seconds_and_steps_from_the_entry() -> None:
+    """With constants of 440 s and 3,000 steps a section of 200 s was stopped from outside."""
+    assert train.limits_of(510, False) == ["--seconds", "470", "--pretraining-steps", "3000"]
+    assert train.limits_of(170, False) == ["--seconds", "130", "--pretraining-steps", "1000"]
+    assert train.limits_of(170, True) == []
+
+
+def test_clocks_are_recorded_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in what was written of a section that was stopped."""
+    clocks = iter(["1980 MHz", "1410 MHz"])
+    monkeypatch.setattr(machine, "gpu_state", lambda _: {"clocks.sm": next(clocks)})
+    seen: list[session.Record] = []
+
+    def kept(session: session.Session, *_: object) -> session.Record:
+        session.keep({"table": [], "failed": []})
+        seen.append(json.loads((tmp_path / "tune.json").read_text())["gpu_state"])
+        return {"table": [], "failed": []}
+
+    monkeypatch.setattr(tune, "run", kept)
+    options = entry.parser().parse_args(["tune", "--device", "cpu", "--out", str(tmp_path)])
+    assert entry.run(options, None) == 0
+    assert seen == [{"before": {"clocks.sm": "1980 MHz"}}]
+    after = {"before": {"clocks.sm": "1980 MHz"}, "after": {"clocks.sm": "1410 MHz"}}
+    assert json.loads((tmp_path / "tune.json").read_text())["gpu_state"] == after
+
+
+def test_the_driver_is_asked_for_clocks_power_and_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == "nvidia-smi"
+        count = len(command[1].partition("=")[2].split(","))
+        return subprocess.CompletedProcess(command, 0, ", ".join(map(str, range(count))) + "\n", "")
+
+    monkeypatch.setattr(machine.subprocess, "run", answer)
+    found = machine.gpu_state(torch.device("cuda"))
+    assert {"clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"} <= found.keys()
+    assert machine.gpu_state(torch.device("cpu")) == {}
 
 
 def test_the_kernels_without_compiled_rivals_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,11 +323,74 @@ def test_a_wrong_entrant_is_not_timed() -> None:
     case.entrants["wrong"] = lambda i: [t + 1e-3 for t in right(i)]
     case.entrants["raises"] = lambda i: 1 / 0
     case.gates["wrong"] = case.gates["raises"] = case.gates["ours"]
-    row = bench.one(DRY, "merge", lambda: case, {"bytes_per_s": 1e9, "flop_per_s": 1e9})
+    row = bench.one(DRY, "merge", lambda: case, CEILINGS)
     assert "wrong by" in row["absent"]["wrong"]
     assert row["absent"]["raises"] == "ZeroDivisionError: division by zero"
     assert not {"wrong", "raises"} & row["entrants"].keys()
     assert row["entrants"]["ours"]["error"] <= case.bound
+
+
+@pytest.mark.parametrize("rival", ["raises at its second call", "ours"])
+def test_who_raises_while_timed_costs_its_own_row(rival: str) -> None:
+    """Its check went well; then it runs out of memory. The others are measured, and the reason is in the row."""
+    case = cases.weighted_merge(DRY)
+    right, calls = case.entrants["ours"], 0
+
+    def raises(i: int) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise RuntimeError("CUDA out of memory")
+        return right(i)
+
+    case.entrants[rival] = raises
+    case.gates[rival] = case.gates["ours"]
+    row = bench.one(DRY, "merge", lambda: case, CEILINGS)
+    assert "error" not in row
+    assert row["absent"] == {rival: "while it was timed: RuntimeError: CUDA out of memory"}
+    others = {"ours", "plain torch", "plain torch, index_add", "plain torch, compiled"} - {rival}
+    assert row["entrants"].keys() == others
+    assert all(found["us"] > 0 for found in row["entrants"].values())
+    assert ("times_ours" in row["entrants"]["plain torch"]) == (rival != "ours")
+    failed = bench.finished({"kernels": [row], "towers": []})["failed"]
+    assert failed == ([] if rival != "ours" else ["merge"])
+
+
+#: What was measured on such cards.
+H200 = {"bytes_per_s": 4.3e12, "flop_per_s": 790e12, "draws_per_s": 132 * 64 * 1.755e9 / 24}
+H100 = {"bytes_per_s": 3.0e12, "flop_per_s": 798e12, "draws_per_s": 132 * 64 * 1.755e9 / 24}
+
+
+@pytest.mark.parametrize(
+    ("name", "h200", "h100"),
+    [
+        ("matching", 10, 10),  # latency
+        ("matching from keys", 1.4 * 18.0, 1.4 * 25.8),
+        ("merge", 1.3 * 35.3, 1.3 * 50.6),
+        ("residual + merge + LayerNorm", 1.25 * 70.6, 1.25 * 101.2),
+        ("attention", 1.3 * 72.1, 1.3 * 103.3),
+        ("attention backward", 1.5 * 144, 1.5 * 207),
+        ("assignment", 1.45 * (30.6 + 38.2), 1.45 * (30.3 + 38.2)),
+        ("assignment backward", 2 * (91.8 + 38.2), 2 * (90.9 + 38.2)),
+        ("assignment, large corpus", 2 * 4185, 2 * 4185),
+    ],
+)
+def test_targets_follow_the_ceilings_of_the_run(name: str, h200: float, h100: float) -> None:
+    """In microseconds on either card; none is below the card's own floor."""
+    target = targets()[name]
+    for ceilings, expected in ((H200, h200), (H100, h100)):
+        floors = target[1](ceilings)
+        assert 1e6 * target[0].here(floors) == pytest.approx(expected, rel=0.03)
+        assert target[0].here(floors) > max(floors.values())
+
+
+@functools.cache
+def targets() -> dict[str, tuple[cases.Target, Callable[[dict[str, float]], dict[str, float]]]]:
+    """Target and floors of every case at the real shapes, which are built without computing them."""
+    real = DRY._replace(dry=False)
+    with dry_launch.dry_run():
+        built = {name: build() for name, _, build in cases.all_cases(real)}
+    return {name: (case.target, case._replace(entrants={}, gates={}).floors) for name, case in built.items()}
 
 
 def test_floors_are_those_of_the_table() -> None:
@@ -333,23 +506,61 @@ def test_tests_are_counted_and_late_ones_named() -> None:
     assert budget.left_out == ["1 tests, from tests/gpu/a.py::three on"]
     assert tests.summary([], 5, ["nothing collected"], budget)["failed"] == ["pytest ended with 5"]
     assert tests.summary(reports[:1], 0, [], budget)["failed"] == []
-    assert tests.summary(reports[:1], 124, [], budget)["failed"] == []
-    assert budget.left_out[-1] == "tests: one was still running when the time was up"
+    stopped = tests.summary([{"collected": 7}, *reports[:1]], 124, [], budget)
+    assert (stopped["failed"], stopped["tests_left_out"]) == ([], 6)
+    assert budget.left_out[-1] == "6 tests: pytest was stopped when the time was up"
 
 
-def test_the_plugin_leaves_out_what_comes_too_late(tmp_path: Path) -> None:
-    (tmp_path / "test_x.py").write_text("import time\ndef test_a(): time.sleep(0.6)\ndef test_b(): pass\n")
+def reported(tmp_path: Path, source: str, seconds: float, *arguments: str) -> tuple[list[dict[str, object]], int]:
+    """What the plugin writes of a run of these tests, and pytest's exit status."""
+    (tmp_path / "test_x.py").write_text(source)
     log = tmp_path / "log"
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "benchmarks"),
         "ALT_GPU_TEST_LOG": str(log),
-        "ALT_GPU_TEST_SECONDS": "0.5",
+        "ALT_GPU_TEST_SECONDS": str(seconds),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "gpu.pytest_report", "-p", "no:cacheprovider", str(tmp_path)]
-    subprocess.run([*command, "-p", "no:randomly"], cwd=tmp_path, env=environment, capture_output=True, check=True)
-    outcomes = [json.loads(line)["outcome"] for line in log.read_text().splitlines()]
-    assert outcomes[-1] == "left out"
-    assert set(outcomes) <= {"passed", "left out"}
+    done = subprocess.run(
+        [*command, "-p", "no:randomly", *arguments], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    return [json.loads(line) for line in log.read_text().splitlines()], done.returncode
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "1"]])
+def test_the_plugin_leaves_out_what_comes_too_late(tmp_path: Path, processes: list[str]) -> None:
+    """And says first how many tests there are, also where xdist's processes collect them."""
+    source = "import time\ndef test_a(): time.sleep(0.6)\ndef test_b(): pass\n"
+    lines, _ = reported(tmp_path, source, 0.5, *processes)
+    assert lines[0] == {"collected": 2}
+    assert [line["outcome"] for line in lines[1:]] == ["passed", "left out"]
+
+
+def test_a_slow_collection_takes_no_time_from_the_tests(tmp_path: Path) -> None:
+    """It left out all 215 tests once, and the run was reported as good."""
+    source = "import time\ntime.sleep(2)\ndef test_a(): pass\ndef test_b(): pass\n"
+    lines, _ = reported(tmp_path, source, 1)
+    assert [line["outcome"] for line in lines[1:]] == ["passed", "passed"]
+
+
+def test_tests_left_out_are_told_and_change_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of them is another status than success; all of them is a failure."""
+    late = {"test": "tests/gpu/a.py::two", "outcome": "left out"}
+    reports: list[session.Record] = [{"collected": 2}, {"test": "tests/gpu/a.py::one", "outcome": "passed"}, late]
+    monkeypatch.setattr(tests, "_pytest", lambda *_: (0, []))
+    monkeypatch.setattr(tests, "_reports", lambda _: reports)
+    options = entry.parser().parse_args(["test", "--device", "cpu", "--out", str(tmp_path)])
+    assert entry.run(options, None) == calls.TESTS_LEFT_OUT
+    record = json.loads((tmp_path / "test.json").read_text())
+    assert record["failed"] == []
+    assert record["tests_left_out"] == 1
+    assert "left out: 1 tests, from tests/gpu/a.py::two on" in capsys.readouterr().out
+    reports[1] = late | {"test": "tests/gpu/a.py::one"}
+    assert entry.run(options, None) == 1
+    record = json.loads((tmp_path / "test.json").read_text())
+    assert record["failed"] == ["no test passed before the time was up"]
 
 
 def test_a_command_out_of_time_is_interrupted_and_leaves_nobody_behind(tmp_path: Path) -> None:
@@ -390,7 +601,7 @@ entry.main(["test", "--device", "cpu"])
     deadline = time.monotonic() + 60
     while not beat.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    entry.end(process)
+    calls.end(process)
     assert process.returncode == 124
     size = beat.stat().st_size
     time.sleep(0.5)

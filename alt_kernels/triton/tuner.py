@@ -166,13 +166,29 @@ def agrees(got: Any, want: Any) -> bool:
     return bool(pairs)
 
 
+def in_use(problem: Problem) -> Use:
+    """The configuration that launches of the problem take now."""
+    return dict(tuning.nearest(tuning.listed(tuning.load(problem.stem), tuning.device_name()), problem.when))
+
+
+def first_sweep(problem: Problem) -> list[Use]:
+    """The configuration in use, then each that differs from it along one axis: what a search compiles first."""
+    found = [in_use(problem)]
+    for changes in problem.axes:
+        for change in changes:
+            use = found[0] | change
+            if change.keys() <= found[0].keys() and use not in found:
+                found.append(use)
+    return found
+
+
 def search(
     problem: Problem, timer: Timer, *, seconds: float, clock: Callable[[], float] = time.monotonic, sweeps: int = SWEEPS
 ) -> Search:
     """The best configuration found for one problem within ``seconds``; the one in use where none is better."""
     end = clock() + seconds
     stem = problem.stem
-    default: Use = tuning.nearest(tuning.listed(tuning.load(stem), tuning.device_name()), problem.when)
+    default = in_use(problem)
     best, tried, failures = dict(default), [], []
     seen = {_key(default)}
 

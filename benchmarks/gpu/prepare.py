@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,41 @@ def install_wheels(folder: str) -> str:
     wheels = sorted(Path(folder).glob("*.whl"))
     if not wheels:
         raise ValueError(f"WHEELS: expected a folder with *.whl files, got {folder!r}")
-    target = tempfile.mkdtemp(prefix="alt-wheels-")
+    target = Path(tempfile.mkdtemp(prefix="alt-wheels-"))
+    unpack_wheels(wheels, target)
+    use_folder(target)
+    return str(target)
+
+
+def unpack_wheels(wheels: Sequence[Path], target: Path) -> None:
+    """Put the files of wheels into ``target``, whatever they say that they need."""
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile"]
-    subprocess.run([*command, "--target", target, *map(str, wheels)], check=True)
-    sys.path.append(target)  # last: what the machine has goes first
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), target]))
-    return target
+    subprocess.run([*command, "--target", str(target), *map(str, wheels)], check=True)
+
+
+def use_folder(target: Path) -> None:
+    """Let this process and its children import from ``target``, last: what the machine has goes first."""
+    sys.path.append(str(target))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(target)]))
+
+
+def read_ahead() -> None:
+    """Begin to read PyTorch's libraries from the disk, of which the first call of each would have to wait."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("torch")  # found, not imported
+    if spec is None or spec.origin is None:
+        return
+    site = Path(spec.origin).parents[1]
+    paths = [*site.glob("torch/lib/*.so*"), *site.glob("nvidia/*/lib/*.so*")]
+
+    def read() -> None:
+        for path in paths:
+            with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+                while file.read(2**24):
+                    pass
+
+    threading.Thread(target=read, daemon=True).start()
 
 
 def cuda_home() -> str | None:

@@ -1,0 +1,104 @@
+"""Runs PyTorch code at real shapes without computing: results have memory and strides, and no values.
+
+Inside :class:`DryRun` every operator of PyTorch returns uninitialised memory of the right shape, which takes no time
+and, since no page is touched, no memory. Our operators go through their Triton launchers up to the launch, so Triton
+compiles, or finds in its cache, exactly the kernels that the same code needs on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from alt_kernels import library
+from alt_kernels.triton import tuning
+from alt_kernels.triton.aot_driver import Driver
+
+#: Checks of values, which are not there: module of the reference, function.
+VALUE_CHECKS = (("weighted_merge", "check_plan"), ("gumbel_assignment", "check_tau"))
+#: The list of launch configurations that is looked up: of an architecture, whatever the GPU is called.
+GPU = "any GPU, sm_{}"
+
+
+def _meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, torch.Generator):  # of another device; nothing is drawn
+        return None
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def _memory(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+    return value
+
+
+class DryRun(TorchDispatchMode):
+    """Shapes of everything, values of nothing; our operators reach their launchers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == library.NAMESPACE:
+            return self._launch(func, args)
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if any(alias is not None and not alias.is_write for alias in aliases):
+            return func(*args, **kwargs)  # a view is one of the same memory
+        if any(alias is not None for alias in aliases):  # in place: its values do not matter
+            written = [
+                kwargs[a.name] if a.kwarg_only else args[i]
+                for i, a in enumerate(func._schema.arguments)
+                if a.alias_info is not None and a.alias_info.is_write
+            ]
+            return written[0] if len(written) == 1 else tuple(written)
+        if not any(isinstance(returned.type, (torch.TensorType, torch.ListType)) for returned in func._schema.returns):
+            return func(*args, **kwargs)  # a number read from memory, whatever it is
+        return tree_map(_memory, func(*tree_map(_meta, args), **tree_map(_meta, kwargs)))
+
+    def _launch(self, func: Any, args: tuple[Any, ...]) -> Any:
+        name = func._schema.name.split("::")[1]
+        op = library.OPS[name]
+        double = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
+        with self:
+            if op.triton is None or double:
+                return op.reference(*args)
+            return getattr(importlib.import_module(f"alt_kernels.triton.{op.triton}"), name)(*args)
+
+
+@contextlib.contextmanager
+def dry_run(target: int = 90) -> Iterator[None]:
+    """Triton for a GPU of architecture ``target`` that nothing is launched on, and :class:`DryRun`."""
+    import triton
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.jit import JITFunction
+
+    run, name, active = JITFunction.run, tuning.device_name, triton.runtime.driver._active
+    interpret = GridExecutor.__call__
+
+    def stop(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    checks = [(importlib.import_module(f"alt_kernels.reference.{stem}"), check) for stem, check in VALUE_CHECKS]
+    before = [getattr(module, check) for module, check in checks]
+    for module, check in checks:
+        setattr(module, check, lambda *_: None)
+    JITFunction.run = stop  # type: ignore[method-assign]
+    GridExecutor.__call__ = lambda self, *args, **kwargs: None  # under TRITON_INTERPRET, which compiles nothing
+    tuning.device_name = lambda: GPU.format(target)  # type: ignore[assignment]
+    triton.runtime.driver.set_active(Driver(target))
+    try:
+        with DryRun():
+            yield
+    finally:
+        JITFunction.run, tuning.device_name = run, name  # type: ignore[method-assign]
+        GridExecutor.__call__ = interpret
+        triton.runtime.driver._active = active
+        for (module, check), function in zip(checks, before, strict=True):
+            setattr(module, check, function)
