@@ -22,11 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augment import ClipAugment
-from .pixels import normalise
-from .sampling import make_views, sample_train
-from .seeds import make_generator
-
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 ARRAYS = {".npy", ".npz", ".pt"}
 _DECODERS: dict[str, Callable[[Path], Tensor]] = {}
@@ -34,6 +29,11 @@ _DECODERS: dict[str, Callable[[Path], Tensor]] = {}
 
 class ClipError(ValueError):
     """A clip or a list that cannot be used; the text is one sentence with the path in it."""
+
+    def __init__(self, text: str) -> None:
+        # Of a loading process torch makes it again from that one's whole traceback, whose last line is the sentence.
+        last = text.strip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
 
 
 def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
@@ -131,11 +131,10 @@ def as_frames(array: Tensor, name: str = "clip") -> Tensor:
     return array.contiguous()
 
 
-def read_clip(path: str | Path, min_frames: int = 1) -> Tensor:
+def read_clip(path: str | Path) -> Tensor:
     """A clip from disk, uint8 ``[F, 3, H, W]``.
 
-    ClipError, one sentence, where the path is missing, the file cannot be read, the shape is another or there are fewer
-    than ``min_frames`` frames.
+    ClipError, one sentence, where the path is missing, the file cannot be read or the shape is another.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -152,8 +151,6 @@ def read_clip(path: str | Path, min_frames: int = 1) -> Tensor:
     else:
         known = ", ".join(sorted({".zip", *ARRAYS, *_DECODERS}))
         raise ClipError(f"{path}: a folder of pictures or a file of {known} is expected; decode videos to frames first")
-    if len(frames) < min_frames:
-        raise ClipError(f"{path}: at least {min_frames} frames are needed, got {len(frames)}")
     return frames
 
 
@@ -260,55 +257,47 @@ def write_clips(
     return folder / "list.txt"
 
 
-class ClipFiles(torch.utils.data.Dataset):
-    """The clips of a list file as (clip float32, label), CLIP-normalised.
+class ClipFiles:
+    """The clips of a list file: whole videos, their labels and the names of the classes.
 
-    In training ``[T, 3, size, size]``: one random frame of every segment, augmented; draws are a function of (seed,
-    epoch, index), see ``set_epoch``. In testing the middle frames and centre crop, or with several views
-    ``[clips * crops, T, 3, size, size]``. A clip with fewer than ``min_frames`` frames (default: T) is an error; with
-    1, short clips repeat frames in order.
+    A clip with fewer frames than a model reads is no error: its frames repeat in order (:func:`sample_test`).
+    :meth:`describe_short` names those that were read so far, in whichever process that was.
+
+    Args:
+        list_file: lines ``path label``. labels: CSV of ``id,name``; None: the labels are numbers.
+        root: the folder that the list, the label file and the clips in the list are relative to. None: the clips are
+            relative to the folder of the list, and the two files to the working directory.
+
+    Attributes:
+        labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
+
+    Raises:
+        ClipError: there is no such folder or file, or it cannot be used.
     """
 
-    def __init__(
-        self,
-        list_file: str | Path,
-        labels: str | Path | None = None,
-        root: str | Path | None = None,
-        *,
-        frames: int = 8,
-        size: int = 224,
-        train: bool = False,
-        augment: ClipAugment | None = None,
-        crops: int = 1,
-        clips: int = 1,
-        min_frames: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        if train and (crops, clips) != (1, 1):
-            raise ValueError(f"crops, clips: several views are for testing, got {crops} x {clips} in training")
-        names = None if labels is None else read_labels(labels)
-        self.entries = read_list(list_file, root, names)
+    def __init__(self, list_file: str | Path, labels: str | Path | None = None, root: str | Path | None = None) -> None:
+        base = Path() if root is None else Path(root)
+        if not base.is_dir():
+            raise ClipError(f"{base}: there is no such folder")
+        names = None if labels is None else read_labels(base / labels)
+        self.entries = read_list(base / list_file, root, names)
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
-        self.frames, self.size, self.train, self.seed = frames, size, train, seed
-        self.augment = augment if augment is not None or not train else ClipAugment(size)
-        self.crops, self.clips = crops, clips
-        self.min_frames = frames if min_frames is None else min_frames
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that live on see it change
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.fill_(epoch)
+        self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()  # loading processes write it
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        entry = self.entries[index]
-        video = read_clip(entry.path, self.min_frames)
-        if self.train:
-            generator = make_generator("sample", seed=self.seed, epoch=int(self._epoch), clip=index)
-            clip = video[sample_train(len(video), self.frames, generator)]
-            assert self.augment is not None
-            return normalise(self.augment(clip, generator)), entry.label
-        views = normalise(make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips))
-        return (views[0] if len(views) == 1 else views), entry.label
+    def video(self, index: int) -> Tensor:
+        """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
+        frames = read_clip(self.entries[index].path)
+        self._frames[index] = len(frames)
+        return frames
+
+    def describe_short(self, frames: int) -> str | None:
+        """Returns a line on the clips read so far that have fewer than ``frames`` frames; None if there are none."""
+        short = ((self._frames > 0) & (self._frames < frames)).nonzero()[:, 0].tolist()
+        if not short:
+            return None
+        named = ", ".join(str(self.entries[i].path) for i in short[:5]) + (", ..." if len(short) > 5 else "")
+        return f"{len(short)} of {len(self)} clips have fewer than {frames} frames, which repeat in order: {named}"

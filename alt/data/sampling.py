@@ -49,6 +49,13 @@ def sample_test(length: int, frames: int, clips: int = 1, clip: int = 0) -> Tens
     return numerator // (2 * clips * frames)
 
 
+def take_frames(video: Tensor, frames: int, seed: int | None) -> Tensor:
+    """Returns ``frames`` of a video ``[F, ...]``: a random one per segment, decided by ``seed``; None: the middle."""
+    if seed is None:
+        return video[sample_test(len(video), frames)]
+    return video[sample_train(len(video), frames, torch.Generator().manual_seed(seed))]
+
+
 def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tuple[int, int]]:
     """(top, left) of square crops: the centre, or both ends and the middle of the longer side."""
     if size > min(height, width):

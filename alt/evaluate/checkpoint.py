@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from alt.data.clip_views import ClipViews
 from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
 from alt.models.video_model import VideoModel
@@ -45,38 +46,43 @@ def open_model(path: str | Path, device: str | torch.device = "cpu") -> VideoMod
         raise UserError(f"{path}: not a model that can be used here ({one_line(error)}).") from None
 
 
-def clip_files(model: VideoModel, data: str | Path, labels: str | Path | None, views: str = "1x1") -> ClipFiles:
-    """The clips of a list file in the frames and size of ``model``.
+def clip_files(
+    model: VideoModel,
+    data: str | Path,
+    labels: str | Path | None = None,
+    views: str = "1x1",
+    root: str | Path | None = None,
+) -> ClipViews:
+    """The clips of a list file in the frames and size of ``model``; arguments as in :class:`alt.data.clips.ClipFiles`.
 
     Raises:
         UserError: unreadable files, or other classes than the model's.
     """
     try:
         wanted = Views.parse(views)
-        dataset = ClipFiles(
-            data,
-            labels,
-            frames=model.config.frames,
-            size=model.backbone.image_size[0],
-            crops=wanted.crops,
-            clips=wanted.clips,
-        )
+        files = ClipFiles(data, labels, root)
     except ValueError as error:
         raise UserError(f"{one_line(error, 300)}.") from None
     if not model.classes:
         raise UserError("The checkpoint has no classes: set_classes was never called on it.")
-    there, here = dataset.class_names, model.classes
-    if labels is not None and there != here:
-        why = f"{len(there)} there, {len(here)} in the checkpoint"
-        for number, (a, b) in enumerate(zip(there, here, strict=False)):
-            if a != b:
-                why = f"number {number} is '{a}' there and '{b}' in the checkpoint"
-                break
-        raise UserError(f"{labels}: the classes are not those of the checkpoint: {why}.")
-    largest = int(dataset.labels.max())
-    if largest >= len(here):
-        raise UserError(f"{data}: label {largest}, but the checkpoint has {len(here)} classes.")
-    return dataset
+    check_classes(files.class_names if labels is not None else None, model.classes, str(labels))
+    largest = int(files.labels.max())
+    if largest >= len(model.classes):
+        raise UserError(f"{data}: label {largest}, but the checkpoint has {len(model.classes)} classes.")
+    size = model.backbone.image_size[0]
+    return ClipViews(files, model.config.frames, size, crops=wanted.crops, clips=wanted.clips)
+
+
+def check_classes(there: Sequence[str] | None, here: Sequence[str], where: str) -> None:
+    """Raises UserError if the classes of ``where`` are not those of the checkpoint; None: it names none."""
+    if there is None or list(there) == list(here):
+        return
+    why = f"{len(there)} there, {len(here)} in the checkpoint"
+    for number, (a, b) in enumerate(zip(there, here, strict=False)):
+        if a != b:
+            why = f"number {number} is '{a}' there and '{b}' in the checkpoint"
+            break
+    raise UserError(f"{where}: the classes are not those of the checkpoint: {why}.")
 
 
 def parse_reduction(text: str) -> int | float | tuple[int, ...]:

@@ -71,6 +71,10 @@ def evaluate(
     labels: Annotated[
         Path | None, typer.Option(help="CSV of id,name; without it labels are numbers of the checkpoint's classes.")
     ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that list, labels and clips are relative to.", show_default="the list's folder"),
+    ] = None,
     views: Annotated[
         str, typer.Option(metavar="CROPSxCLIPS", help="Spatial crops x temporal clips; softmaxes are added up.")
     ] = "1x1",
@@ -95,7 +99,7 @@ def evaluate(
         from alt.evaluate.views import Views
 
         model = open_model(checkpoint, device)
-        dataset = clip_files(model, data, labels, views)
+        dataset = clip_files(model, data, labels, views, root)
         if r is not None:
             model = at_r(model, parse_reduction(r))
         seen = Views.parse(views)
@@ -115,6 +119,8 @@ def evaluate(
             clips=seen.clips,
             gmacs_per_video=gmacs,
         )
+        if (short := dataset.describe_short()) is not None:
+            typer.echo(short)
         typer.echo(
             f"{result.videos} videos, {len(model.classes)} classes, {model.config.frames}x{seen} views, "
             f"r = {model.config.r}, {gmacs:.4g} GMACs a video"

@@ -1,46 +1,23 @@
-"""From the data section of a configuration to loaders: clips of the embedded world, or of list files on disk."""
+"""From the clips of a run to loaders."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alt.data.clip_views import Clips
+from alt.data.clips import ClipFiles
+from alt.data.sampling import take_frames
 from alt.data.seeds import derive_seed
-from alt.errors import UserError, one_line
 
 from .config import TrainConfig
 from .mixing import build_transform
 from .sampler import Draw, EvenSampler, StepSampler, steps_per_epoch
-
-
-class Clips(Protocol):
-    """Where clips come from. ``draw`` None: the one clip of evaluation; else it decides the frames that are taken."""
-
-    labels: Tensor
-    class_names: list[str]
-
-    def frames(self, index: int, count: int, draw: int | None) -> Tensor:
-        """uint8 ``[T, 3, H, W]``."""
-
-
-class WorldClips:
-    """A split of an embedded world, rendered once."""
-
-    def __init__(self, world: Any, split: Any, frames: int) -> None:
-        from alt.entityworld.world import EntityWorldDataset
-
-        data = EntityWorldDataset(world, split, frames=frames)
-        self._frames: Tensor = data.frames
-        self.labels: Tensor = data.labels
-        self.class_names: list[str] = list(data.class_names)
-
-    def frames(self, index: int, count: int, draw: int | None) -> Tensor:
-        return self._frames[index]
+from .sources import Sources
 
 
 class Transformed(Dataset[tuple[Tensor, int]]):
@@ -57,39 +34,8 @@ class Transformed(Dataset[tuple[Tensor, int]]):
         empty = index < 0  # a place that only keeps the processes even: some clip, no label
         place = int(self.chosen[max(index, 0)])
         seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=turn, clip=place)
-        clip = self.transform(self.clips.frames(place, self.count, seed), seed)
+        clip = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
         return clip, -1 if empty else int(self.clips.labels[place])
-
-
-class Sources(NamedTuple):
-    train: Clips
-    validation: Clips | None
-    world: Any = None  # of kind entity_world
-
-
-def open_sources(config: TrainConfig) -> Sources:
-    """The clips that a configuration names.
-
-    Raises:
-        UserError: a split, folder or list that is not there, or cannot be read.
-    """
-    data, frames = config.data, config.model.frames
-    if data.kind == "entity_world":
-        from alt.entityworld.world import World
-
-        try:
-            world = World(data.preset)
-            validation = WorldClips(world, data.val_split, frames) if data.val_split else None
-            return Sources(WorldClips(world, data.train_split, frames), validation, world)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"data: {one_line(error)}.") from None
-    from .files import FileClips
-
-    if data.root is None:
-        raise UserError("data.root must name the folder of the clips where data.kind is frames.")
-    root = Path(data.root)
-    train = FileClips(root, data.train_list, data.labels)
-    return Sources(train, FileClips(root, data.val_list, data.labels) if data.val_list else None)
 
 
 class ClipData(LightningDataModule):
@@ -110,6 +56,11 @@ class ClipData(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         return self.sources.train.class_names
+
+    def describe_short(self) -> list[str]:
+        """Returns a line on each list file with clips that have fewer frames than the model reads."""
+        lists = [source for source in (self.sources.train, self.sources.validation) if isinstance(source, ClipFiles)]
+        return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
 
     @property
     def steps_per_epoch(self) -> int:

@@ -26,12 +26,12 @@ from alt.files import replacing
 from .build import build_model, export
 from .checkpoint import LAST, AtomicCheckpointIO, WriteError, read_checkpoint, sweep, write_errors
 from .config import TrainConfig, first_difference, from_tree
-from .data import ClipData, open_sources
+from .data import ClipData
 from .module import VideoLearner
+from .sources import open_sources
 from .strategy import cluster, is_first_process, make_strategy
 
 Say = Callable[[str], None]
-_CLIP_ERROR = f"{ClipError.__module__}.{ClipError.__name__}: "
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ def _run(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from: P
                 f"Out of memory ({one_line(error)}); raise trainer.accumulate or set "
                 "model.options.grad_checkpointing=true."
             ) from None
-        except ClipError as error:  # of a loading process it comes with that one's traceback
-            raise UserError(f"{str(error).strip().splitlines()[-1].removeprefix(_CLIP_ERROR)}.") from None
+        except ClipError as error:
+            raise UserError(f"{error}.") from None
         except OSError as error:
             raise UserError(f"Training stopped: {error.filename or ''} {error.strerror or one_line(error)}.") from error
 
@@ -254,6 +254,8 @@ def _finish(trainer: Trainer, learner: VideoLearner, data: ClipData, folder: Pat
             model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         export(model, weights)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    for line in data.describe_short():
+        report(line)
     report(f"Wrote {weights}")
     return RunResult(folder, folder / LAST, weights, int(trainer.global_step), metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .explanation import Explanation
+
+_log = logging.getLogger(__name__)
 
 
 def predict(
@@ -98,7 +101,9 @@ def _run(
         raise UserError(f"{checkpoint}: the model was saved without classes, so there is nothing to predict.")
     if r is not None:
         model = at_r(model, parse_reduction(r))
-    video = read_clip(clip, min_frames=model.config.frames)
+    video = read_clip(clip)
+    if len(video) < model.config.frames:
+        _log.warning("%s has %d of %d frames, which repeat in order", clip, len(video), model.config.frames)
     size = model.backbone.image_size[0]
     frames = make_views(video, model.config.frames, size)[0]
     explanation = explain(model, frames)

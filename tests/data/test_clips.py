@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from alt.data import clips as module
-from alt.data.augment import ClipAugment
+from alt.data.clip_views import ClipViews
 from alt.data.clips import (
     ClipError,
     ClipFiles,
@@ -24,6 +25,7 @@ from alt.data.clips import (
     write_clips,
 )
 from alt.data.pixels import normalise
+from alt.data.sampling import take_frames
 from alt.entityworld.world import EntityWorldDataset, World, write_to_disk
 
 
@@ -40,7 +42,7 @@ def test_the_world_written_to_disk_is_the_world_in_memory(tmp_path: Path, form: 
     world = World("tiny")
     split = world.split("seen-test").subset(range(7))
     listed = write_to_disk(world, split, tmp_path, form)
-    disk = ClipFiles(listed, tmp_path / "labels.csv", frames=4, size=24)
+    disk = ClipViews(ClipFiles(listed, tmp_path / "labels.csv"), frames=4, size=24)
     memory = EntityWorldDataset(world, split)
     assert len(disk) == len(memory) == 7
     assert disk.class_names == memory.class_names
@@ -152,13 +154,12 @@ def _pickled(path: Path) -> Path:
         (lambda p: _saved(p, np.full((2, 3, 4, 4), 200.0)), "floating-point frames lie in [0, 1], got 200 to 200"),
         (lambda p: _saved(p, np.full((2, 3, 4, 4), np.nan)), "floating-point frames lie in [0, 1]"),
         (lambda p: _saved(p, np.zeros((2, 3, 4, 4), np.int64)), "uint8 or floating-point frames are expected"),
-        (lambda p: _saved(p, np.zeros((2, 3, 4, 4), np.uint8)), "at least 4 frames are needed, got 2"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_with_the_path(tmp_path: Path, make, says: str) -> None:
     path = make(tmp_path)
     with pytest.raises(ClipError) as caught:
-        read_clip(path, min_frames=4)
+        read_clip(path)
     text = str(caught.value)
     assert says in text
     assert str(path) in text
@@ -226,50 +227,66 @@ def listed(tmp_path: Path) -> Path:
     return write_clips(tmp_path, torch.stack([video(20, 12, 16), video(20, 12, 16).flip(0)]), [1, 0], ["a", "b"], "npy")
 
 
-def test_training_draws_follow_seed_epoch_and_index(listed: Path) -> None:
-    def make(seed: int = 0) -> ClipFiles:
-        return ClipFiles(listed, frames=4, size=8, train=True, seed=seed)
-
-    data, again = make(), make()
-    first = [data[i][0] for i in (0, 1)]
-    torch.rand(3)
-    assert torch.equal(again[1][0], first[1])
-    assert torch.equal(again[0][0], first[0])
-    again.set_epoch(1)
-    assert not torch.equal(again[0][0], first[0])
-    again.set_epoch(0)
-    assert torch.equal(again[0][0], first[0])
-    assert not torch.equal(make(1)[0][0], first[0])
+def test_whole_videos_labels_and_names(listed: Path) -> None:
+    data = ClipFiles(listed, listed.parent / "labels.csv")
+    assert len(data) == 2
+    assert torch.equal(data.video(0), video(20, 12, 16))
+    assert data.labels.tolist() == [1, 0]
+    assert data.class_names == ["a", "b"]
+    assert ClipFiles(listed).class_names == ["0", "1"]
 
 
-def test_workers_that_live_on_see_the_epoch(listed: Path) -> None:
-    data = ClipFiles(listed, frames=4, size=8, train=True)
-    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
-    for epoch in (0, 3):
-        data.set_epoch(epoch)
-        (batch,) = [clips for clips, _ in loader]
-        assert torch.equal(batch, torch.stack([data[0][0], data[1][0]]))
+def test_root_is_the_folder_of_list_labels_and_clips(listed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """One meaning of root, for training, evaluation and prediction; absolute paths stay what they are."""
+    rooted = ClipFiles("list.txt", "labels.csv", tmp_path)
+    assert torch.equal(rooted.video(1), ClipFiles(listed).video(1))
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "some.txt").write_text("clips/000001.npy 0\n")
+    for data in (ClipFiles("lists/some.txt", "labels.csv", tmp_path), ClipFiles(lists / "some.txt", root=tmp_path)):
+        assert torch.equal(data.video(0), rooted.video(1))
+    with pytest.raises(ClipError, match="no such file"):
+        ClipFiles(lists / "some.txt").video(0)  # without a root they are beside the list
+    with pytest.raises(ClipError, match="none: there is no such folder"):
+        ClipFiles("list.txt", root=tmp_path / "none")
 
 
-def test_the_embedded_augmentation_keeps_directions(listed: Path) -> None:
-    """Without flip, jitter and crop the training clip is the frames themselves."""
-    plain = ClipAugment(12, scales=(1.0,), flip=0.0, jitter=0.0, gray=0.0)
-    data = ClipFiles(listed, frames=20, size=12, train=True, augment=plain)
-    clip = data[0][0]
-    options = [normalise(video(20, 12, 16)[..., left : left + 12]) for left in range(5)]
-    assert any(torch.equal(clip, option) for option in options)
-
-
-def test_test_views(listed: Path) -> None:
-    single, label = ClipFiles(listed, frames=4, size=8)[0]
+def test_views(listed: Path) -> None:
+    files = ClipFiles(listed)
+    single, label = ClipViews(files, frames=4, size=8)[0]
     assert single.shape == (4, 3, 8, 8)
     assert label == 1
-    assert ClipFiles(listed, frames=4, size=8, crops=3, clips=2)[0][0].shape == (6, 4, 3, 8, 8)
-    with pytest.raises(ValueError, match="crops, clips"):
-        ClipFiles(listed, train=True, crops=3)
+    assert ClipViews(files, frames=4, size=8, crops=3, clips=2)[0][0].shape == (6, 4, 3, 8, 8)
+    untouched = ClipViews(files, frames=20, size=12)[0][0]  # short side as it should be: the centre, not resized
+    assert torch.equal(untouched, normalise(video(20, 12, 16)[..., 2:14]))
+    assert not torch.equal(ClipViews(files, frames=20, size=12, resize=14)[0][0], untouched)
 
 
-def test_too_few_frames(listed: Path) -> None:
-    with pytest.raises(ClipError, match="at least 32 frames are needed, got 20"):
-        ClipFiles(listed, frames=32, size=8)[0]
-    assert ClipFiles(listed, frames=32, size=8, min_frames=1)[0][0].shape == (32, 3, 8, 8)
+def test_short_clips_repeat_frames_in_order_and_are_named(tmp_path: Path) -> None:
+    """One rule in training, evaluation and prediction, counted across loading processes."""
+    write_clip(tmp_path / "short.npy", video(3, 8, 8))
+    write_clip(tmp_path / "long.npy", video(6, 8, 8))
+    (tmp_path / "list.txt").write_text("short.npy 0\nlong.npy 0\nshort.npy 0\n")
+    files = ClipFiles(tmp_path / "list.txt")
+    assert files.describe_short(4) is None  # nothing was read yet
+    expected = video(3, 8, 8)[[0, 1, 1, 2]]
+    assert torch.equal(take_frames(files.video(0), 4, None), expected)
+    taken = take_frames(files.video(0), 4, seed=5)
+    places = [int((video(3, 8, 8) == frame).flatten(1).all(1).nonzero()[0]) for frame in taken]
+    assert places == sorted(places)
+    loader = torch.utils.data.DataLoader(ClipViews(files, frames=4, size=8), batch_size=3, num_workers=1)
+    (batch,) = [clips for clips, _ in loader]
+    assert torch.equal(batch[0], normalise(expected))
+    said = files.describe_short(4)
+    assert said is not None
+    assert said.startswith("2 of 3 clips have fewer than 4 frames, which repeat in order: ")
+    assert said.endswith(f"{tmp_path / 'short.npy'}, {tmp_path / 'short.npy'}")
+
+
+def test_a_loading_process_names_the_damaged_clip(listed: Path) -> None:
+    (listed.parent / "clips" / "000001.npy").write_bytes(b"x")
+    loader = torch.utils.data.DataLoader(ClipViews(ClipFiles(listed), frames=4, size=8), num_workers=1)
+    with pytest.raises(ClipError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(str(listed.parent / "clips" / "000001.npy"))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,56 @@
+"""Test clips as a model reads them: every view of every video, CLIP-normalised."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .clips import ClipFiles
+from .pixels import normalise
+from .sampling import make_views
+
+__all__ = ["ClipViews", "Clips"]
+
+
+class Clips(Protocol):
+    """Where clips come from: list files (:class:`alt.data.clips.ClipFiles`) or a generated world."""
+
+    labels: Tensor
+    class_names: list[str]
+
+    def video(self, index: int) -> Tensor:
+        """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
+
+
+class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Items (clip float32, label) of test clips.
+
+    The clip is ``[T, 3, size, size]``: the middle frame of every segment, centre crop; or with several views
+    ``[clips * crops, T, 3, size, size]``. A video shorter than T repeats frames in order.
+
+    Args:
+        source: the videos. frames: T. size: side of the input in pixels.
+        crops, clips: spatial crops and temporal clips of a video. resize: see :func:`alt.data.sampling.make_views`.
+    """
+
+    def __init__(
+        self, source: Clips, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
+    ) -> None:
+        self.source, self.frames, self.size = source, frames, size
+        self.crops, self.clips, self.resize = crops, clips, resize
+        self.labels, self.class_names = source.labels, source.class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe_short(self) -> str | None:
+        """Returns a line on the clips read so far that have fewer than T frames; None if there are none."""
+        return self.source.describe_short(self.frames) if isinstance(self.source, ClipFiles) else None
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        video = self.source.video(index)
+        views = make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)
+        clip = normalise(views)
+        return (clip[0] if len(clip) == 1 else clip), int(self.labels[index])
