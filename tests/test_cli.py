@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -340,6 +341,32 @@ def test_tradeoff_table_fits_80_columns_and_shows_every_row() -> None:
     lines = [line.split() for line in text.getvalue().splitlines()]
     assert ["constant", "no", "merging", "0", "33.80", "79.1", "±", "0.4", "1234", "4.0"] in lines
     assert ["decreasing", "off-the-shelf", "6", "17.60", "66.0"] in lines
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a process's CPU time from /proc")
+def test_demo_shows_its_first_table_within_a_minute_and_ends_within_three(tmp_path: Path) -> None:
+    """In CPU time, which a busy machine does not lengthen: at one thread it is the time of a calm one."""
+    command = [sys.executable, "-u", "-m", "alt.cli", "demo", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        first = None
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if first is None and line.split()[:2] == ["0", "197"]:  # the table's first row: r and tokens
+                first = cpu_seconds(process.pid)
+        whole = cpu_seconds(process.pid)  # kept until somebody waits for it
+    assert process.returncode == 0, "".join(lines)
+    assert first is not None, "".join(lines)
+    assert first < 60
+    assert whole < 180
+
+
+def cpu_seconds(process: int) -> float:
+    """Returns the user and system time of a process and of its children that ended."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.slow

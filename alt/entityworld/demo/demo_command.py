@@ -36,22 +36,22 @@ def demo(
         int | None,
         typer.Option(
             min=1,
-            help="Timed rounds; every round times every r once. Without it 9, or as many as two minutes hold.",
+            help="Timed rounds of every r. Without it 9, or as many as half a minute holds, but at least 3.",
             show_default=False,
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; with one the times are steadiest.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random weights.")] = 0,
     tradeoff: Annotated[bool, typer.Option(help="Also train the small ALT video model for every r.")] = True,
-    tradeoff_seeds: Annotated[int, typer.Option(min=1, help="Trainings of the small ALT at every r.")] = 5,
+    tradeoff_seeds: Annotated[int, typer.Option(min=1, help="Trainings of the small ALT at every r.")] = 1,
     tradeoff_steps: Annotated[int, typer.Option(min=1, help="Steps of each of them.")] = 400,
 ) -> None:
     """Patch a CLIP image tower with token merging and show what it saves, on photographs; then train the small ALT.
 
     Prints one row for every r: tokens left, GFLOPs of 8 frames, milliseconds for an image, and how close the embedding
     stays to that of the untouched tower. Writes a picture of the merged regions for every photograph. After that the
-    video model of the embedded benchmark is trained with several seeds at every r: accuracy against cost, as a table
-    and as a plot.
+    video model of the embedded benchmark is trained at every r: accuracy against cost, as a table and as a plot. One
+    training per r shows how it goes; `alt tradeoff` trains with five seeds, and longer.
     """
     from rich.console import Console
     from rich.markup import escape

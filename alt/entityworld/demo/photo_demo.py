@@ -26,7 +26,8 @@ __all__ = ["DemoError", "DemoOptions", "run_demo"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_PANELS = 12
-REPEATS, PATIENCE = 9, 120.0
+#: Rounds of the tower, and seconds after which no further one begins: the first table is there within a minute.
+REPEATS, PATIENCE = 9, 30.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class DemoOptions:
     picture_r: int = 8
     out: Path = Path("demo_output")
     precision: str = "fp32"
-    repeats: int | None = None  # None: 9, or as many as two minutes hold
+    repeats: int | None = None  # None: 9, or as many as PATIENCE holds, three at least
     threads: int = 1
     seed: int = 0
 
