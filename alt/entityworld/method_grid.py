@@ -22,6 +22,7 @@ from alt.cost import count_macs
 from alt.data.few_shot import few_shot_indices
 from alt.data.seeds import seeded
 from alt.entityworld.world import FAMILIES
+from alt.hosts import find_tower
 from alt.models.blocks import Mlp
 from alt.models.clip import build_clip
 from alt.models.config import BaselineConfig
@@ -85,7 +86,7 @@ class ClipMlp(VideoModel):
         self.mlp = Mlp(self.width, zero_output=True)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        z = tokens.x[:, :, 0].mean(1)
+        z = tokens.frame.mean(1)
         return z + self.mlp(z), None
 
 
@@ -131,7 +132,7 @@ def build(method: Method, cache: TokenCache, seed: int) -> VideoModel:
         if method.model == "mlp":
             clip = build_clip("mini", cache.pretrained).clip
             config = BaselineConfig(backbone="mini", frames=frames, r=method.r, **options)
-            model = ClipMlp(config, clip.visual, clip.logit_scale.detach().exp())
+            model = ClipMlp(config, find_tower(clip)[1], clip.logit_scale.detach().exp())
         else:
             if method.corpus is not None:
                 options["corpus"] = cache.corpus if method.corpus == "all" else cache.corpus.subset(method.corpus)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from alt.entityworld.mini_clip import SHIPPED, MiniClip, MiniClipConfig, WordTokenizer, build_mini_clip, save_mini_clip
 from alt.entityworld.world import World, WorldConfig, normalise
+from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
 from alt.patch import unpatch
 
@@ -114,7 +115,7 @@ def pretrain(
     clip = build_mini_clip(config, tokenizer.vocab_size, seed=training.seed)
     _initialise(clip, training.seed)
     clip.to(device)
-    tower = RegionEncoder(clip.visual, training.r[0])
+    tower = RegionEncoder(find_tower(clip)[1], training.r[0])
     pictures = world.images(training.images, seed=training.seed, device=device)
     said = [_Captions(texts, tokenizer, device) for texts in (pictures.global_captions, pictures.local_captions)]
     optimizer = torch.optim.AdamW(_groups(clip, training.weight_decay), lr=training.lr, betas=(0.9, 0.98))
@@ -139,7 +140,7 @@ def pretrain(
             losses.append(float(loss.detach()))
             if report is not None:
                 report(step, losses[-1])
-    unpatch(clip.visual)
+    unpatch(clip)
     clip.requires_grad_(False).eval().to("cpu")
     about = {
         "world": dataclasses.asdict(world.config),
@@ -156,8 +157,10 @@ def _initialise(clip: Any, seed: int) -> None:
     """Wider than open_clip's initialisation, for a training that is short: places in the picture and words that tell
     texts apart have to be seen by the other tower from the first step on."""
     generator = torch.Generator().manual_seed(seed)
-    clip.visual.positional_embedding.normal_(std=0.5, generator=generator)
-    clip.token_embedding.weight.normal_(std=0.1, generator=generator)
+    host, tower = find_tower(clip)
+    host.position_embedding(tower).normal_(std=0.5, generator=generator)
+    words: Any = host.token_embedding(clip).weight
+    words.normal_(std=0.1, generator=generator)
     clip.logit_scale.fill_(math.log(20.0))
 
 
@@ -178,13 +181,13 @@ class _Captions:
 def _loss(
     clip: Any, tower: RegionEncoder, pictures: Tensor, captions: list[tuple[Tensor, Tensor]], kind: str
 ) -> Tensor:
-    tokens = F.normalize(tower(pictures[:, None]).x[:, 0], dim=-1)
+    tokens = tower(pictures[:, None])
+    classes, regions = F.normalize(tokens.frame[:, 0], dim=-1), F.normalize(tokens.regions[:, 0], dim=-1)
     (whole, whole_number), (local, local_number) = captions
     texts = F.normalize(clip.encode_text(torch.cat([whole, local])), dim=-1)
     first, second = texts.chunk(2)
     scale = clip.logit_scale.exp()
-    classes = tokens[:, 0]
-    of_local = region_scores(tokens[:, 1:], second) if kind == "regions" else classes @ second.T
+    of_local = region_scores(regions, second) if kind == "regions" else classes @ second.T
     return 0.5 * contrastive_loss(scale * (classes @ first.T).float(), whole_number) + 0.5 * contrastive_loss(
         scale * of_local.float(), local_number
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from alt.corpus import Corpus
 from alt.entityworld.mini_clip import load_mini_clip
 from alt.entityworld.world import Split, World, normalise
+from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
 from alt.models.text import TextEncoder
 
@@ -69,9 +70,14 @@ class TokenCache:
         self.corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities()).embed(
             self.text
         )
-        self._tower = RegionEncoder(self.mini.clip.visual, 0).requires_grad_(False).eval()
+        self._tower = RegionEncoder(find_tower(self.mini.clip)[1], 0).requires_grad_(False).eval()
         self._frames: dict[str, tuple[Tensor, CachedSplit]] = {}
         self._tokens: dict[tuple[str, Any], VideoTokens] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Returns the number of blocks of the small CLIP's image tower."""
+        return self._tower.num_blocks
 
     def split(self, name: str) -> CachedSplit:
         return self._rendered(name)[1]

@@ -80,7 +80,7 @@ def embedded_tradeoff(
 def _schedule(cache: TokenCache, point: Point) -> int | tuple[int, ...]:
     if point.inflection == 0:
         return point.r
-    return tilted(point.r, point.inflection, len(cache.mini.clip.visual.transformer.resblocks))
+    return tilted(point.r, point.inflection, cache.num_blocks)
 
 
 def _trained(cache: TokenCache, method: Method, r: int, seed: int, budget: Budget) -> VideoModel:

@@ -22,6 +22,7 @@ __all__ = [
     "Projected",
     "find_host",
     "find_tower",
+    "get_host",
     "register",
 ]
 
@@ -41,6 +42,24 @@ def register(host: Host) -> Host:
         raise TypeError(f"host: expected an instance of a subclass of alt.hosts.Host, got {host!r:.80}")
     _REGISTERED[:] = [host, *(other for other in _REGISTERED if other.name != host.name)]
     return host
+
+
+def get_host(name: str) -> Host:
+    """Returns a host by its name.
+
+    Raises:
+        ValueError: there is no host of that name, or its package is not installed.
+    """
+    for host in _REGISTERED:
+        if host.name == name:
+            return host
+    if name not in _BUILT_IN:
+        known = [host.name for host in _REGISTERED] + list(_BUILT_IN)
+        raise ValueError(f"host: expected one of {', '.join(known)}, got {name!r}; alt.hosts.register adds one")
+    try:
+        return importlib.import_module(_BUILT_IN[name]).HOST
+    except ModuleNotFoundError as error:
+        raise ValueError(f"host: {name} needs the package {error.name}, which is not installed") from None
 
 
 def find_host(model: nn.Module) -> Host:

@@ -131,8 +131,10 @@ class Host(ABC):
         """Returns the transformer blocks in order."""
 
     @abstractmethod
-    def block_parts(self, block: nn.Module) -> BlockParts:
-        """Takes a block apart.
+    def block_parts(self, block: nn.Module, tower: nn.Module, index: int) -> BlockParts:
+        """Takes the block of number ``index`` apart, whose weights may partly lie in the tower (rotary frequencies).
+
+        ``block`` is the module that runs: inside a wrapper it is not ``blocks(tower)[index]``.
 
         Raises:
             TypeError: its attention is of a kind whose keys are not known.
@@ -169,7 +171,10 @@ class Host(ABC):
 
     @abstractmethod
     def embed(self, tower: nn.Module, images: Tensor) -> Embedded:
-        """Turns images ``[B, 3, H, W]`` into the tokens that enter the first block."""
+        """Turns images ``[B, 3, H, W]`` into the tokens that enter the first block.
+
+        A tower with other inputs gets them as one object, as its patched class hands them to ``encode``.
+        """
 
     def run_blocks(self, tower: nn.Module, x: Tensor, merge: TrunkMerge) -> Tensor:
         """Sends tokens through the blocks. A host whose blocks sit in a module with a call of its own calls that."""
@@ -205,6 +210,32 @@ class Host(ABC):
     def set_checkpointing(self, tower: nn.Module, enable: bool) -> None:
         """Switches recomputation of the blocks on or off."""
 
+    # --- weights and pictures ---
+
+    def describe(self, tower: nn.Module) -> dict[str, Any]:
+        """Returns the sizes from which :meth:`build` makes a tower of the same parameters, as JSON values.
+
+        Raises:
+            TypeError: the host cannot build towers, so that models with one cannot be saved as one file.
+        """
+        raise TypeError(f"a model cannot be saved as one file with {self.supports}: the host has no describe()")
+
+    def build(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
+        """Returns a tower of these sizes with random weights, on torch's default device."""
+        raise TypeError(f"a tower of {self.supports} cannot be built: the host has no build()")
+
+    def position_embedding(self, tower: nn.Module) -> nn.Parameter:
+        """Returns the learned positions of the tokens.
+
+        Raises:
+            TypeError: the tower has none.
+        """
+        raise TypeError(f"{type(tower).__name__} has no learned positions")
+
+    @abstractmethod
+    def mean_std(self, tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns mean and standard deviation of the red, green and blue of pictures in [0, 1] that the tower wants."""
+
     # --- the text tower ---
 
     def encode_text(self, model: Any, ids: Tensor) -> Tensor:
@@ -213,6 +244,10 @@ class Host(ABC):
         Raises:
             TypeError: the model has no text tower.
         """
+        raise TypeError(f"{type(model).__name__} has no text tower")
+
+    def drop_tower(self, model: Any) -> None:
+        """Removes the image tower from a model whose text tower alone is wanted, to free its memory."""
         raise TypeError(f"{type(model).__name__} has no text tower")
 
     def token_embedding(self, model: Any) -> nn.Module:

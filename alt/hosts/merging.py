@@ -47,7 +47,7 @@ class TowerMerge(Protocol):
         """Embeds images and runs the blocks: the tokens of the last block, with their sizes."""
         ...
 
-    def begin(self, num_tokens: int, num_blocks: int, frames: int = 1) -> TrunkMerge:
+    def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkMerge:
         """Starts a run over the blocks, for a forward that does not go through :meth:`encode`."""
         ...
 

@@ -98,8 +98,8 @@ def insert_adapters(tower: Any, kind: str, frames: int) -> None:
     if inserted_kind(tower) is not None:
         raise ValueError(f"the tower has adapters already ({inserted_kind(tower)}); remove_adapters takes them out")
     host = find_host(tower)
-    for block in host.blocks(tower):
-        weight: Any = host.block_parts(block).norm_1.weight
+    for i, block in enumerate(host.blocks(tower)):
+        weight: Any = host.block_parts(block, tower, i).norm_1.weight
         with torch.device(weight.device):
             block.adapter = BlockAdapter(weight.shape[0], kind, frames).to(weight.dtype).train(block.training)
 

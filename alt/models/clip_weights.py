@@ -41,7 +41,10 @@ def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneRep
             model is not changed then.
     """
     file, quick_gelu = _clip_weights(model, pretrained)
-    prefix = next((p for p in ("backbone.visual.", "visual.", "") if f"{p}conv1.weight" in file), None)
+    host, tower = model.backbone.host, model.backbone.tower
+    own_only = [name for name in tower.state_dict() if host.component(name) == "patch_embedding"]
+    prefixes = ("backbone.visual.", "visual.", "")
+    prefix = next((p for p in prefixes if all(f"{p}{name}" in file for name in own_only)), None)
     if prefix is None:
         raise ValueError(f"pretrained: {pretrained} holds no weights of a CLIP image tower")
     own, state, unused = model.state_dict(), {}, []

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alt.hosts import find_host, find_tower
+
 from .clip import LoadedClip, build_clip
 from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
 from .text import TextEncoder
@@ -62,7 +64,7 @@ def create_model(
     config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # refused before anything is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
-    model = load_family(family)(config, loaded.clip.visual, loaded.clip.logit_scale.detach().exp())
+    model = load_family(family)(config, find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp())
     if corpus is not None:
         model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
@@ -94,8 +96,7 @@ def create_text_encoder(
     backbone = BACKBONES[name.rpartition("-")[2]][0] if name in list_models() else name
     loaded = build_clip(backbone, pretrained, quick_gelu=quick_gelu)
     clip = loaded.clip
-    if hasattr(clip, "visual"):
-        del clip.visual  # only the text side is kept in memory
+    find_host(clip).drop_tower(clip)  # only the text side is kept in memory
     clip.requires_grad_(False).eval()
     return TextEncoder(clip.to(device), loaded.tokenizer())
 

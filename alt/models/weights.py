@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alt.corpus import Corpus
 from alt.files import replacing
+from alt.hosts import find_tower, get_host
 from alt.validation import plain
 
 from .families import FAMILIES, load_family
@@ -74,7 +75,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         raise ValueError(f"{path} was written by a newer version: it has the unknown option {unknown[0]!r}")
     config = builder.config_class(**values)
     with torch.device("meta"):
-        model = builder(config, _tower(config, header["tower"]), torch.empty(()))
+        model = builder(config, _tower(config, header), torch.empty(()))
     state = read_tensors(path)
     model.load_state_dict(state, assign=True)
     model.to(device)
@@ -140,7 +141,8 @@ def _without(state: Mapping[str, Tensor], left: tuple[str, ...]) -> dict[str, Te
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a saved model is, without its weights: keys ``family``, ``config``, ``tower``, ``classes``, ``corpus``.
+    """What a saved model is, without its weights: keys ``family``, ``config``, ``host``,
+    ``tower``, ``classes``, ``corpus``.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`.
@@ -180,33 +182,29 @@ def _family_of(model: Any) -> str:
 
 
 def _description(model: Any) -> dict[str, Any]:
-    visual = model.backbone.visual
-    block = visual.transformer.resblocks[0]
-    tower = {
-        "image_size": list(visual.image_size),
-        "patch_size": list(visual.patch_size),
-        "width": visual.conv1.out_channels,
-        "layers": len(visual.transformer.resblocks),
-        "heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.c_fc.out_features / visual.conv1.out_channels,
-        "output_dim": visual.proj.shape[1],
-    }
     corpus = getattr(model, "corpus", None)
     entities = None if corpus is None else [list(entity) for entity in corpus]
-    return {"config": plain(model.config), "tower": tower, "classes": list(model.classes), "corpus": entities}
+    host, tower = model.backbone.host, model.backbone.tower
+    return {
+        "config": plain(model.config),
+        "host": host.name,
+        "tower": host.describe(tower),
+        "classes": list(model.classes),
+        "corpus": entities,
+    }
 
 
-def _tower(config: Any, sizes: dict[str, Any]) -> nn.Module:
-    """An image tower of these sizes, on torch's default device: open_clip's of that name where there is one."""
-    import open_clip
-    from open_clip.transformer import QuickGELU, VisionTransformer
+def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
+    """A tower like the saved one, on torch's default device: open_clip's of the backbone's name if there is one."""
+    host = get_host(header.get("host", "open_clip"))  # files of version 0.1 do not name it
+    if host.name == "open_clip":
+        import open_clip
 
-    if open_clip.get_model_config(config.backbone) is not None:
         from .clip import build_clip
 
-        return build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip.visual
-    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-    return VisionTransformer(**sizes, act_layer=QuickGELU if config.quick_gelu else nn.GELU)
+        if open_clip.get_model_config(config.backbone) is not None:
+            return find_tower(build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip)[1]
+    return host.build(header["tower"], quick_gelu=bool(config.quick_gelu))
 
 
 def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:

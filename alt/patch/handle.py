@@ -24,9 +24,14 @@ class PatchHandle:
     Holds no state of its own: two handles of one tower are the same patch.
     """
 
-    def __init__(self, visual: nn.Module) -> None:
-        self.visual = visual
-        self._settings = settings_of(visual)
+    def __init__(self, tower: nn.Module) -> None:
+        self.tower = tower
+        self._settings = settings_of(tower)
+
+    @property
+    def visual(self) -> nn.Module:
+        """Returns ``tower``. The older name, kept for one release."""
+        return self.tower
 
     @property
     def host(self) -> Host:
@@ -35,7 +40,7 @@ class PatchHandle:
 
     @property
     def _is_live(self) -> bool:
-        return is_patched(self.visual) and settings_of(self.visual) is self._settings
+        return is_patched(self.tower) and settings_of(self.tower) is self._settings
 
     def _live(self) -> PatchSettings:
         if not self._is_live:
@@ -50,7 +55,7 @@ class PatchHandle:
             RuntimeError: a part was sharded (``fully_shard``) or wrapped after patching; nothing was changed.
         """
         self._live()
-        revert(self.host, self.visual)
+        revert(self.host, self.tower)
 
     def __enter__(self) -> PatchHandle:
         self._live()
@@ -60,7 +65,7 @@ class PatchHandle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._is_live:  # it may have been removed inside
-            revert(self.host, self.visual)
+            revert(self.host, self.tower)
 
     @property
     def r(self) -> Reduction:
@@ -93,7 +98,7 @@ class PatchHandle:
 
     @property
     def _num_blocks(self) -> int:
-        return len(self.host.blocks(self.visual))
+        return len(self.host.blocks(self.tower))
 
     def encode(self, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
         """Returns the merged tokens ``[B, n, C]`` of the last block, and the run with their sizes and plans.
@@ -101,7 +106,7 @@ class PatchHandle:
         Final norm, pooling and projection are left to the caller. With ``frames`` > 1 that many images in a row are
         one sequence.
         """
-        return self._live().encode(self.visual, images, frames)
+        return self._live().encode(self.tower, images, frames)
 
     def _trace(self, name: str) -> Trace:
         settings = self._live()

@@ -102,16 +102,19 @@ class PatchSettings:
         if frames > 1:
             joined = [None if part is None else self._join(part, frames) for part in embedded[1:]]
             embedded = Embedded(self._join(embedded.x, frames), *joined)
-        call = self.begin(embedded.x.shape[1], len(self.host.blocks(tower)), frames)
+        if embedded.size is not None and not self.prop_attn:
+            raise ValueError("prop_attn: expected True for a tower that pads its tokens, for size 0 masks the padding")
+        call = self.begin(tower, embedded.x.shape[1], frames)
         call.size, call.positions = embedded.size, embedded.positions
         return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
 
-    def begin(self, num_tokens: int, num_blocks: int, frames: int = 1) -> TrunkCall:
+    def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkCall:
         """Starts a run of ``num_tokens`` tokens over the blocks."""
         return TrunkCall(
             self.host,
+            tower,
             num_tokens,
-            self.schedule(num_blocks, num_tokens, frames).removed,
+            self.schedule(len(self.host.blocks(tower)), num_tokens, frames).removed,
             num_protected=self.num_protected,
             prop_attn=self.prop_attn,
         )

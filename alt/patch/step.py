@@ -39,6 +39,8 @@ class BlockCall:
     def __init__(
         self,
         host: Host,
+        tower: nn.Module,
+        index: int,
         num_tokens: int,
         size: Tensor | None,
         r: int,
@@ -49,6 +51,8 @@ class BlockCall:
         matching: Matching | None = None,
     ) -> None:
         self.host = host
+        self.tower = tower
+        self.index = index
         self.num_tokens = num_tokens
         self.size = size
         self.r = r
@@ -71,7 +75,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
             f"{call.num_tokens}; hooks may change the tokens, not their number"
         )
     r, size = call.r, call.size
-    parts = call.host.block_parts(block)
+    parts = call.host.block_parts(block, call.tower, call.index)
     adapter: Any = getattr(block, "adapter", None)
     if adapter is not None:
         x = adapter.before_attention(parts, x, merged=size is not None, num_protected=call.num_protected)

@@ -31,6 +31,7 @@ class TrunkCall:
     def __init__(
         self,
         host: Host,
+        tower: nn.Module,
         num_tokens: int,
         removed: tuple[int, ...],
         *,
@@ -40,6 +41,7 @@ class TrunkCall:
         positions: Tensor | None = None,
     ) -> None:
         self.host = host
+        self.tower = tower
         self.num_tokens = num_tokens
         self.removed = removed
         self.num_protected = num_protected
@@ -52,19 +54,19 @@ class TrunkCall:
 
     def run(self, x: Tensor, blocks: Sequence[nn.Module] | nn.ModuleList, checkpointing: bool) -> Tensor:
         for i, block in enumerate(blocks):
-            x = self._run_block(block, x, self.removed[i], checkpointing)
+            x = self._run_block(i, block, x, checkpointing)
             if i in self.take:
                 self.intermediates.append(restore_grid(x, self.matchings))
         return x
 
-    def _run_block(self, block: nn.Module, x: Tensor, r: int, checkpointing: bool) -> Tensor:
-        """One block through its own ``__call__``, which merges ``r`` tokens.
+    def _run_block(self, index: int, block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
+        """One block through its own ``__call__``.
 
         With ``checkpointing`` the block is recomputed in the backward. The recomputation reuses the first plan: a
         LoRA wrapper changes the weights by a rounding error, which could flip a near-tie.
         """
-        num_tokens = x.shape[1]
-        arguments = (self, block, x, self.size, self.positions, r)
+        num_tokens, r = x.shape[1], self.removed[index]
+        arguments = (self, index, block, x, self.size, self.positions)
         if checkpointing:
             # A compiled graph recomputes what it traced, so needs no memory of the plan (and allows none).
             memory: list[Matching] | None = None if torch.compiler.is_compiling() else []
@@ -88,19 +90,22 @@ class TrunkCall:
 
 def _call_block(
     trunk: TrunkCall,
+    index: int,
     block: nn.Module,
     x: Tensor,
     size: Tensor | None,
     positions: Tensor | None,
-    r: int,
     memory: list[Matching] | None,
 ) -> tuple[Tensor, ...]:
     """Returns ``(x,)`` where r is 0, else x, size, the plan and the positions, if there are any.
 
     All results are return values, so that checkpointing needs no side effects.
     """
+    r = trunk.removed[index]
     call = BlockCall(
         trunk.host,
+        trunk.tower,
+        index,
         x.shape[1],
         size,
         r,

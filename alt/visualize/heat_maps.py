@@ -168,7 +168,8 @@ def _watching(host: Host, tower: nn.Module) -> Iterator[list[Tensor]]:
 
     trainable = [parameter for parameter in tower.parameters() if parameter.requires_grad]
     checkpointing = host.checkpointing(tower)
-    hook = host.block_parts(host.blocks(tower)[-1]).norm_1.register_forward_hook(leaf)
+    last = len(host.blocks(tower)) - 1
+    hook = host.block_parts(host.blocks(tower)[last], tower, last).norm_1.register_forward_hook(leaf)
     try:
         for parameter in trainable:
             parameter.requires_grad_(False)

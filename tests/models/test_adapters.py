@@ -112,7 +112,8 @@ def test_in_and_out_again() -> None:
 
 def before(block: Any, x: Tensor, *, merged: bool, num_protected: int = 1) -> Tensor:
     """The adapter's part before attention, asked as a patched block asks it."""
-    parts = find_host(tower(None)).block_parts(block)
+    visual = tower(None)
+    parts = find_host(visual).block_parts(block, visual, 1)
     return block.adapter.before_attention(parts, x, merged=merged, num_protected=num_protected)
 
 

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from alt.data.pixels import denormalise
 from alt.data.seeds import seeded
 from alt.entityworld.demo.demo_errors import DemoError, one_line
+from alt.hosts import find_host, find_tower
 
 __all__ = ["Tower", "load_tower"]
 
@@ -30,19 +31,18 @@ class Tower(NamedTuple):
     """
 
     model: str
-    visual: Any  # an nn.Module whose attributes are open_clip's
+    visual: nn.Module
     preprocess: Callable[[Image.Image], Tensor]
     weights: str
 
     def picture(self, x: Tensor) -> NDArray[np.uint8]:
         """Undoes the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], what the tower sees."""
-        pixels = denormalise(x, self.visual.image_mean, self.visual.image_std)
+        pixels = denormalise(x, *find_host(self.visual).mean_std(self.visual))
         return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def grid(self) -> tuple[int, int]:
         """Patches down and across."""
-        height, width = self.visual.grid_size
-        return int(height), int(width)
+        return find_host(self.visual).grid(self.visual)
 
 
 def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
@@ -71,7 +71,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
                 "--pretrained the demo runs on random weights."
             ) from None
     weights = f"random, seed {seed}" if pretrained is None else f"pretrained, {pretrained}"
-    return Tower(model, clip.visual.eval().requires_grad_(False), preprocess, weights)
+    return Tower(model, find_tower(clip)[1].eval().requires_grad_(False), preprocess, weights)
 
 
 def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alt.cost import count_macs
+from alt.hosts import find_host
 from alt.patch import PatchHandle, patch_clip
 
 __all__ = ["FRAMES", "Row", "cpu_threads", "measure", "merged_regions"]
@@ -156,7 +157,7 @@ def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False) -> Pat
 
 
 def _num_tokens(visual: nn.Module) -> int:
-    return visual.get_parameter("positional_embedding").shape[0]
+    return find_host(visual).num_tokens(visual)
 
 
 @contextlib.contextmanager

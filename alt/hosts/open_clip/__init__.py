@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import (
     AttentionalPooler,
     CustomResidualAttentionBlock,
     CustomTransformer,
+    QuickGELU,
     ResidualAttentionBlock,
     Transformer,
     VisionTransformer,
@@ -85,7 +87,7 @@ class OpenClip(Host):
     def blocks(self, tower: Any) -> Sequence[nn.Module]:
         return tower.transformer.resblocks
 
-    def block_parts(self, block: Any) -> BlockParts:
+    def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
         # Only the default block has the method ``attention``, which passes keys and values by name.
         attention = read_attention(block.attn, names_keys=hasattr(block, "attention"))
         ln_attn = getattr(block, "ln_attn", None)
@@ -168,10 +170,40 @@ class OpenClip(Host):
     def set_checkpointing(self, tower: Any, enable: bool) -> None:
         tower.set_grad_checkpointing(enable)
 
+    # --- weights and pictures ---
+
+    def describe(self, tower: Any) -> dict[str, Any]:
+        block, width = tower.transformer.resblocks[0], self.width(tower)
+        return {
+            "image_size": list(tower.image_size),
+            "patch_size": list(tower.patch_size),
+            "width": width,
+            "layers": len(tower.transformer.resblocks),
+            "heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.c_fc.out_features / width,
+            "output_dim": tower.proj.shape[1],
+        }
+
+    def build(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+        return VisionTransformer(**values, act_layer=QuickGELU if quick_gelu else nn.GELU)
+
+    def position_embedding(self, tower: Any) -> nn.Parameter:
+        return tower.positional_embedding
+
+    def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        # Set by open_clip.create_model; a tower that was made by hand has neither.
+        mean = getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN
+        std = getattr(tower, "image_std", None) or OPENAI_DATASET_STD
+        return tuple(mean), tuple(std)
+
     # --- the text tower ---
 
     def encode_text(self, model: Any, ids: Tensor) -> Tensor:
         return model.encode_text(ids)
+
+    def drop_tower(self, model: Any) -> None:
+        del model.visual
 
     def token_embedding(self, model: Any) -> nn.Module:
         # On the model itself or, in other classes, under ``text``.

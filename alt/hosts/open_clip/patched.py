@@ -88,7 +88,7 @@ class PatchedVisionTransformer(VisionTransformer):
             )
         trunk = self.transformer
         take, last = feature_take_indices(len(trunk.resblocks), indices)
-        merge = self._alt_patch.begin(num_tokens, len(trunk.resblocks))
+        merge = self._alt_patch.begin(self, num_tokens)
         merge.take = tuple(take)
         # Not through the trunk's call: open_clip's own forward_intermediates does not fire the trunk's hooks either.
         blocks = trunk.resblocks[: last + 1] if stop_early else trunk.resblocks
