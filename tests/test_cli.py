@@ -378,4 +378,7 @@ def test_demo_trains_the_small_alt(tmp_path: Path) -> None:
     assert min(row["accuracy_mean"] for row in kept["rows"]) > 5 * kept["setting"]["chance"]
     assert json.loads((tmp_path / "tradeoff.json").read_text()) == kept
     assert "35 % fewer multiply-accumulates" in text.getvalue()
-    assert "<img" in (tmp_path / "example.html").read_text()
+    page = (tmp_path / "example.html").read_text()
+    assert "<img" in page
+    assert "What is in the clip, and what its regions chose" in page
+    assert "In 60 other clips the most probable class is right in" in page
