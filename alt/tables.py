@@ -10,9 +10,14 @@ from typing import Any
 __all__ = ["cell", "plus_minus", "to_csv", "to_markdown"]
 
 
-def plus_minus(mean: float, std: float | None, digits: int = 1) -> str:
-    """Returns a mean and its standard deviation as ``71.3 ± 0.3``; the mean alone where ``std`` is None."""
-    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
+def plus_minus(mean: float, std: float | None, *, signed: bool = False) -> str:
+    """Returns a mean and its standard deviation as ``71.3 ± 0.3``; the mean alone where ``std`` is None.
+
+    Args:
+        signed: a positive mean gets a plus sign, as a difference should.
+    """
+    middle = f"{mean:+.1f}" if signed else f"{mean:.1f}"
+    return middle if std is None else f"{middle} ± {std:.1f}"
 
 
 def cell(value: Any, digits: int = 1) -> str:

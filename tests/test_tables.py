@@ -9,7 +9,7 @@ import pytest
 
 import alt
 from alt import paper
-from alt.evaluate.protocols import spread
+from alt.evaluate.spread import spread
 from alt.tables import plus_minus, to_csv, to_markdown
 
 
@@ -18,6 +18,7 @@ def test_markdown() -> None:
     assert to_markdown(["m", "x", "y|z"], rows, digits=2) == (
         "| m | x | y\\|z |\n| --- | --: | --: |\n| a | 2.0 ± 1.4 | 2.35 |\n| b\\|c | – | 7 |\n| d e | 1.2 |  |\n"
     )
+    assert (plus_minus(1.25, 0.5, signed=True), plus_minus(-1.25, 0.5, signed=True)) == ("+1.2 ± 0.5", "-1.2 ± 0.5")
     assert to_markdown(["m", "x"], [], left=2) == "| m | x |\n| --- | --- |\n"
     with pytest.raises(ValueError, match=r"rows: expected 2 values per row, got 1 in \['a'\]"):
         to_markdown(["m", "x"], [["a"]])

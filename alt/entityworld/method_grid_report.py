@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from alt import paper
-from alt.evaluate.protocols import Spread, spread
+from alt.evaluate.spread import Spread, spread
 from alt.files import replacing
 from alt.tables import to_csv, to_markdown
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from alt.evaluate.spread import mean_std
+from alt.tables import plus_minus
 
 __all__ = ["Ordering", "Results", "orderings"]
 
@@ -33,21 +35,14 @@ class Series(tuple[float, ...]):
 
     @property
     def mean(self) -> float:
-        return math.fsum(self) / len(self)
-
-    @property
-    def std(self) -> float:
-        """Sample standard deviation; 0 for one seed."""
-        if len(self) == 1:
-            return 0.0
-        return math.sqrt(math.fsum((v - self.mean) ** 2 for v in self) / (len(self) - 1))
+        return mean_std(self)[0]
 
     def minus(self, other: Sequence[float]) -> Series:
         """Seed by seed."""
         return Series(a - b for a, b in zip(self, other, strict=True))
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.std:.1f}"
+        return plus_minus(*mean_std(self))
 
 
 def orderings(results: Results, *, classes: int, steps: int) -> list[Ordering]:
@@ -194,6 +189,6 @@ def _reported(found: _Found) -> list[Ordering]:
         gains = {name: found.difference(first, second, name) for name in measures}
         known = {name: gain for name, gain in gains.items() if gain is not None}
         holds = bool(known) and all(gain.mean >= 0 for gain in known.values())
-        text = ", ".join(f"{name} {gain.mean:+.1f} ± {gain.std:.1f}" for name, gain in known.items())
+        text = ", ".join(f"{name} {plus_minus(*mean_std(gain), signed=True)}" for name, gain in known.items())
         rows.append(_row(key, statement, False, list(gains.values()), holds, text))
     return rows

@@ -6,40 +6,17 @@ Each takes what was trained or collected elsewhere and says how the number in th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
 from alt.data.few_shot import few_shot_indices
 from alt.data.seeds import make_numpy_generator
-from alt.tables import plus_minus
 
 from .metrics import Result
 from .run import Collected, result_of
-from .tradeoff import mean_std
+from .spread import Spread, spread
 
 __all__ = ["Spread", "few_shot", "random_subsets", "restrict", "zero_shot"]
-
-
-class Spread(NamedTuple):
-    """A measure over splits, draws or seeds.
-
-    mean, std: percent; the sample standard deviation (n - 1), None for one value. values: each. seeds: what drew
-    them (split numbers for a protocol of splits).
-    """
-
-    mean: float
-    std: float | None
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return plus_minus(self.mean, self.std)
-
-
-def spread(values: Sequence[float], seeds: Sequence[int] | None = None) -> Spread:
-    mean, std = mean_std(values)
-    return Spread(mean, std, tuple(values), tuple(range(len(values)) if seeds is None else seeds))
 
 
 def few_shot(

@@ -7,7 +7,6 @@ a point costs is counted and measured here, on the model itself.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,9 @@ from torch import nn
 
 from alt.cost import count_macs
 
-__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "curves", "decreasing", "mean_std", "rows_of"]
+from .spread import mean_std
+
+__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "curves", "decreasing", "rows_of"]
 
 
 class Point(NamedTuple):
@@ -75,16 +76,6 @@ class Tradeoff(NamedTuple):
 
     rows: tuple[TradeoffRow, ...]
     setting: dict[str, Any]
-
-
-def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None where there is one value."""
-    if not values:
-        raise ValueError("values: expected at least one number, got none")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
 
 
 def rows_of(

@@ -12,7 +12,7 @@ from alt.cli import build_app
 from alt.entityworld.gpu_comparison import GpuPlan, run_gpu
 from alt.entityworld.method_grid_report import TABLES, markdown, put_into, records, write
 from alt.entityworld.orderings import Ordering, orderings
-from alt.evaluate.protocols import spread
+from alt.evaluate.spread import spread
 from alt.tables import to_csv
 
 STEPS = 1500
@@ -84,6 +84,13 @@ def test_what_was_not_run_is_told() -> None:
     results = world()
     del results["ALT literal init"]
     assert verdicts(results)["f"] == [None]
+
+
+def test_one_seed_has_no_spread() -> None:
+    results = {name: runs[:1] for name, runs in world().items()}
+    rows = orderings(results, classes=60, steps=STEPS)
+    assert all("±" not in row.found for row in rows)
+    assert "+" in next(row for row in rows if row.statement == "ALT is ahead of MIT").found
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
