@@ -279,7 +279,7 @@ def test_readme_has_the_towers_and_the_assignment_of_the_newest_device(tmp_path:
     rows = report.readme_rows(report.newest(tmp_path)).splitlines()
     assert rows == [
         "| measured on Some CPU 9, AVX2, 1 thread | against | speed-up |",
-        "|---|---|--:|",
+        "| --- | --- | --: |",
         "| ViT-B/16, float32, r = 8, 1.33 x fewer operations | open_clip's unpatched tower | 2.35 [2.25, 2.50] |",
         "| ViT-B/16, float32, r = 8, merging in plain PyTorch | open_clip's unpatched tower | 2.35 [2.25, 2.50] |",
     ]

@@ -1,10 +1,12 @@
-"""Kept results of `make gpu` as Markdown, for the README; plain Python, imported by ``benchmarks/report.py``."""
+"""Kept results of `make gpu` as Markdown for docs/results.md; imported by ``benchmarks/report.py``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from alt.tables import to_markdown
 
 Record = dict[str, Any]
 
@@ -65,11 +67,11 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _kernels(record: Record) -> list[str]:
-    lines = ["| kernel | entrant | us | target | floor | time over floor | over ours | call, us | launch, us |"]
-    lines += ["|---|---|--:|--:|--:|--:|--:|--:|--:|"]
+    head = ["kernel", "entrant", "us", "target", "floor", "time over floor", "over ours", "call, us", "launch, us"]
+    body: list[list[str]] = []
     for row in record["kernels"]:
         if "error" in row:
-            lines.append(f"| {row['name']} | | not measured: {row['error']} | | | | | | |")
+            body.append([row["name"], "", f"not measured: {row['error']}", *[""] * 6])
             continue
         for i, (name, found) in enumerate(row["entrants"].items()):
             name += " (an easier problem)" if found.get("easier_problem") else ""
@@ -79,19 +81,19 @@ def _kernels(record: Record) -> list[str]:
             title = f"{row['name']}<br>{row['shape']}" if i == 0 else ""
             aim = (_number(row["target_us"]), _number(row["floor_us"])) if i == 0 else ("", "")
             values = (found["over_floor"], found.get("times_ours"), found["call_us"], found.get("host_us"))
-            lines.append(f"| {title} | {name} | {_number(found['us'])} | {' | '.join((*aim, *map(_number, values)))} |")
-        lines += [f"| | {name} | not run: {why} | | | | | | |" for name, why in row["absent"].items()]
-    return [*lines, ""]
+            body.append([title, name, _number(found["us"]), *aim, *map(_number, values)])
+        body += [["", name, f"not run: {why}", *[""] * 6] for name, why in row["absent"].items()]
+    return [*to_markdown(head, body, left=2).splitlines(), ""]
 
 
 def _towers(record: Record) -> list[str]:
     if not record["towers"]:
         return []
-    lines = ["| tower | entrant | ms | speed-up over the fastest unmerged | FLOP ratio | share of the saving |"]
-    lines += ["|---|---|--:|--:|--:|--:|"]
+    head = ["tower", "entrant", "ms", "speed-up over the fastest unmerged", "FLOP ratio", "share of the saving"]
+    body: list[list[str]] = []
     for row in record["towers"]:
         if "error" in row:
-            lines.append(f"| {row['name']} | not measured: {row['error']} | | | | |")
+            body.append([row["name"], f"not measured: {row['error']}", *[""] * 4])
             continue
         timed = {name: found for name, found in row["entrants"].items() if "ms" in found}
         for i, (name, found) in enumerate(timed.items()):
@@ -99,6 +101,6 @@ def _towers(record: Record) -> list[str]:
             share = found.get("saving_realised")
             cells = (_number(found["ms"], 4), _number(found.get("speedup"), 4), _number(ratio, 4))
             part = "" if share is None else f"{100 * share:.0f} %"
-            lines.append(f"| {row['name'] if i == 0 else ''} | {name} | {' | '.join(cells)} | {part} |")
-        lines += [f"| | {name} | not run: {why} | | | |" for name, why in row["absent"].items()]
-    return [*lines, ""]
+            body.append([row["name"] if i == 0 else "", name, *cells, part])
+        body += [["", name, f"not run: {why}", *[""] * 3] for name, why in row["absent"].items()]
+    return [*to_markdown(head, body, left=2).splitlines(), ""]
