@@ -150,40 +150,37 @@ def load_compiled() -> Backend:
     """Loads ``alt_kernels/_C.*.so`` if it exists; its kernels register themselves under the CPU key."""
     if os.environ.get(_DISABLE, "") not in ("", "0"):
         return Backend(False, f"switched off by {_DISABLE}={os.environ[_DISABLE]}; the plain-torch reference runs")
-    found = _libraries("_C")
+    return _load(
+        "_C",
+        absent="no compiled library beside the package (it was installed without a C++ compiler, or from source"
+        " without building)",
+        instead="the plain-torch reference runs",
+        loaded="runs on CPU tensors",
+    )
+
+
+def _load(name: str, *, absent: str, instead: str, loaded: str) -> Backend:
+    """Loads a compiled library from beside this file; the arguments are the words of the reason."""
+    found = sorted(p for p in Path(__file__).parent.glob(f"{name}.*") if p.suffix in (".so", ".pyd", ".dylib"))
     if not found:
-        return Backend(
-            False,
-            "no compiled library beside the package (it was installed without a C++ compiler, or from source"
-            " without building); the plain-torch reference runs",
-        )
+        return Backend(False, f"{absent}; {instead}")
     try:
         torch.ops.load_library(str(found[0]))
     except OSError as error:
-        return Backend(False, f"{found[0].name} could not be loaded ({error}); the plain-torch reference runs")
-    return Backend(True, f"{found[0].name} is loaded and runs on CPU tensors")
-
-
-def _libraries(name: str) -> list[Path]:
-    return sorted(p for p in Path(__file__).parent.glob(f"{name}.*") if p.suffix in (".so", ".pyd", ".dylib"))
+        return Backend(False, f"{found[0].name} could not be loaded ({error}); {instead}")
+    return Backend(True, f"{found[0].name} is loaded and {loaded}")
 
 
 def load_cuda() -> Backend:
     """Loads ``alt_kernels/_C_cuda.*.so`` if it exists and torch has CUDA; no device is touched."""
     if torch.version.cuda is None:
         return Backend(False, "this build of torch has no CUDA")
-    found = _libraries("_C_cuda")
-    if not found:
-        return Backend(
-            False,
-            "no CUDA C++ library beside the package (it is built from source, where nvcc and a torch with CUDA are);"
-            " CUDA tensors run Triton's kernels",
-        )
-    try:
-        torch.ops.load_library(str(found[0]))
-    except OSError as error:
-        return Backend(False, f"{found[0].name} could not be loaded ({error}); CUDA tensors run Triton's kernels")
-    return Backend(True, f"{found[0].name} is loaded and has {', '.join(CUDA_OPS)}")
+    return _load(
+        "_C_cuda",
+        absent="no CUDA C++ library beside the package (it is built from source, where nvcc and a torch with CUDA are)",
+        instead="CUDA tensors run Triton's kernels",
+        loaded=f"has {', '.join(CUDA_OPS)}",
+    )
 
 
 def load_choices() -> tuple[Choice, ...]:

@@ -195,8 +195,9 @@ ALT_INLINE T store(Acc v) {
 
 // --------------------------------------------------------------------------------------------- tensors
 
-// A new contiguous CPU tensor, uninitialised. It calls the C shim directly, without the dispatcher.
-inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+// A new contiguous tensor on a device, uninitialised. It calls the C shim directly, without the dispatcher.
+inline Tensor new_empty_on(int32_t device_type, int32_t device_index, std::initializer_list<int64_t> sizes,
+                           ScalarType dtype) {
   constexpr size_t max_rank = 8;
   int64_t shape[max_rank];
   int64_t strides[max_rank];
@@ -210,9 +211,13 @@ inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) 
   }
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code,
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code, device_type, device_index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return new_empty_on(aoti_torch_device_type_cpu(), 0, sizes, dtype);
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }

@@ -85,6 +85,21 @@ def _split_pair(pair):
     return tl.reshape(of_x, (BM, BK)), tl.reshape(of_grad, (BM, BK))
 
 
+@triton.jit
+def _products(
+    x_ptr, grad_ptr, e_ptr, row, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Returns x . s and dO . s ``[BM, BK]`` for rows that are too long to be kept, BD channels at a time."""
+    of_x = tl.zeros([BM, BK], tl.float32)
+    of_grad = tl.zeros([BM, BK], tl.float32)
+    for start in range(0, D, BD):
+        e = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
+        of_x = tl.dot(load_rows(x_ptr, row, start, D, BD), e, of_x, input_precision=PRECISION)
+        of_grad = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, of_grad, input_precision=PRECISION)
+    return of_x, of_grad
+
+
 @triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
 def _delta(
     grad_ptr,  # [M, d] contiguous
@@ -141,12 +156,7 @@ def _delta(
             e = tl.trans(load_tile(e_ptr, first, 0, D, BK, BD))
             products = tl.dot(both, e, products, input_precision=PRECISION)
         else:
-            z = tl.zeros([BM, BK], tl.float32)
-            da = tl.zeros([BM, BK], tl.float32)
-            for start in range(0, D, BD):
-                e = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
-                z = tl.dot(load_rows(x_ptr, row, start, D, BD), e, z, input_precision=PRECISION)
-                da = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, da, input_precision=PRECISION)
+            z, da = _products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
         noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
@@ -235,12 +245,7 @@ def _grad_x(
             e = load_tile(e_ptr, first, 0, D, BK, BD)
             cosine, da = _split_pair(tl.dot(both, tl.trans(e), input_precision=PRECISION))
         else:
-            cosine = tl.zeros([BM, BK], tl.float32)
-            da = tl.zeros([BM, BK], tl.float32)
-            for start in range(0, D, BD):
-                es = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
-                cosine = tl.dot(load_rows(x_ptr, row, start, D, BD), es, cosine, input_precision=PRECISION)
-                da = tl.dot(load_rows(grad_ptr, row, start, D, BD), es, da, input_precision=PRECISION)
+            cosine, da = _products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
         noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)

@@ -41,25 +41,10 @@ class OnDevice {
 
 // A new contiguous tensor on the device of `t`, uninitialised, from torch's caching allocator.
 inline Tensor empty_beside(const Tensor& t, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  constexpr size_t max_rank = 4;
-  int64_t shape[max_rank];
-  int64_t strides[max_rank];
-  const size_t rank = sizes.size();
-  check(rank <= max_rank, "at most ", max_rank, " dimensions, got ", rank);
-  std::copy(sizes.begin(), sizes.end(), shape);
-  int64_t stride = 1;
-  for (size_t i = rank; i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
-  }
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   int32_t type = 0, index = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &index));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code, type, index, &handle));
-  return Tensor(handle);
+  return new_empty_on(type, index, sizes, dtype);
 }
 
 inline void check_beside(const Tensor& t, const Tensor& like, const char* name) {
