@@ -164,6 +164,35 @@ def test_a_kernel_is_found_wherever_the_cache_is_unpacked(tmp_path: Path) -> Non
     assert run(moved) == [2, 0, 0]
 
 
+TUNED = """
+import torch, triton
+from alt_kernels.triton import tuner
+from gpu import dry_launch, precompile, tune
+
+triton.knobs.compilation.listener = count = precompile.Count()
+with dry_launch.dry_run():
+    problem = tune.weighted_merge(precompile.session())
+    before = len(count.compiled)  # the plans that it merges by
+    tuner.compile_together(problem, tuner.first_sweep(problem)[:4] + [{"R": 3, "num_warps": 4}])
+    together = len(count.compiled)
+    for use in tuner.first_sweep(problem)[:4]:
+        with tuner.tuning.forced("weighted_merge", use):
+            problem.calls[0]()
+print(together - before, len(count.compiled) - together)
+"""
+
+
+def test_the_tuner_compiles_in_threads_what_it_runs_next(tmp_path: Path) -> None:
+    """Four configurations at once, and one that no compiler takes; then each is found."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", TUNED], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["4", "0"]
+
+
 def test_nothing_is_computed_in_a_dry_run() -> None:
     """Shapes of what would fill a GPU, in no time; outside all is as before."""
     from alt_kernels.triton import tuning

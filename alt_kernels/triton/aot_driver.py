@@ -1,7 +1,9 @@
-"""A GPU that kernels can be compiled for and not launched on: what Triton asks its driver before a launch."""
+"""Launches that compile and do not start, and a driver for them where there is no GPU."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -27,3 +29,22 @@ class Driver:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"a launch asked the driver for {name}")
+
+
+@contextlib.contextmanager
+def stopped_launches() -> Iterator[None]:
+    """Launches inside bind their arguments, compile or find the kernel in a cache, and stop there."""
+    from triton.runtime.interpreter import GridExecutor
+    from triton.runtime.jit import JITFunction
+
+    run, interpret = JITFunction.run, GridExecutor.__call__
+
+    def stop(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        return run(self, *args, grid=grid, warmup=True, **kwargs)
+
+    JITFunction.run = stop  # type: ignore[method-assign]
+    GridExecutor.__call__ = lambda self, *args, **kwargs: None  # under TRITON_INTERPRET, which compiles nothing
+    try:
+        yield
+    finally:
+        JITFunction.run, GridExecutor.__call__ = run, interpret  # type: ignore[method-assign]

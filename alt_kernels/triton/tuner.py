@@ -1,24 +1,29 @@
 """A bounded search over launch configurations; it measures nothing itself and knows no GPU.
 
 From the configuration in use, one axis after the other (a field, or fields that go together) is tried at its other
-values; the fastest in one interleaved contest against the incumbent takes its place if it is faster by a margin that
-noise does not reach. A candidate must run (a tile that does not fit the shared memory raises when it is launched),
-must not spill registers where the incumbent does not, and must give the incumbent's result. Two sweeps at most, or
-until the time is up. ``benchmarks/gpu/tune.py`` brings the problems and the clock; ``make gpu SECTIONS=tune`` runs it.
+values, the nearest first; the fastest in one interleaved contest against the incumbent takes its place if it is faster
+by a margin that noise does not reach. What a sweep needs is compiled at once, in threads, where no cache has it. A
+candidate must run (a tile that does not fit the shared memory raises when it is launched), must not spill registers
+where the incumbent does not, and must give the incumbent's result. Two sweeps at most, or until the time is up.
+``benchmarks/gpu/tune.py`` brings the problems and the clock; ``make gpu SECTIONS=tune`` runs it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import tuning
+from .aot_driver import stopped_launches
 
 Use = dict[str, int]
 Call = Callable[[], Any]
@@ -27,6 +32,7 @@ Timer = Callable[[Mapping[str, Sequence[Call]]], Mapping[str, Sequence[float]]]
 
 MARGIN = 0.02  # faster by less is noise
 SWEEPS = 2
+MOST_THREADS = 12  # that compile; each takes some hundred megabytes
 WARPS = (1, 2, 4, 8, 16)
 
 
@@ -172,20 +178,59 @@ def in_use(problem: Problem) -> Use:
 
 
 def first_sweep(problem: Problem) -> list[Use]:
-    """The configuration in use, then each that differs from it along one axis: what a search compiles first."""
-    found = [in_use(problem)]
-    for changes in problem.axes:
-        for change in changes:
-            use = found[0] | change
-            if change.keys() <= found[0].keys() and use not in found:
-                found.append(use)
-    return found
+    """The configuration in use, then each that differs from it along one axis: what a search begins with."""
+    start = in_use(problem)
+    return [start, *(use for changes in problem.axes for _, use in along(changes, start))]
+
+
+def along(changes: Sequence[Use], start: Use) -> list[tuple[Use, Use]]:
+    """Changes of one axis and what becomes of ``start``, the nearest first: it was chosen on paper, not at random.
+
+    Changes of fields that ``start`` has not, and those that change nothing, are left out.
+    """
+
+    def distance(change: Use) -> float:
+        return sum(abs(math.log2(max(value, 0.5) / max(start[name], 0.5))) for name, value in change.items())
+
+    fitting = [change for change in changes if change.keys() <= start.keys() and start | change != start]
+    return [(change, start | change) for change in sorted(fitting, key=distance)]
+
+
+def compile_together(problem: Problem, uses: Sequence[Use]) -> None:
+    """Compile what a call launches under each configuration, in as many threads as there are cores.
+
+    A configuration that does not compile is passed over here: it raises when it is run.
+    """
+    import triton
+    from triton.runtime._async_compile import AsyncCompileMode
+
+    if triton.knobs.runtime.interpret:
+        return
+    workers = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        AsyncCompileMode(pool, ignore_errors=True),
+        stopped_launches(),
+    ):
+        for use in uses:
+            with tuning.forced(problem.stem, use), contextlib.suppress(Exception):
+                problem.calls[0]()
 
 
 def search(
-    problem: Problem, timer: Timer, *, seconds: float, clock: Callable[[], float] = time.monotonic, sweeps: int = SWEEPS
+    problem: Problem,
+    timer: Timer,
+    *,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sweeps: int = SWEEPS,
+    prepare: Callable[[Problem, Sequence[Use]], None] = compile_together,
 ) -> Search:
-    """The best configuration found for one problem within ``seconds``; the one in use where none is better."""
+    """The best configuration found for one problem within ``seconds``; the one in use where none is better.
+
+    Args:
+        prepare: is given the configurations that come next, before the first of them runs.
+    """
     end = clock() + seconds
     stem = problem.stem
     default = in_use(problem)
@@ -196,6 +241,9 @@ def search(
         with tuning.forced(stem, use), watched() as launched:
             return problem.calls[0](), spilled(launched)
 
+    def unseen(axes: Sequence[Sequence[Use]]) -> list[Use]:
+        return [use for changes in axes for _, use in along(changes, best) if _key(use) not in seen]
+
     want, allowed = run(default)
     before = after = 0.0
     stopped = False
@@ -205,14 +253,16 @@ def search(
         return {name: list(found) for name, found in timer(calls).items()}
 
     for _ in range(sweeps):
-        moved = False
-        for changes in problem.axes:
+        moved, prepared = False, None
+        for number, changes in enumerate(problem.axes):
             if stopped := clock() >= end:
                 break
+            if prepared != best:  # at the start, and where the last axis found a better one
+                prepare(problem, unseen(problem.axes[number:]))
+                prepared = best
             candidates: dict[str, Use] = {}
-            for change in changes:
-                use = best | change
-                if _key(use) in seen or not change.keys() <= best.keys():
+            for change, use in along(changes, best):
+                if _key(use) in seen:
                     continue
                 seen.add(_key(use))
                 try:

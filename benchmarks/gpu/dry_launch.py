@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from alt_kernels import library
 from alt_kernels.triton import tuning
-from alt_kernels.triton.aot_driver import Driver
+from alt_kernels.triton.aot_driver import Driver, stopped_launches
 
 #: Checks of values, which are not there: module of the reference, function.
 VALUE_CHECKS = (("weighted_merge", "check_plan"), ("gumbel_assignment", "check_tau"))
@@ -76,29 +76,19 @@ class DryRun(TorchDispatchMode):
 def dry_run(target: int = 90) -> Iterator[None]:
     """Triton for a GPU of architecture ``target`` that nothing is launched on, and :class:`DryRun`."""
     import triton
-    from triton.runtime.interpreter import GridExecutor
-    from triton.runtime.jit import JITFunction
 
-    run, name, active = JITFunction.run, tuning.device_name, triton.runtime.driver._active
-    interpret = GridExecutor.__call__
-
-    def stop(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        return run(self, *args, grid=grid, warmup=True, **kwargs)
-
+    name, active = tuning.device_name, triton.runtime.driver._active
     checks = [(importlib.import_module(f"alt_kernels.reference.{stem}"), check) for stem, check in VALUE_CHECKS]
     before = [getattr(module, check) for module, check in checks]
     for module, check in checks:
         setattr(module, check, lambda *_: None)
-    JITFunction.run = stop  # type: ignore[method-assign]
-    GridExecutor.__call__ = lambda self, *args, **kwargs: None  # under TRITON_INTERPRET, which compiles nothing
     tuning.device_name = lambda: GPU.format(target)  # type: ignore[assignment]
     triton.runtime.driver.set_active(Driver(target))
     try:
-        with DryRun():
+        with stopped_launches(), DryRun():
             yield
     finally:
-        JITFunction.run, tuning.device_name = run, name  # type: ignore[method-assign]
-        GridExecutor.__call__ = interpret
+        tuning.device_name = name  # type: ignore[method-assign]
         triton.runtime.driver._active = active
         for (module, check), function in zip(checks, before, strict=True):
             setattr(module, check, function)

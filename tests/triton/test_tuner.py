@@ -84,6 +84,22 @@ def test_the_best_is_found_along_the_axes(folder: Path) -> None:
     assert used() == found.default, "a search leaves no configuration behind"
 
 
+def test_the_nearest_are_tried_first_and_compiled_at_once(folder: Path) -> None:
+    """Before a sweep all of its configurations; after a better one is found, those of the axes that are left."""
+    prepared: list[list[Use]] = []
+    bench = Bench(lambda use: 1.0 / use["R"])
+    problem = Problem("op", {"channels": 64}, [bench.call], AXES)
+    found = tuner.search(
+        problem, bench.timer, seconds=1e9, clock=lambda: 0.0, prepare=lambda _, uses: prepared.append(list(uses))
+    )
+    assert found.use["R"] == 8
+    assert [use["R"] for use in prepared[0]] == [2, 8, 1, 4, 4], "R = 1 is further from 4 than 2 and 8 are"
+    assert [use["num_warps"] for use in prepared[0]] == [4, 4, 4, 2, 8]
+    assert prepared[0] == tuner.first_sweep(problem)[1:]
+    assert prepared[1] == [{"R": 8, "num_warps": 2}, {"R": 8, "num_warps": 8}]
+    assert [use for use, _ in found.tried][:3] == prepared[0][:3]
+
+
 def test_noise_does_not_change_a_configuration(folder: Path) -> None:
     """1 % faster is not faster."""
     found = Bench(lambda use: 1.0 if use["R"] == 4 else 0.99).search()
@@ -113,7 +129,7 @@ def test_time_runs_out(folder: Path) -> None:
     bench = Bench(lambda use: float(use["R"]))
     found = bench.search(seconds=2.5, clock=lambda: float(next(now)))
     assert found.stopped
-    assert found.use["R"] == 1
+    assert found.use["R"] == 2, "the nearest, which was tried first"
     assert all("num_warps" not in name for names in bench.contests for name in names)
 
 
