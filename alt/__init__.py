@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from .lazy import attach
 
 if TYPE_CHECKING:
+    from alt_kernels import __version__ as __version__
+
     from .corpus import Corpus as Corpus
     from .cost import CostReport as CostReport
     from .cost import count_macs as count_macs

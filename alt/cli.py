@@ -1,12 +1,10 @@
-"""The command line: ``alt demo`` and, as they come, the commands of the other rooms.
+"""The command line ``alt``: puts the commands of ``alt.commands`` together.
 
-Commands live with what they run; here they are only put together. Nothing heavy is imported before a command runs,
-so ``alt --help`` answers at once.
+Nothing heavy is imported before a command runs, so ``alt --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from typing import TYPE_CHECKING
 
@@ -15,43 +13,50 @@ if TYPE_CHECKING:
 
 
 def build_app() -> typer.Typer:
-    """The typer application behind ``alt``."""
+    """Returns the typer application behind ``alt``."""
     import typer
 
-    from alt.entityworld.demo.demo_command import demo
-    from alt.entityworld.method_grid_command import entityworld
-    from alt.entityworld.tradeoff_command import tradeoff
-    from alt.evaluate.command import cost, evaluate
-    from alt.train.command import train
-    from alt.visualize.command import predict
+    from alt.commands.cost import cost
+    from alt.commands.demo import demo
+    from alt.commands.entityworld import entityworld
+    from alt.commands.evaluate import evaluate
+    from alt.commands.group import AltGroup
+    from alt.commands.logs import set_verbosity
+    from alt.commands.predict import BareJson, predict
+    from alt.commands.tradeoff import tradeoff
+    from alt.commands.train import train
+    from alt.commands.version import show_version
 
     app = typer.Typer(
         name="alt",
+        cls=AltGroup,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def show_version(wanted: bool) -> None:
-        if wanted:
-            typer.echo(importlib.metadata.version("alt-kernels"))
-            raise typer.Exit
-
     @app.callback()
     def alt(
         version: bool = typer.Option(
-            False, "--version", callback=show_version, is_eager=True, help="Print the version and stop."
+            False,
+            "--version",
+            callback=show_version,
+            is_eager=True,
+            help="Print the versions of alt-kernels and what it runs on, and stop. For bug reports.",
+        ),
+        verbose: int = typer.Option(
+            0, "--verbose", "-v", count=True, help="Log what is being done; -vv also shows tracebacks of errors."
         ),
     ) -> None:
         """Token merging for CLIP and other vision transformers."""
+        set_verbosity(verbose)
 
     app.command("demo")(demo)
     app.command("train")(train)
     app.command("eval")(evaluate)
-    app.command("predict")(predict)
+    app.command("predict", cls=BareJson)(predict)
     app.command("tradeoff")(tradeoff)
-    app.command("entityworld")(entityworld)
+    app.add_typer(entityworld, name="entityworld")
     app.command("cost")(cost)
     return app
 

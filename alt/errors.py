@@ -1,13 +1,31 @@
-"""The one exception a command shows to its user as a sentence instead of a traceback."""
+"""The exceptions that a command shows to its user as one sentence instead of a traceback."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can put right; the text is one complete sentence."""
+    """Something the user can put right: a file, a class, a checkpoint. The text is one complete sentence."""
+
+
+class UsageError(UserError):
+    """A value that an option does not take. The text is one complete sentence that names the option."""
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived. Not caught, it ends the process with status 143 and without a traceback.
+
+    Args:
+        message: one sentence for the user: what is on the disk, and how to go on.
+    """
+
+    STATUS = 143
+
+    def __init__(self, message: str) -> None:
+        super().__init__(self.STATUS)
+        self.message = message
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first sentence of what another library said, short enough to quote."""
+    """Returns the first sentence of another library's error, short enough to quote."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].strip().rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -58,7 +58,8 @@ ROOMS: dict[str, set[str]] = {
     "alt.entityworld.mini_clip": {"alt.data", "alt.files"},
     "alt.entityworld": BELOW_JOBS | WORLD | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
     "alt.entityworld.demo": BELOW_JOBS | WORLD | {"alt.visualize", "alt.evaluate", "alt.entityworld"},
-    "alt.cli": BELOW_JOBS | JOBS,
+    "alt.commands": BELOW_JOBS | JOBS | WORLD,
+    "alt.cli": {"alt.commands"},
     "alt": BELOW_MODELS
     | {"alt.corpus", "alt.cost", "alt.models", "alt.train"},  # re-exports; nothing inside alt imports it
 }

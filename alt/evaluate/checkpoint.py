@@ -11,13 +11,13 @@ import torch
 
 from alt.data.clip_views import ClipViews
 from alt.data.clips import ClipFiles
-from alt.errors import UserError, one_line
+from alt.errors import UsageError, UserError, one_line
 from alt.models.video_model import VideoModel
 
 from .tradeoff import Point, Tradeoff, rows_of
 from .views import Views
 
-__all__ = ["at_r", "clip_files", "open_model", "parse_reduction", "sweep"]
+__all__ = ["at_r", "clip_files", "open_model", "sweep"]
 
 
 def open_model(path: str | Path, device: str | torch.device = "cpu") -> VideoModel:
@@ -85,20 +85,6 @@ def check_classes(there: Sequence[str] | None, here: Sequence[str], where: str) 
     raise UserError(f"{where}: the classes are not those of the checkpoint: {why}.")
 
 
-def parse_reduction(text: str) -> int | float | tuple[int, ...]:
-    """``"8"``, a share ``"0.05"``, or one number a block ``"16,16,0"``."""
-    words = [word.strip() for word in text.split(",")]
-    try:
-        numbers = [float(word) if "." in word else int(word) for word in words]
-    except ValueError:
-        raise UserError(f"--r takes a number, a share such as 0.05 or a list such as 16,8,0, got '{text}'.") from None
-    if len(numbers) == 1:
-        return numbers[0]
-    if not all(isinstance(number, int) for number in numbers):
-        raise UserError(f"--r takes whole numbers in a list, one a block, got '{text}'.")
-    return tuple(int(number) for number in numbers)
-
-
 def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
     """A model with the same weights (shared, not copied) that merges another number of tokens."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -110,7 +96,7 @@ def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
             r = tilted(r, inflection, model.backbone.num_blocks)
         changed.r = r
     except (ValueError, TypeError) as error:
-        raise UserError(f"--r: {one_line(error, 300)}.") from None
+        raise UsageError(f"--r: {one_line(error, 300)}.") from None
     return changed
 
 

@@ -124,7 +124,7 @@ def run(*arguments: object) -> Result:
 def test_eval_of_a_checkpoint_any_r(files: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     arguments = ["eval", files["checkpoint"], "--data", files["data"], "--labels", files["labels"], "--batch", 3]
-    done = run(*arguments, "--views", "4x3x2", "--r", "5", "--out", out)
+    done = run(*arguments, "--views", "4x3x2", "--r", "5", "--json", out)
     assert done.exit_code == 0, done.output
     found = json.loads(out.read_text())
     assert found["videos"] == 7
@@ -142,7 +142,7 @@ def test_sweep_of_a_checkpoint_on_data(files: dict[str, Path], tmp_path: Path) -
     out = tmp_path / "sweep"
     done = run(
         *("tradeoff", "--checkpoint", files["checkpoint"], "--data", files["data"], "--labels", files["labels"]),
-        *("--r", "0,4", "--no-measure", "--out", out),
+        *("--sweep", "0,4", "--no-measure", "--out", out),
     )
     assert done.exit_code == 0, done.output
     rows = from_record(json.loads((out / "tradeoff.json").read_text())).rows
@@ -151,27 +151,30 @@ def test_sweep_of_a_checkpoint_on_data(files: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "status", "message"),
     [
-        ({"checkpoint": "nowhere.safetensors"}, "nowhere.safetensors: no such checkpoint"),
-        ({"data": "nowhere.txt"}, "nowhere.txt"),
-        ({"views": "2x2"}, "1 or 3 spatial crops, got 2"),
-        ({"r": "many"}, "--r takes a number"),
-        ({"r": "1,2"}, "--r: "),
-        ({"r": "-1"}, "--r: "),
-        ({"precision": "int4"}, "expected 'fp32' or 'bf16'"),
-        ({"device": "cuda:99"}, "cuda"),
-        ({"labels": "other"}, "number 1 is 'pulling' there and 'pushing' in the checkpoint"),
+        ({"checkpoint": "nowhere.safetensors"}, 1, "nowhere.safetensors: no such checkpoint"),
+        ({"data": "nowhere.txt"}, 1, "nowhere.txt"),
+        ({"views": "2x2"}, 2, "1 or 3 spatial crops, got 2"),
+        ({"r": "many"}, 2, "--r takes a number"),
+        ({"r": "1,2"}, 2, "--r: "),
+        ({"r": "-1"}, 2, "--r: "),
+        ({"precision": "int4"}, 2, "'fp32'"),
+        ({"device": "gpu"}, 2, "--device takes auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"device": "cuda:99"}, 1, "this machine has "),
+        ({"labels": "other"}, 1, "number 1 is 'pulling' there and 'pushing' in the checkpoint"),
     ],
 )
-def test_bad_input_is_one_sentence(files: dict[str, Path], tmp_path: Path, change: dict, message: str) -> None:
+def test_bad_input_is_one_sentence(
+    files: dict[str, Path], tmp_path: Path, change: dict, status: int, message: str
+) -> None:
     given = {**files, "views": "1x1", "r": "2", "precision": "fp32", "device": "cpu", **change}
     if given["labels"] == "other":
         given["labels"] = tmp_path / "other.csv"
         given["labels"].write_text("id,name\n0,lifting\n1,pulling\n2,turning\n")
     checkpoint = given.pop("checkpoint")
     done = run("eval", checkpoint, *[part for name, value in given.items() for part in (f"--{name}", value)])
-    assert done.exit_code == 1
+    assert done.exit_code == status
     assert message in done.output
     assert done.output.startswith("Error: ")
     assert len(done.output.strip().splitlines()) == 1
@@ -180,6 +183,6 @@ def test_bad_input_is_one_sentence(files: dict[str, Path], tmp_path: Path, chang
 
 def test_checkpoint_without_data_is_one_sentence(files: dict[str, Path]) -> None:
     done = run("tradeoff", "--checkpoint", files["checkpoint"])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "--checkpoint and --data go together" in done.output
-    assert run("tradeoff", "--r", "0,x").output.startswith("Error: --r takes numbers")
+    assert run("tradeoff", "--sweep", "0,x").output.startswith("Error: --sweep takes whole numbers")

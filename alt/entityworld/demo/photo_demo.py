@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,12 +31,12 @@ REPEATS, PATIENCE = 9, 30.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of ``alt demo``, as its help describes them; ``r`` is the list as typed."""
+    """The options of ``alt demo``, as its help describes them. ``out`` is a folder that is there."""
 
     images: Path | None = None
     model: str = "ViT-B-16-quickgelu"
     pretrained: str | None = None
-    r: str = "0,4,8,13,16"
+    r: tuple[int, ...] = (0, 4, 8, 13, 16)
     picture_r: int = 8
     out: Path = Path("demo_output")
     precision: str = "fp32"
@@ -52,9 +51,8 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     Raises:
         DemoError: an option that cannot be met, in one sentence.
     """
-    r_values = parse_r(options.r)
+    r_values = sorted({0, *options.r})  # 0 is what the others are compared with
     photos = load_photos(find_photos(options.images))
-    _make_folder(options.out)
     started = time.perf_counter()
 
     with console.status(f"building {options.model}"):
@@ -111,14 +109,6 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     return results
 
 
-def parse_r(text: str) -> list[int]:
-    """'0,4,8' -> [0, 4, 8], ascending and without repeats; 0, which everything is compared with, is always there."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"\d{1,4}", part) for part in parts):
-        raise DemoError(f"--r: expected whole numbers >= 0 with commas between them, such as 0,4,8, got '{text}'.")
-    return sorted({0, *map(int, parts)})
-
-
 def _draw(
     photo: Photo, image: torch.Tensor, source: list[Any], tokens: tuple[int, ...], tower: Tower, options: DemoOptions
 ) -> Path:
@@ -141,13 +131,6 @@ def _check_patchable(tower: Tower) -> None:
         patch_clip(tower.visual, r=0).remove()
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DemoError(f"--model: alt cannot patch {tower.model}: {one_line(error)}.") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DemoError(f"--out: the folder '{folder}' cannot be made ({error.strerror}).") from None
 
 
 def _progress(console: Console) -> Progress:

@@ -1,4 +1,4 @@
-"""``alt train``: options, and errors as one sentence. Heavy imports wait until the command runs."""
+"""``alt train``: a run from a configuration."""
 
 from __future__ import annotations
 
@@ -7,21 +7,31 @@ from typing import Annotated, Any
 
 import typer
 
+from alt.errors import UsageError, UserError
+
 
 def train(
     config: Annotated[
-        str, typer.Argument(help="A YAML file, or the name of a shipped configuration.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML file, or the name of a shipped configuration.", show_default=False
+        ),
     ] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as with --set.", show_default=False),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example optim.lr=1e-5; repeatable."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; without it runs/<name>.", show_default=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the run. Without it, runs/<name>.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Two steps of this configuration on a small model and generated clips.")
+        bool, typer.Option("--smoke", help="Run two steps of this configuration on a small model and generated clips.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the shipped configurations and stop.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the whole configuration as YAML and stop.")] = False,
@@ -32,34 +42,41 @@ def train(
     run that was killed goes on with --resume and ends with the same weights. Several processes: by trainer.devices, or
     started by torchrun, on one or many machines.
     """
-    from alt.errors import UserError
+    if list_:
+        _list()
+        return
+    if not config or "=" in config:
+        raise UsageError("Name a configuration: a YAML file or one of those that 'alt train --list' shows.")
+    changes = [*(set_ or []), *(overrides or [])]
+    for word in changes:
+        if "=" not in word:
+            raise UsageError(f"A setting is changed by KEY=VALUE such as optim.lr=1e-5, got '{word}'.")
+    from alt.train.config import smoke as shrink
+
+    chosen = _load(config, changes)
+    replaced: list[str] = []
+    if smoke:
+        chosen, replaced = shrink(chosen)
+    if show:
+        typer.echo(chosen.to_yaml(), nl=False)
+        return
+    try:
+        _train(chosen, out, resume, smoke, replaced)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
+
+
+def _load(source: str, overrides: list[str]) -> Any:
+    """Returns the configuration; a mistake on the command line is one of usage, a mistake in the file one of input."""
+    from alt.train.config import load_config
 
     try:
-        if list_:
-            _list()
-            return
-        if not config:
-            raise UserError("Name a configuration: a YAML file or one of those that 'alt train --list' shows.")
-        from alt.train.config import load_config
-        from alt.train.config import smoke as shrink
-
-        chosen = load_config(config, set_ or [])
-        replaced: list[str] = []
-        if smoke:
-            chosen, replaced = shrink(chosen)
-        if show:
-            typer.echo(chosen.to_yaml(), nl=False)
-            return
-        _train(chosen, out, resume, smoke, replaced)
+        return load_config(source, overrides)
     except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from None
-    except ModuleNotFoundError as error:
-        typer.echo(f"Error: alt train needs {error.name}; install it with: pip install 'alt-kernels[models]'", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; go on from the last checkpoint with --resume.", err=True)
-        raise typer.Exit(130) from None
+        if overrides:
+            load_config(source)  # raises again if the file is the one that is wrong
+            raise UsageError(str(error)) from None
+        raise
 
 
 def _train(config: Any, out: Path | None, resume: bool, smoke: bool, replaced: list[str]) -> None:

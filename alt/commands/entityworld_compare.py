@@ -1,4 +1,4 @@
-"""``alt entityworld``: options, and errors as one sentence. Heavy imports wait until the command runs."""
+"""``alt entityworld compare``: the methods of the papers compared on generated video."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from alt.errors import UsageError, UserError
+
+from .options import Device, Seeds, Threads, parse_device
+from .outputs import check_folder, say
+
 
 class Preset(enum.StrEnum):
     cpu = "cpu"
@@ -17,7 +22,7 @@ class Preset(enum.StrEnum):
     smoke = "smoke"
 
 
-def entityworld(
+def compare(
     preset: Annotated[
         Preset,
         typer.Option(
@@ -25,70 +30,68 @@ def entityworld(
             "tiny and smoke: the same two in a few steps, to see that they run."
         ),
     ] = Preset.cpu,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every method.")] = 5,
+    seeds: Seeds = 5,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Training steps of every method; 1500 on the CPU.", show_default=False),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Training steps per method. Without it, 1500 with --preset cpu.",
+            show_default=False,
+        ),
     ] = None,
     pretraining_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of the small CLIP that the gpu preset trains first.", show_default=False),
+        typer.Option(
+            metavar="N", min=1, help="Steps of the small CLIP that --preset gpu trains first.", show_default=False
+        ),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds after which the gpu preset begins no further run.", show_default=False),
+        typer.Option(
+            metavar="SECONDS", min=1, help="Time after which --preset gpu begins no further run.", show_default=False
+        ),
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Methods by name, separated by commas; without it all.", show_default=False),
+        typer.Option(metavar="NAME,...", help="Methods to compare. Without it, all.", show_default=False),
     ] = None,
     pretrained: Annotated[
-        str, typer.Option(help="Small CLIP of the CPU's grid: entity-world, or a file of one.")
+        str, typer.Option(metavar="CLIP", help="Small CLIP of --preset cpu: entity-world, or a file of one.")
     ] = "entity-world",
-    device: Annotated[
-        str | None, typer.Option(help="Where the gpu preset runs; without it a GPU if there is one.")
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
-    out: Annotated[Path, typer.Option(help="Folder for results.json, results.csv and results.md.")] = Path(
-        "entityworld_output"
-    ),
+    device: Device = "auto",
+    threads: Threads = 1,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for results.json, results.csv and results.md.")
+    ] = Path("entityworld_output"),
 ) -> None:
-    """The methods of the papers compared on procedurally generated video actions; nothing is downloaded.
+    """Compare the methods of the papers on procedurally generated video actions; nothing is downloaded.
 
     Prints the orderings that have to hold and those that are only reported, with mean and spread over the seeds, and
-    tables in the layout of the papers'. Ends with status 1 where an ordering that has to hold does not.
+    tables in the layout of the papers'. Ends with status 1 if an ordering that has to hold does not. --preset cpu and
+    tiny always run on the CPU.
     """
-    from alt.errors import UserError, one_line
+    import torch
 
+    names = _names(methods)
+    place = parse_device(device)
+    check_folder(out, "--out")
+    torch.set_num_threads(threads)
     try:
-        import torch
-
-        torch.set_num_threads(threads)
         if preset in (Preset.gpu, Preset.smoke):
             limits = {"steps": steps, "pretraining_steps": pretraining_steps, "seconds": seconds}
-            failed = _on_gpu(preset.value, seeds, limits, _names(methods), device, out)
+            failed = _on_gpu(preset.value, seeds, limits, names, place, out)
         elif pretraining_steps is not None or seconds is not None:
-            raise UserError(
+            raise UsageError(
                 "--pretraining-steps and --seconds belong to --preset gpu or smoke, which train a small CLIP;"
                 f" got them with --preset {preset.value}."
             )
         else:
-            failed = _on_cpu(preset.value, seeds, steps, _names(methods), pretrained, out)
-    except UserError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
-        typer.echo(f"Error: this needs {error.name}; install it with: pip install 'alt-kernels[models]'", err=True)
-        raise typer.Exit(2) from None
-    except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"Error: {one_line(error, 300)}.", err=True)
-        raise typer.Exit(2) from None
+            failed = _on_cpu(preset.value, seeds, steps, names, pretrained, out)
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted; what was done by then is in {out}.", err=True)
-        raise typer.Exit(130) from None
+        raise KeyboardInterrupt(f"Interrupted; what was done by then is in {out}.") from None
     if failed:
-        typer.echo(f"Does not hold: {'; '.join(failed)}.", err=True)
-        raise typer.Exit(1)
+        raise UserError(f"Does not hold: {'; '.join(failed)}.")
 
 
 def _names(methods: str | None) -> list[str] | None:
@@ -96,25 +99,22 @@ def _names(methods: str | None) -> list[str] | None:
 
 
 def _pick(known: Sequence[str], wanted: list[str] | None) -> list[str]:
-    from alt.errors import UserError
-
     if wanted is None:
         return list(known)
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        raise UserError(f"--methods knows {', '.join(known)}; got '{unknown[0] if unknown else ''}'.")
+        raise UsageError(f"--methods knows {', '.join(known)}; got '{unknown[0] if unknown else ''}'.")
     return wanted
 
 
 def _on_cpu(
     preset: str, seeds: int, steps: int | None, methods: list[str] | None, pretrained: str, out: Path
 ) -> list[str]:
+    from alt.entityworld.method_grid import METHODS, Budget, run_grid
+    from alt.entityworld.method_grid_report import markdown, write
+    from alt.entityworld.orderings import orderings
+    from alt.entityworld.token_cache import TokenCache
     from alt.entityworld.world import World
-
-    from .method_grid import METHODS, Budget, run_grid
-    from .method_grid_report import markdown, write
-    from .orderings import orderings
-    from .token_cache import TokenCache
 
     chosen = [METHODS[name] for name in _pick(list(METHODS), methods)]
     tiny = preset == "tiny"
@@ -136,7 +136,7 @@ def _on_cpu(
     def keep(results: dict[str, list[dict[str, float]]]) -> None:
         write(out, results, [], setting | {"unfinished": True})
 
-    results = run_grid(cache, chosen, seeds=range(seeds), budget=budget, shots=shots, say=_say, done=keep)
+    results = run_grid(cache, chosen, seeds=range(seeds), budget=budget, shots=shots, say=say, done=keep)
     found = orderings(results, classes=classes, steps=budget.steps)
     files = write(out, results, found, setting)
     typer.echo(markdown(results, found, setting))
@@ -157,24 +157,13 @@ def _world(preset: str) -> Any:
 
 
 def _on_gpu(
-    preset: str,
-    seeds: int,
-    limits: dict[str, Any],
-    methods: list[str] | None,
-    device: str | None,
-    out: Path,
+    preset: str, seeds: int, limits: dict[str, Any], methods: list[str] | None, device: str, out: Path
 ) -> list[str]:
-    import torch
+    from alt.entityworld.gpu_comparison import METHODS, GpuPlan, run_gpu
+    from alt.entityworld.method_grid_report import markdown, write
 
-    from alt.errors import UserError
-
-    from .gpu_comparison import METHODS, GpuPlan, run_gpu
-    from .method_grid_report import markdown, write
-
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if preset == "gpu" and device == "cpu":
-        raise UserError(
+        raise UsageError(
             "--preset gpu needs a CUDA device; --preset smoke runs the same code on the CPU in a few steps."
         )
     chosen = _pick(list(METHODS), methods)
@@ -188,16 +177,12 @@ def _on_gpu(
         device=device,
         seeds=range(1 if preset == "smoke" else seeds),
         methods=chosen,
-        say=_say,
+        say=say,
         done=keep,
     )
     files = write(out, results, [], setting)
     typer.echo(markdown(results, [], setting))
     for line in setting["left_out"]:
-        typer.echo(f"Left out: {line}", err=True)
+        say(f"Left out: {line}")
     typer.echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
     return []
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)

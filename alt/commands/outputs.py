@@ -1,0 +1,49 @@
+"""What a command will write: checked before anything slow, and written in one place."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alt.errors import UserError
+from alt.files import replacing
+
+STDOUT = Path("-")
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Makes the folder, and raises a UserError that names the option if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: the folder '{folder}' cannot be written ({error.strerror}).") from None
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Makes the folder of a file, and raises a UserError that names the option if it cannot be written there."""
+    if path is None or path == STDOUT:
+        return
+    if path.is_dir():
+        raise UserError(f"{option}: '{path}' is a folder, a file is expected.")
+    check_folder(path.parent, option)
+
+
+def write_json(value: Any, path: Path, what: str) -> None:
+    """Writes ``value`` as JSON to a file, whole or not at all, or to stdout for ``-``."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if path == STDOUT:
+        typer.echo(text)
+        return
+    with replacing(path, what) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def say(line: str) -> None:
+    """Shows one line of progress on stderr."""
+    typer.echo(line, err=True)
