@@ -191,6 +191,11 @@ def parse_alt(arguments: list[str]) -> None:
     assert command is not None, f"alt has no command {arguments[0]!r}"
     if "--help" in arguments:
         return
+    if hasattr(command, "commands"):  # the words choose one of its commands; without any, its default
+        inner = command.make_context(arguments[0], arguments[1:])
+        arguments = [*inner._protected_args, *inner.args]
+        command = command.get_command(inner, arguments[0])
+        assert command is not None, arguments
     eager = {name for parameter in command.params if parameter.is_eager for name in parameter.opts}
     try:
         command.make_context(arguments[0], [word for word in arguments[1:] if word not in eager])

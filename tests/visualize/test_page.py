@@ -252,10 +252,15 @@ def test_predict_json_at_another_r(scene: Scene, saved: Path) -> None:
     assert len(kept["frames"][0]["entity_of_region"]) == 21
 
 
+def test_predict_repeats_the_frames_of_a_short_clip_and_says_so(saved: Path) -> None:
+    result = predict(saved / "model.safetensors", saved / "short.npy")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"Warning: {saved / 'short.npy'} has 2 of 4 frames, which repeat in order\n"
+
+
 def test_predict_errors_are_one_sentence(saved: Path) -> None:
     model = saved / "model.safetensors"
     for arguments, words in (
-        ((model, saved / "short.npy"), "at least 4 frames are needed, got 2"),
         ((model, saved / "none"), "no such file or folder"),
         ((saved / "none.safetensors", saved / "clip"), "no such checkpoint"),
         ((saved / "clip.npy", saved / "clip"), "not a model"),
