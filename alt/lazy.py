@@ -38,7 +38,8 @@ def attach(package: str) -> tuple[Callable[[str], object], Callable[[], list[str
         setattr(sys.modules[package], name, value)  # the next access does not come here
         return value
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), sorted(homes)
+    public = sorted(name for name in homes if not name.startswith("_"))  # __version__ is no part of a star import
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), public
 
 
 def _homes(package: str) -> dict[str, str]:
