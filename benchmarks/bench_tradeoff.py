@@ -18,7 +18,7 @@ def test_tradeoff(benchmark: Any, full: bool) -> None:
     from alt.entityworld.trained_tradeoff import embedded_tradeoff
     from alt.entityworld.world import World
     from alt.evaluate.paper_costs import paper_costs
-    from alt.evaluate.tradeoff import complaints, decreasing
+    from alt.evaluate.tradeoff import find_anomalies, is_monotone
     from alt.evaluate.tradeoff_report import record
 
     seeds, steps = SIZES[full]
@@ -30,10 +30,10 @@ def test_tradeoff(benchmark: Any, full: bool) -> None:
 
     found = benchmark.pedantic(sweep, rounds=1)
     paper = paper_costs()
-    assert decreasing(found.rows), "multiply-accumulates must fall as r grows"
+    assert is_monotone(found.rows), "multiply-accumulates must fall as r grows"
     assert all(abs(cost.deviation) <= 0.75 for cost in paper)
     if full:
-        assert not complaints(found.rows)
+        assert not find_anomalies(found.rows)
         assert min(row.accuracy_mean for row in found.rows) >= 5 * found.setting["chance"]
     benchmark.group = "trade-off"
     benchmark.extra_info |= {"title": "trade-off across r", "tradeoff": record(found, paper)}

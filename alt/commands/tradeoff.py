@@ -94,7 +94,7 @@ def _train_and_test(r: list[int], seeds: int, steps: int, world: str, measure: b
 def _report(found: Any, out: Path) -> None:
     """Prints the table and the paper's numbers, and writes the files."""
     from alt.evaluate.paper_costs import paper_costs
-    from alt.evaluate.tradeoff import complaints
+    from alt.evaluate.tradeoff import find_anomalies
     from alt.evaluate.tradeoff_report import markdown, paper_markdown, record, write
 
     paper = paper_costs()
@@ -102,6 +102,6 @@ def _report(found: Any, out: Path) -> None:
     typer.echo(markdown(found.rows))
     typer.echo("GMACs counted here; GFLOPs and accuracies are the paper's, on Kinetics-400:\n")
     typer.echo(paper_markdown(record(found, paper)["paper"]))
-    for line in complaints(found.rows):
+    for line in find_anomalies(found.rows):
         say(f"Unexpected: {line}.")
     typer.echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")

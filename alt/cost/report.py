@@ -1,4 +1,4 @@
-"""The two counts of a forward pass, and what they are made of."""
+"""The two counts of a forward pass and their parts."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from alt.cost import count_macs
 
 from .spread import mean_std
 
-__all__ = ["Point", "Tradeoff", "TradeoffRow", "complaints", "curves", "decreasing", "rows_of"]
+__all__ = ["Point", "Tradeoff", "TradeoffRow", "find_anomalies", "group_by_curve", "is_monotone", "rows_of"]
 
 
 class Point(NamedTuple):
@@ -63,7 +63,7 @@ class TradeoffRow(NamedTuple):
 
     @property
     def regime(self) -> str:
-        """How merging met training, in words."""
+        """Says whether merging was on in training."""
         if self.trained_r is None:
             return "not trained"
         if self.r == 0 and self.trained_r == 0:
@@ -87,10 +87,10 @@ def rows_of(
     measure: bool = True,
     seconds: float = 20.0,
 ) -> list[TradeoffRow]:
-    """Rows in the order of ``accuracies``: per point its accuracies by seed, and the model that runs there.
+    """Returns rows in the order of ``accuracies``: per point its accuracies by seed, and the model that runs there.
 
     Args:
-        accuracies: point -> top-1 in percent, one number a seed.
+        accuracies: point -> top-1 in percent, one number per seed.
         model_at: point -> the whole video model set to that r. Called once for every different method, r and
             inflection, since what it costs does not depend on how it was trained.
         clips: batch of the timing and of the memory measurement.
@@ -119,18 +119,20 @@ def rows_of(
     return rows
 
 
-def decreasing(rows: Sequence[TradeoffRow]) -> bool:
-    """Whether multiply-accumulates fall strictly as r grows, within every method and schedule."""
-    return all(a.gmacs > b.gmacs for group in curves(rows).values() for a, b in itertools.pairwise(group) if b.r > a.r)
+def is_monotone(rows: Sequence[TradeoffRow]) -> bool:
+    """True if multiply-accumulates fall strictly as r grows, within every method and schedule."""
+    return all(
+        a.gmacs > b.gmacs for group in group_by_curve(rows).values() for a, b in itertools.pairwise(group) if b.r > a.r
+    )
 
 
-def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:
-    """Where mean accuracy at some r exceeds that at a smaller r by more than ``tolerance`` points, in words.
+def find_anomalies(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:
+    """Returns sentences about mean accuracies that exceed those at a smaller r by more than ``tolerance`` points.
 
     Merging only throws information away, so a curve that rises with r by more than noise says that something is off.
     """
     found = []
-    for group in curves(rows).values():
+    for group in group_by_curve(rows).values():
         for i, small in enumerate(group):
             for large in group[i + 1 :]:
                 gain = large.accuracy_mean - small.accuracy_mean
@@ -141,8 +143,8 @@ def complaints(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[s
     return found
 
 
-def curves(rows: Sequence[TradeoffRow]) -> dict[tuple[str, float, str], list[TradeoffRow]]:
-    """(method, inflection, regime) -> its rows by r. The r = 0 of a method, trained without merging, starts each."""
+def group_by_curve(rows: Sequence[TradeoffRow]) -> dict[tuple[str, float, str], list[TradeoffRow]]:
+    """Returns (method, inflection, regime) -> its rows by r, each starting with the method's r = 0 without merging."""
     found: dict[tuple[str, float, str], list[TradeoffRow]] = {}
     for row in rows:
         if row.r > 0:

@@ -1,4 +1,4 @@
-"""The trade-off as JSON, CSV, Markdown and a plot, with what the paper prints beside it and marked as the paper's."""
+"""Writes the trade-off as JSON, CSV, Markdown and a plot; the paper's numbers stand beside it, marked as such."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alt.plots import drawing
 from alt.tables import plus_minus, to_csv, to_markdown
 
 from .paper_costs import PaperCost
-from .tradeoff import Tradeoff, TradeoffRow, curves
+from .tradeoff import Tradeoff, TradeoffRow, group_by_curve
 
 __all__ = ["draw", "from_record", "markdown", "paper_markdown", "record", "schedule_name", "write"]
 
@@ -22,7 +22,7 @@ MARKERS = "osD^vP"
 
 
 def record(tradeoff: Tradeoff, paper: Sequence[PaperCost]) -> Record:
-    """Plain values, everything unrounded; the paper's numbers under names that say so."""
+    """Returns plain values, unrounded; the paper's numbers have names that say so."""
     return {
         "rows": [row._asdict() for row in tradeoff.rows],
         "setting": tradeoff.setting,
@@ -55,7 +55,7 @@ def schedule_name(inflection: float) -> str:
 
 
 def markdown(rows: Sequence[TradeoffRow]) -> str:
-    """What was measured here."""
+    """Returns the table of what was measured."""
     head = ["method", "schedule", "merging", "r", "GMACs", "top-1 %", "seeds", "frames/s", "peak MiB"]
     body = []
     for row in rows:
@@ -71,7 +71,7 @@ def markdown(rows: Sequence[TradeoffRow]) -> str:
 
 
 def paper_markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """Counted here beside what the paper prints, from the records of :func:`record`."""
+    """Returns the table of our counts beside what the paper prints, from the records of :func:`record`."""
     head = [
         *("model", "frames", "r", "native GMACs", "in the paper's convention", "the paper prints (GFLOPs)"),
         *("deviation", "the paper's top-1, 1 view", "the paper's top-1, 3 views"),
@@ -88,7 +88,7 @@ def paper_markdown(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[Path]:
-    """tradeoff.json, .csv, .md, .svg and .png in ``folder``."""
+    """Writes tradeoff.json, .csv, .md, .svg and .png into ``folder`` and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = record(tradeoff, paper)
     text = "# Accuracy against cost\n\n" + markdown(tradeoff.rows)
@@ -132,7 +132,7 @@ def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
     small = max(row.gmacs for row in rows) < 1
     scale, unit = (1e3, "1e6") if small else (1.0, "1e9")
     rows = [row._replace(gmacs=scale * row.gmacs) for row in rows]
-    groups = curves(rows)
+    groups = group_by_curve(rows)
     for number, (name, curve) in enumerate(groups.items()):
         offset = 0.004 * (number - (len(groups) - 1) / 2)  # curves share their costs: side by side, not on top
         span = max(row.gmacs for row in rows) - min(row.gmacs for row in rows) or 1.0
@@ -156,7 +156,7 @@ def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
     room = max(high - low, 4.0)  # a smaller window would make noise look like a trend
     low, high = min(low, (low + high - room) / 2), max(high, (low + high + room) / 2)
     axis.set_ylim(low - 0.08 * room, high + 0.14 * room)
-    axis.set_xlabel(f"{unit} multiply-accumulates a clip (1e9 of them: one of the literature's GFLOPs)")
+    axis.set_xlabel(f"{unit} multiply-accumulates per clip (1e9 are one of the literature's GFLOPs)")
     axis.set_ylabel("top-1 %, mean ± standard deviation over seeds")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
 

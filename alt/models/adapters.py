@@ -76,11 +76,11 @@ class BlockAdapter(nn.Module):
         return torch.cat([joined + y, x[:, num_protected:]], 1) if merged and rows > num_protected else joined + y
 
     def after_attention(self, y: Tensor) -> Tensor:
-        """What the spatial attention adds to the stream."""
+        """Returns what the spatial attention adds to the stream, given its output ``y``."""
         return y + self.spatial(y)
 
     def beside_mlp(self, y: Tensor, normed: Tensor) -> Tensor:
-        """What the MLP adds to the stream, of which ``normed`` was its input."""
+        """Returns what the MLP adds to the stream, given its output ``y`` and its input ``normed``."""
         return y if self.beside is None else y + _MLP_SCALE * self.beside(normed)
 
 

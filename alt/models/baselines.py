@@ -1,4 +1,4 @@
-"""What ALT is compared with: the mean of the frames, one frame, all frames in one sequence. No added parameters."""
+"""Baselines without added parameters: the mean of the frames, one frame, all frames in one sequence."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ class ClipOne(VideoModel):
 
 
 class ClipJoint(VideoModel):
-    """CLIP-Joint: one class token and the T N patches of all frames in one sequence through the ViT; z is the class.
+    """CLIP-Joint: one class token and the T N patches of all frames as one sequence; z is the class token.
 
     A patch has the position of its place in its own frame, in every frame the same one. Attention is over space and
     time at once, so cost grows with (T N)^2: 179.6 against 140.5 GMACs for 8 frames at ViT-B/16. With token merging a
-    sequence loses T r tokens a block, and tokens of different frames may merge.
+    sequence loses T r tokens per block, and tokens of different frames may merge.
     Its tokens are ``[B, 1, n, d]``; ``source`` is ``[B, 1, 1 + T N]``.
     Source: arXiv 2208.02816 (X-CLIP), section 4.
     """

@@ -1,4 +1,4 @@
-"""Alignment of a frame's tokens to text entities, and the frame's query made of the aligned entities (Eq. 4 to 6)."""
+"""Aligns a frame's tokens to text entities and makes the frame's query of them (Eq. 4 to 6)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ __all__ = ["EntityAlignment"]
 
 
 class EntityAlignment(nn.Module):
-    r"""Every token chooses one entity of a fixed corpus; a frame's chosen entities become its query.
+    r"""Lets every token choose one entity of a fixed corpus, and makes a frame's query of the chosen entities.
 
     .. math:: A_{ik} = \mathrm{softmax}_k\!\left(\frac{\lambda \cos(x_i, s_k)}{\tau} + \gamma_{ik}\right), \quad
               \hat A = \mathrm{onehot}(\arg\max A) + A - \mathrm{sg}(A), \quad Q = \mathrm{MLP}(\hat A S)
 
-    The noise gamma is Gumbel(0, 1), not divided by tau, and drawn in training only. lambda is the similarity scale:
-    the paper prints none, and then the noise decides (the best of 913 entities is chosen in 0.1 % of draws).
+    The noise gamma is Gumbel(0, 1). It is not divided by tau, and it is drawn in training only. lambda is the
+    similarity scale. The paper prints none; without one the noise decides (the best of 913 entities is chosen in 0.1 %
+    of draws).
     The reduction from n aligned entities o_i to one query is not stated in the paper:
 
     ================= ==================================================================================
@@ -70,7 +71,7 @@ class EntityAlignment(nn.Module):
         self.register_buffer("entities", torch.empty(0, width))
 
     def set_entities(self, embeddings: Tensor) -> None:
-        """The corpus S ``[K, d]``: a constant buffer, saved with the model.
+        """Sets the corpus S ``[K, d]``: a constant buffer, saved with the model.
 
         Raises:
             TypeError: no float tensor. ValueError: empty, of another width, or not finite.

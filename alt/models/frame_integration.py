@@ -25,12 +25,12 @@ class _Block(AttentionBlock):
 
 
 class FrameIntegration(nn.Module):
-    r"""Frame embeddings H ``[B, T, d]`` to a video embedding ``[B, d]``.
+    r"""Maps frame embeddings H ``[B, T, d]`` to a video embedding ``[B, d]``.
 
     .. math:: v = \mathrm{mean}_t\,(\mathrm{MIT}(H + e) + H)
 
-    e are learned positions of the frames, ``[T, d]``, the only thing that sees their order: with e = 0 (or any e that
-    is the same for all frames) v does not change when frames are permuted. Per block 12 d^2 + 13 d parameters.
+    e are learned positions of the frames, ``[T, d]``. Nothing else sees their order: with the same e for all frames, v
+    does not change when frames are permuted. A block has 12 d^2 + 13 d parameters.
 
     Args:
         width: d. layers: blocks. heads: of their attention, d // 64 in the paper. frames: T.
@@ -51,7 +51,7 @@ class FrameIntegration(nn.Module):
 
 
 class FrameIntegrationModel(VideoModel):
-    """The mean of the frames with an integration transformer before it: order-aware, without text entities."""
+    """Order-aware baseline without text entities: an integration transformer, then the mean of the frames."""
 
     config_class = FrameIntegrationConfig
     rows = "class"

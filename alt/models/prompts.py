@@ -56,10 +56,10 @@ TEMPLATE_SETS = {"alt16": ALT16, "kinetics28": KINETICS28, "none": NONE}
 
 
 def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """A set by name (``alt16``, ``kinetics28``, ``none``), or a sequence of templates, each with one ``{}``.
+    """Returns the templates of a set (``alt16``, ``kinetics28``, ``none``), or a checked sequence of templates.
 
     Raises:
-        ValueError: an unknown name, no template, or one without exactly one ``{}``.
+        ValueError: an unknown name, no template, or a template without exactly one ``{}``.
     """
     if isinstance(templates, str):
         if templates not in TEMPLATE_SETS:
@@ -75,21 +75,21 @@ def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
-    """The template with each name in the place of its ``{}``; braces in a name are left alone."""
+    """Returns the template with each name in the place of its ``{}``. Braces in a name are left alone."""
     before, after = template.split("{}")
     return [f"{before}{name}{after}" for name in names]
 
 
 def ensemble(stack: Tensor) -> Tensor:
-    """Embeddings of every template ``[P, C, d]`` (unit rows) to one per class ``[C, d]``: normalised mean."""
+    """Returns one embedding per class ``[C, d]``: the normalised mean over templates ``[P, C, d]`` (unit rows)."""
     return F.normalize(stack.mean(0), dim=-1)
 
 
 def draw(stack: Tensor, seed: int) -> Tensor:
-    """The embeddings ``[C, d]`` of one template of ``[P, C, d]``, the same for all classes, drawn by ``seed``.
+    """Draws one template of ``[P, C, d]`` by ``seed``, the same for all classes, and returns its ``[C, d]``.
 
-    X-CLIP and ActionCLIP train with one template at random per iteration and test with the ensemble. The same seed
-    gives the same template on every machine; pass the number of the training step.
+    X-CLIP and ActionCLIP train with one random template per iteration and test with the ensemble. A seed gives the same
+    template on every machine; pass the number of the training step.
     """
     generator = torch.Generator().manual_seed(seed)
     return stack[int(torch.randint(len(stack), (), generator=generator))]
@@ -143,7 +143,7 @@ class LearnedPrompts(nn.Module):
 
     @contextmanager
     def _in_place(self, clip: Any) -> Any:
-        """While it lasts, the text tower reads the vectors at positions 1 .. n, and its own weights are frozen."""
+        """Within the block the text tower reads the vectors at positions 1 .. n, and its own weights are frozen."""
 
         def put(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
             vectors = self.vectors.to(embedded.dtype).expand(len(embedded), -1, -1)

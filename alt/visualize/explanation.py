@@ -1,4 +1,4 @@
-"""What a model saw in a clip, in words: classes, and the text entities that its regions were aligned to."""
+"""Explains a clip in words: its classes, and the text entities that its regions were aligned to."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ __all__ = ["AlignedEntity", "ClassScore", "Explanation", "as_clip", "evaluating"
 
 
 class AlignedEntity(NamedTuple):
-    """An entity that tokens chose. ``share``: of the aligned tokens, each counted as the patches it stands for (the
-    class token as one); ``tokens``: how many chose it; ``similarity``: their mean cosine with it, weighted alike."""
+    """An entity that tokens chose.
+
+    Attributes:
+        share: of the aligned tokens, each counted as the patches it stands for (the class token as one).
+        tokens: how many chose it. similarity: their mean cosine with it, weighted as the share is.
+    """
 
     number: int  # row of the corpus
     unit: str
@@ -73,15 +77,15 @@ class Explanation:
 
     @property
     def aligned(self) -> bool:
-        """Whether the model aligns tokens to entities at all."""
+        """True if the model aligns tokens to entities."""
         return self.index is not None
 
     def regions(self, frame: int) -> NDArray[np.int64]:
-        """The token of every patch ``[h, w]``."""
+        """Returns the token of every patch ``[h, w]``."""
         return region_map(self.source[frame], self.grid)
 
     def entity_map(self, frame: int) -> NDArray[np.int64]:
-        """The entity of every patch ``[h, w]``, -1 where its token was not aligned."""
+        """Returns the entity of every patch ``[h, w]``, -1 where its token was not aligned."""
         regions = self.regions(frame)
         if self.index is None:
             return np.full_like(regions, -1)
@@ -90,11 +94,11 @@ class Explanation:
         return padded[regions]
 
     def class_token_entity(self, frame: int) -> int | None:
-        """The entity that the frame as a whole (its class token) chose."""
+        """Returns the entity that the class token chose, which stands for the frame as a whole."""
         return None if self.index is None else int(self.index[frame, 0])
 
     def best_of_categories(self, at_least: float = 0.02) -> list[AlignedEntity]:
-        """The entity with the largest share of every category, if it has ``at_least``; the largest share first."""
+        """Returns per category the entity with the largest share if that is ``at_least``; the largest share first."""
         found: dict[str, AlignedEntity] = {}
         for entity in self.entities:
             if entity.share >= at_least or not found:
@@ -102,7 +106,7 @@ class Explanation:
         return list(found.values())
 
     def to_dict(self, top: int = 5) -> dict[str, Any]:
-        """Plain values for JSON: the ``top`` classes and entities, and the entity of every region of every frame."""
+        """Returns plain values for JSON: the ``top`` classes and entities, and every region's entity per frame."""
         return {
             "classes": [score._asdict() for score in self.classes[:top]],
             "entities": [entity._asdict() for entity in self.entities[:top]],
@@ -124,15 +128,16 @@ class Explanation:
 def explain(model: VideoModel, clip: Tensor) -> Explanation:
     """Runs ``model`` on one clip and says what each region was aligned to.
 
-    Works for every model; those that align nothing (the baselines, ``queries="random"``) have no entities. The model
-    is run in evaluation mode, without noise, and left in the mode it was in.
+    Works for every video model. Those that align nothing (the baselines, ``queries="random"``) have no entities. The
+    model runs in evaluation mode, without noise, and is left in the mode it was in.
 
     Args:
         model: with a corpus, if it aligns. clip: frames uint8 ``[T, 3, H, W]``, or floats ``[T, 3, H, W]`` that are
             CLIP-normalised; T = ``model.config.frames``.
 
     Raises:
-        TypeError: no video model. ValueError: another number of frames or another image size; no corpus.
+        TypeError: ``model`` is no video model. ValueError: the clip has another number of frames or another image
+            size, or the model has no corpus.
     """
     clips = as_clip(model, clip)
     with evaluating(model), torch.no_grad():
@@ -167,7 +172,7 @@ def explain(model: VideoModel, clip: Tensor) -> Explanation:
 
 
 def as_clip(model: Any, clip: Any) -> Tensor:
-    """A clip as the model takes it, ``[1, T, 3, H, W]`` on its device."""
+    """Returns a clip as the model takes it: ``[1, T, 3, H, W]``, normalised, on its device."""
     if not isinstance(model, VideoModel):
         raise TypeError(f"model: expected a video model of this package, got {type(model).__name__}")
     if not isinstance(clip, Tensor):
@@ -187,7 +192,7 @@ def as_clip(model: Any, clip: Any) -> Tensor:
 
 @contextmanager
 def evaluating(model: VideoModel) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode of before."""
+    """Puts the model in evaluation mode for the block, and back in its mode after it."""
     training = model.training
     model.eval()
     try:
@@ -199,7 +204,7 @@ def evaluating(model: VideoModel) -> Iterator[None]:
 def _rank(
     index: Tensor, weight: Tensor, cosine: Tensor, units: tuple[str, ...], categories: tuple[str, ...]
 ) -> tuple[AlignedEntity, ...]:
-    """Entities by share; equal shares by similarity, then by their place in the corpus."""
+    """Ranks entities by share; equal shares by similarity, then by their place in the corpus."""
     found = []
     for number in index.unique().tolist():
         chosen = index == number

@@ -1,4 +1,4 @@
-"""Where in a frame a text is: similarities and gradients of tokens, painted back onto the patches they stand for."""
+"""Heat maps of a text over a frame: similarities and gradients of tokens, painted onto the patches they stand for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Heat = NDArray[np.float32]
 
 
 def paint(values: Tensor, source: Tensor, grid: tuple[int, int]) -> Heat:
-    """Values of tokens on the patches: ``heat[t, y, x] = values[t, source[t, 1 + y w + x]]``.
+    """Paints values of tokens on the patches: ``heat[t, y, x] = values[t, source[t, 1 + y w + x]]``.
 
     Args:
         values: ``[T, n]``. source: int ``[T, N]``. grid: (h, w).
@@ -39,10 +39,10 @@ def paint(values: Tensor, source: Tensor, grid: tuple[int, int]) -> Heat:
 
 
 def text_of(model: VideoModel, name: str) -> Tensor:
-    """The embedding ``[d]`` that a model holds for a text: an entity of its corpus or one of its classes.
+    """Returns the embedding ``[d]`` that a model holds for a text: an entity of its corpus or one of its classes.
 
     Raises:
-        ValueError: it has neither of that name; the nearest names are told.
+        ValueError: it has neither of that name; the message lists the nearest names.
     """
     corpus, alignment = getattr(model, "corpus", None), getattr(model, "alignment", None)
     units = [] if corpus is None else list(corpus.units)
@@ -59,7 +59,7 @@ def text_of(model: VideoModel, name: str) -> Tensor:
 
 
 def text_heat_map(explanation: Explanation, text: Tensor) -> Heat:
-    """``heat[t, patch] = cos(x_region(patch), text)``.
+    """Maps the cosine of every region with a text: ``heat[t, patch] = cos(x_region(patch), text)``.
 
     Args:
         explanation: of the clip. text: ``[d]``, of :func:`text_of` or of a text encoder.
@@ -75,7 +75,7 @@ def text_heat_map(explanation: Explanation, text: Tensor) -> Heat:
 
 
 def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: int | None = None) -> Heat:
-    r"""Which patches, before the last attention mixes them, make some token of the frame say ``text``.
+    r"""Maps the patches that make some token of the frame like ``text``, before the last attention mixes them.
 
     With a the input of the last block's attention (after its norm), g the gradient of the frame's score
 
@@ -95,8 +95,7 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
     Raises:
         TypeError, ValueError: as ``explain``; ``channels`` is not in [1, width].
 
-    Source: the idea of gScoreCAM (Chen et al., ACCV 2022); the masked forward passes it weighs channels with are not
-    made here.
+    Source: the idea of gScoreCAM (Chen et al., ACCV 2022), without its masked forward passes that weigh channels.
     """
     clips = as_clip(model, clip)
     encoder = model.backbone
@@ -135,9 +134,9 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
 
 
 def peak_inside(heat: Heat, box: Any, size: tuple[int, int]) -> float:
-    """The share of the peak's area (of all patches with the largest value) that lies in a box.
+    """Returns the share of the peak's area (of all patches with the largest value) that lies in a box.
 
-    By chance it is the box's share of the picture, on average over boxes that are anywhere.
+    By chance it is the box's share of the picture, on average over all places of the box.
 
     Args:
         heat: ``[h, w]``. box: (x0, y0, x1, y1) in pixels, end exclusive. size: (H, W) of the picture.
@@ -159,7 +158,7 @@ def _vector(text: Any, width: int) -> Tensor:
 
 @contextmanager
 def _watching(host: Host, tower: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of the last block's first norm as leaves of a graph that holds nothing before them."""
+    """Makes outputs of the last block's first norm leaves of a graph that holds nothing before them; yields them."""
     taken: list[Tensor] = []
 
     def leaf(module: Any, inputs: Any, output: Tensor) -> Tensor:

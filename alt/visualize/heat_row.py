@@ -1,4 +1,4 @@
-"""The heat maps that are shown of a clip: which texts, and what each map is called."""
+"""Heat maps of a clip for a page: their texts, names and titles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HeatRow(NamedTuple):
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The values at the ends of the colours, the same for all frames."""
+        """Returns the values at the ends of the colours, the same for all frames."""
         return (0.0, 1.0) if self.kind == "gradient" else (float(self.heat.min()), float(self.heat.max()))
 
     @property

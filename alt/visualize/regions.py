@@ -108,7 +108,7 @@ def merge_sheet(
 
 
 def _to_pixels(image: Picture, regions: Regions) -> tuple[Regions, NDArray[np.bool_]]:
-    """Region of every pixel and whether that region has more than one patch: [H, W] each."""
+    """Returns the region of every pixel, and True where it has more than one patch: [H, W] each."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} of shape {tuple(image.shape)}")
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""What a clip really shows, where that is known, and how often a model's entities agree with it."""
+"""The truth about a clip, where it is known, and how often a model agrees with it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Agreement", "Truth", "measure_agreement", "share_in_clip"]
 
 
 class Truth(NamedTuple):
-    """What a clip really shows: the name of its class, and per category the entities in it, the main one first."""
+    """The name of a clip's class, and per category the entities that can be seen in it, the main one first."""
 
     name: str
     entities: Mapping[str, Sequence[str]]
@@ -27,7 +27,7 @@ def share_in_clip(explanation: Explanation, truth: Truth) -> float:
 
 
 class Agreement(NamedTuple):
-    """How often a model is right about clips whose truth is known; shares in [0, 1].
+    """Shares of clips, in [0, 1], about which a model is right.
 
     Attributes:
         clips: how many were looked at.

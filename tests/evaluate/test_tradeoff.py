@@ -21,9 +21,9 @@ from alt.evaluate.tradeoff import (
     Point,
     Tradeoff,
     TradeoffRow,
-    complaints,
-    curves,
-    decreasing,
+    find_anomalies,
+    group_by_curve,
+    is_monotone,
     rows_of,
 )
 from alt.evaluate.tradeoff_report import from_record, write
@@ -53,7 +53,7 @@ def test_rows_hold_mean_spread_and_falling_costs() -> None:
 
     rows = rows_of({**found, Point("ALT", 2, 0.0, 2): [49.0]}, model_at, measure=False)
     assert len(made) == 3  # what a point costs does not depend on how it was trained
-    assert decreasing(rows)
+    assert is_monotone(rows)
     assert [row.accuracy_mean for row in rows] == [51.0, 49.0, 47.0, 49.0]
     assert rows[0].accuracy_std == pytest.approx(2**0.5)
     assert rows[-1].accuracy_std is None
@@ -62,15 +62,15 @@ def test_rows_hold_mean_spread_and_falling_costs() -> None:
 
 
 def test_a_curve_that_rises_is_complained_about() -> None:
-    assert complaints([row(0, 50.0), row(2, 51.9), row(4, 49.0)]) == []
-    found = complaints([row(0, 50.0), row(2, 49.0), row(4, 51.5)])
+    assert find_anomalies([row(0, 50.0), row(2, 51.9), row(4, 49.0)]) == []
+    found = find_anomalies([row(0, 50.0), row(2, 49.0), row(4, 51.5)])
     assert found == ["ALT, off-the-shelf (trained at r=0): 2.5 points more at r = 4 than at r = 2"]
-    assert complaints([row(0, 50.0), row(4, 40.0), row(6, 45.0, trained=6)]) == []  # another regime
-    assert not decreasing([row(0, 50.0), row(2, 50.0, gmacs=10.0)])
+    assert find_anomalies([row(0, 50.0), row(4, 40.0), row(6, 45.0, trained=6)]) == []  # another regime
+    assert not is_monotone([row(0, 50.0), row(2, 50.0, gmacs=10.0)])
 
 
 def test_every_curve_starts_without_merging() -> None:
-    groups = curves([row(0, 50), row(4, 48), row(2, 49), row(2, 49, trained=2), row(2, 47, slope=-1.0)])
+    groups = group_by_curve([row(0, 50), row(4, 48), row(2, 49), row(2, 49, trained=2), row(2, 47, slope=-1.0)])
     assert [[r.r for r in rows] for rows in groups.values()] == [[0, 2, 4], [0, 2], [0, 2]]
 
 

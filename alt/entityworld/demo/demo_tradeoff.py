@@ -17,7 +17,7 @@ from alt.entityworld.demo.photo_measurements import cpu_threads
 from alt.entityworld.method_grid import METHODS, Budget, build, train_head
 from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.world import World
-from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, complaints
+from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, find_anomalies
 from alt.evaluate.tradeoff_report import record, schedule_name, write
 from alt.tables import plus_minus
 from alt.visualize import Truth, explain, measure_agreement, write_example_page
@@ -51,7 +51,7 @@ def run_tradeoff(
     )
     console.print(tradeoff_table(found.rows))
     console.print(_verdict(found))
-    for line in complaints(found.rows):
+    for line in find_anomalies(found.rows):
         console.print(f"Unexpected: {line}.", style="yellow")
     try:
         with cpu_threads(threads):
@@ -87,7 +87,7 @@ def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for head in ("schedule", "merging"):
         table.add_column(head, no_wrap=True)
-    for head in ("r", "1e6 MACs\na clip", "top-1 %", "frames\nper s", "peak\nMiB"):
+    for head in ("r", "1e6 MACs\nper clip", "top-1 %", "frames\nper s", "peak\nMiB"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
