@@ -6,21 +6,20 @@ adds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from alt.data.seeds import derive_seed, seeded
 from alt.entityworld.world import World, normalise
 from alt.models.strategy import apply_strategy
 from alt.models.video_model import VideoModel
-from alt.train.config import OptimSection
-from alt.train.optim import build_optimizer, build_schedule, parameter_groups
+from alt.train.config import AugmentationSection, OptimSection, ScheduleSection, TrainConfig
+from alt.train.module import VideoLearner
+from alt.train.trainer import run_steps
 
 __all__ = ["FineTuning", "RenderedSplit", "fine_tune", "render_split", "top1"]
 
@@ -69,7 +68,9 @@ def fine_tune(
     seed: int,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> float:
-    """Train ``model`` by ``training.strategy`` on its own device; returns the seconds it took.
+    """Trains ``model`` by ``training.strategy`` on its own device; returns the seconds it took.
+
+    The same learner and loop as ``alt train``, with the clips as they are: no augmentation but label smoothing.
 
     Args:
         report: called with (step, loss) after every step; the loss is a tensor of the device, not yet read.
@@ -77,35 +78,31 @@ def fine_tune(
     device = next(model.parameters()).device
     with seeded(derive_seed("init", seed=seed)):
         apply_strategy(model, training.strategy)
-    optim = OptimSection(lr=training.lr, new_multiplier=training.new_multiplier, weight_decay=training.weight_decay)
-    optimizer = build_optimizer(parameter_groups(model, optim), optim)
-    warmup = max(1, round(training.warmup * training.steps))
-    schedule = build_schedule(optimizer, training.steps, warmup, 0.01)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    generator = torch.Generator().manual_seed(seed)
-    count, batch = len(clips.labels), min(training.batch_size, len(clips.labels))
-    order = torch.empty(0, dtype=torch.int64)
-    model.train()
-    start = time.perf_counter()
-    for step in range(training.steps):
-        if len(order) < batch:
-            order = torch.randperm(count, generator=generator)
-        rows, order = order[:batch].to(device), order[batch:]
-        noise = torch.randint(2**62, (), generator=generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=training.mixed_precision):
-            logits = model(normalise(clips.frames[rows]), seed=noise).logits
-        loss = F.cross_entropy(logits.float(), clips.labels[rows], label_smoothing=training.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if report is not None:
-            report(step, loss.detach())
-    model.eval()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    steps = training.steps
+    config = TrainConfig(
+        seed=seed,
+        optim=OptimSection(lr=training.lr, new_multiplier=training.new_multiplier, weight_decay=training.weight_decay),
+        schedule=ScheduleSection(steps=steps, warmup_steps=min(max(1, round(training.warmup * steps)), steps - 1)),
+        augmentation=AugmentationSection(mixup=0, cutmix=0, label_smoothing=training.label_smoothing),
+    )
+
+    def take(rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.to(device)
+        return normalise(clips.frames[rows]), clips.labels[rows]
+
+    seconds = run_steps(
+        VideoLearner(model, config),
+        take,
+        samples=len(clips.labels),
+        batch_size=training.batch_size,
+        steps=steps,
+        seed=seed,
+        device=device,
+        mixed_precision=training.mixed_precision,
+        report=report,
+    )
+    model.to(device).eval()
+    return seconds
 
 
 @torch.inference_mode()

@@ -7,7 +7,6 @@ tower made once (the paper's strategy "Frozen").
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -28,6 +27,7 @@ from alt.models.clip import build_clip
 from alt.models.config import BaselineConfig
 from alt.models.registry import create_model
 from alt.models.video_model import Tokens, VideoModel
+from alt.train.head_fitting import HeadRecipe, fit_head
 
 from .token_cache import TokenCache, VideoTokens
 
@@ -144,45 +144,30 @@ def build(method: Method, cache: TokenCache, seed: int) -> VideoModel:
 def train_head(
     model: VideoModel, tokens: VideoTokens, *, steps: int, lr: float, seed: int, budget: Budget | None = None
 ) -> float:
-    """Train all but the tower on cached tokens; returns the mean loss of the last tenth of the steps."""
+    """Trains all but the tower on cached tokens; returns the mean loss of the last tenth of the steps.
+
+    Raises:
+        ValueError: the model has nothing to train while its tower is frozen.
+    """
     budget = budget or Budget()
-    parameters = [p for name, p in model.named_parameters() if not model.is_backbone_parameter(name)]
-    if not parameters:
-        raise ValueError(f"model: {type(model).__name__} has nothing to train while its tower is frozen")
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": budget.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
-    generator = torch.Generator().manual_seed(seed)
-    count, batch = len(tokens.labels), min(budget.batch_size, len(tokens.labels))
-    warm, losses, order = max(1, round(budget.warmup * steps)), [], torch.empty(0, dtype=torch.int64)
-    model.train()
-    for step in range(steps):
-        if len(order) < batch:
-            order = torch.randperm(count, generator=generator)
-        rows, order = order[:batch], order[batch:]
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _factor(step, steps, warm)
-        noise = torch.randint(2**62, (), generator=generator)
+
+    def loss(rows: Tensor, noise: Tensor) -> Tensor:
         logits = model.forward_tokens(tokens.x[rows], seed=noise).logits
-        loss = F.cross_entropy(logits, tokens.labels[rows], label_smoothing=budget.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if step >= steps - max(1, steps // 10):
-            losses.append(float(loss.detach()))
-    model.eval()
-    return sum(losses) / len(losses)
+        return F.cross_entropy(logits, tokens.labels[rows], label_smoothing=budget.label_smoothing)
 
-
-def _factor(step: int, steps: int, warm: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+    recipe = HeadRecipe(
+        lr=lr,
+        steps=steps,
+        warmup_steps=min(max(1, round(budget.warmup * steps)), steps - 1),
+        batch_size=budget.batch_size,
+        weight_decay=budget.weight_decay,
+        clip_norm=1.0,
+    )
+    model.train()
+    try:
+        return fit_head(model, loss, len(tokens.labels), recipe, seed=seed)
+    finally:
+        model.eval()
 
 
 @torch.inference_mode()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt.entityworld.mini_clip import SHIPPED, MiniClip, MiniClipConfig, WordTokenizer, build_mini_clip, save_mini_clip
-from alt.entityworld.world import World, WorldConfig, normalise
+from alt.entityworld.world import Images, World, WorldConfig, normalise
 from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
 from alt.patch import unpatch
+from alt.train.config import OptimSection
+from alt.train.module import Learner
+from alt.train.optim import parameter_groups
+from alt.train.trainer import run_steps
 
 __all__ = ["Pretraining", "contrastive_loss", "pretrain", "region_scores"]
 
@@ -32,7 +35,7 @@ class Pretraining:
 
     Args:
         images: pictures in all, each with a global and a local caption. steps, batch_size, lr, weight_decay: of AdamW
-            with a linear warm-up and a cosine to zero.
+            with a linear warm-up from zero and a cosine to zero.
         text_start: share of the steps before the text tower is trained too. With both towers moving from the start,
             the embeddings of words that pictures do not tell apart yet (the five places) fall together, and then
             neither tower gets a gradient that would part them.
@@ -66,12 +69,6 @@ class Pretraining:
         if not self.r:
             raise ValueError("r: expected at least one number of tokens")
 
-    def lr_at(self, step: int) -> float:
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
 
 def region_scores(regions: Tensor, texts: Tensor) -> Tensor:
     """``[B, B']``: of every picture and text, the largest cosine of any region. regions ``[B, n, d]``, unit rows."""
@@ -97,7 +94,7 @@ def pretrain(
     device: torch.device | str = "cpu",
     report: Callable[[int, float], None] | None = None,
 ) -> MiniClip:
-    """Train a small CLIP on pictures of ``world``.
+    """Trains a small CLIP on pictures of ``world``.
 
     Args:
         clip_config: sizes of the towers; None: the CPU's, with the world's image size.
@@ -115,31 +112,28 @@ def pretrain(
     clip = build_mini_clip(config, tokenizer.vocab_size, seed=training.seed)
     _initialise(clip, training.seed)
     clip.to(device)
-    tower = RegionEncoder(find_tower(clip)[1], training.r[0])
     pictures = world.images(training.images, seed=training.seed, device=device)
-    said = [_Captions(texts, tokenizer, device) for texts in (pictures.global_captions, pictures.local_captions)]
-    optimizer = torch.optim.AdamW(_groups(clip, training.weight_decay), lr=training.lr, betas=(0.9, 0.98))
+    learner = ContrastiveLearner(clip, pictures, tokenizer, training)
     losses: list[float] = []
-    clip.train()
-    start = time.perf_counter()
-    for step, rows in enumerate(_batches(training, torch.device(device))):
-        if tower.r != training.r[step % len(training.r)]:
-            tower.r = training.r[step % len(training.r)]
-        for group in optimizer.param_groups:
-            waits = group["text"] and step < training.text_start * training.steps
-            group["lr"] = 0.0 if waits else training.lr_at(step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=training.mixed_precision):
-            loss = _loss(clip, tower, normalise(pictures.frames[rows]), [c.take(rows) for c in said], training.loss)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(100.0))
+
+    def keep(step: int, loss: Tensor) -> None:
         if step < 10 or step % 50 == 49 or report is not None:
-            losses.append(float(loss.detach()))
+            losses.append(float(loss))
             if report is not None:
                 report(step, losses[-1])
+
+    clip.train()
+    seconds = run_steps(
+        learner,
+        lambda rows: rows,
+        samples=training.images,
+        batch_size=training.batch_size,
+        steps=training.steps,
+        seed=training.seed,
+        device=device,
+        mixed_precision=training.mixed_precision,
+        report=keep,
+    )
     unpatch(clip)
     clip.requires_grad_(False).eval().to("cpu")
     about = {
@@ -147,9 +141,45 @@ def pretrain(
         "training": dataclasses.asdict(training),
         "first_losses": [round(value, 6) for value in losses[:10]],
         "last_loss": round(losses[-1], 4),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
     }
     return MiniClip(clip, tokenizer, config, about)
+
+
+class ContrastiveLearner(Learner):
+    """A CLIP on pictures with a global and a local caption each. A batch is the rows of its pictures, int64 ``[B]``."""
+
+    def __init__(self, clip: Any, pictures: Images, tokenizer: WordTokenizer, training: Pretraining) -> None:
+        optim = OptimSection(lr=training.lr, new_multiplier=1.0, weight_decay=training.weight_decay)
+        super().__init__(optim, training.steps, min(training.warmup, training.steps - 1), min_ratio=0.0)
+        self.clip, self.training_plan = clip, training
+        self.tower = RegionEncoder(find_tower(clip)[1], training.r[0])
+        self.frames = pictures.frames
+        self.captions = [
+            _Captions(texts, tokenizer, pictures.frames.device)
+            for texts in (pictures.global_captions, pictures.local_captions)
+        ]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The image tower, and the text tower, which waits; each with and without decay."""
+        groups = parameter_groups(
+            self.clip, self.optim, is_backbone=lambda name: name.startswith(("visual.", "logit_scale"))
+        )
+        for group in groups:
+            if group["name"].startswith("new/"):
+                group["start"] = math.ceil(self.training_plan.text_start * self.training_plan.steps)
+        return groups
+
+    def loss(self, batch: Tensor, batch_idx: int) -> Tensor:
+        r = self.training_plan.r[self.global_step % len(self.training_plan.r)]
+        if self.tower.r != r:
+            self.tower.r = r
+        captions = [texts.take(batch) for texts in self.captions]
+        return _loss(self.clip, self.tower, normalise(self.frames[batch]), captions, self.training_plan.loss)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            self.clip.logit_scale.clamp_(max=math.log(100.0))
 
 
 @torch.no_grad()
@@ -191,27 +221,6 @@ def _loss(
     return 0.5 * contrastive_loss(scale * (classes @ first.T).float(), whole_number) + 0.5 * contrastive_loss(
         scale * of_local.float(), local_number
     )
-
-
-def _batches(training: Pretraining, device: torch.device) -> Iterator[Tensor]:
-    """Rows of every step: permutations of all pictures, one after the other."""
-    generator = torch.Generator().manual_seed(training.seed)
-    order = torch.empty(0, dtype=torch.int64)
-    for _ in range(training.steps):
-        if len(order) < training.batch_size:
-            order = torch.randperm(training.images, generator=generator)
-        yield order[: training.batch_size].to(device)
-        order = order[training.batch_size :]
-
-
-def _groups(clip: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Image tower and text tower, each with and without decay."""
-    groups = []
-    for text in (False, True):
-        own = [p for name, p in clip.named_parameters() if name.startswith(("visual.", "logit_scale")) != text]
-        groups.append({"params": [p for p in own if p.dim() > 1], "weight_decay": weight_decay, "text": text})
-        groups.append({"params": [p for p in own if p.dim() <= 1], "weight_decay": 0.0, "text": text})
-    return groups
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

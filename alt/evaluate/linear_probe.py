@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils.data import DataLoader, Dataset
 
+from alt.data.seeds import make_generator
+from alt.train.head_fitting import HeadRecipe, fit_head
+
 from .metrics import Result, VideoMetrics
 from .run import evaluating
 
@@ -93,44 +96,28 @@ def extract_features(
 
 
 def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None = None) -> nn.Linear:
-    """Train the linear layer; the same inputs and seed give the same layer."""
+    """Trains the linear layer; the same inputs and seed give the same layer."""
     config = config or ProbeConfig()
     x, y = features
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"features: expected as many vectors as labels and at least one, got {len(x)} and {len(y)}")
     if int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise ValueError(f"labels: expected class numbers from 0 to {num_classes - 1}, got {int(y.max())}")
-    generator = torch.Generator().manual_seed(config.seed)
     head = skip_init(nn.Linear, x.shape[1], num_classes)  # would draw from the global generator otherwise
     with torch.no_grad():
-        head.weight.normal_(0, 0.02, generator=generator)
+        head.weight.normal_(0, 0.02, generator=make_generator("init", seed=config.seed))
         head.bias.zero_()
-    groups = [
-        {"params": [head.weight], "weight_decay": config.weight_decay},
-        {"params": [head.bias], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
     steps = math.ceil(len(x) / config.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: _factor(step, config.warmup_epochs * steps, config.epochs * steps, config.min_lr_ratio),
+    recipe = HeadRecipe(
+        lr=config.lr,
+        steps=config.epochs * steps,
+        warmup_steps=config.warmup_epochs * steps,
+        batch_size=config.batch_size,
+        weight_decay=config.weight_decay,
+        min_ratio=config.min_lr_ratio,
     )
-    one_hot = F.one_hot(y, num_classes).to(x.dtype)
-    for _ in range(config.epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(config.batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(head(x[rows]), one_hot[rows]).backward()
-            optimizer.step()
-            schedule.step()
+    fit_head(head, lambda rows, _: F.cross_entropy(head(x[rows]), y[rows]), len(x), recipe, seed=config.seed)
     return head.requires_grad_(False)
-
-
-def _factor(step: int, warmup: int, total: int, floor: float) -> float:
-    """Linear from 0 to 1 over the warm-up, then a cosine to ``floor``."""
-    if step < warmup:
-        return step / warmup
-    done = (step - warmup) / max(total - warmup, 1)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def fingerprint(model: nn.Module) -> str:

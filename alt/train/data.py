@@ -9,57 +9,89 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alt.data.augment import ClipAugment
 from alt.data.clip_views import Clips
 from alt.data.clips import ClipFiles
-from alt.data.sampling import take_frames
+from alt.data.few_shot import few_shot_indices
+from alt.data.pixels import normalise
+from alt.data.sampling import crop_offsets, resize_short_side, take_frames
 from alt.data.seeds import derive_seed
+from alt.errors import UserError, one_line
 
-from .config import TrainConfig
-from .mixing import build_transform
-from .sampler import Draw, EvenSampler, StepSampler, steps_per_epoch
-from .sources import Sources
+from .config import AugmentationSection, TrainConfig
+from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
+from .sources import open_sources
 
 
-class Transformed(Dataset[tuple[Tensor, int]]):
-    """Clips through a transform, by :class:`Draw`: what comes out is a function of (seed, turn, index)."""
+class ClipTransform:
+    """uint8 frames ``[T, 3, H, W]`` and a seed to a float32 model input; the seed decides the augmentation, if any.
 
-    def __init__(self, clips: Clips, chosen: Tensor, frames: int, transform: Any, seed: int | None) -> None:
+    Without crops of several scales the short side is resized to ``resize`` and the centre taken, as in evaluation.
+    Generated clips have the right size already (``size`` None).
+    """
+
+    def __init__(self, size: int | None, resize: int, augmentation: AugmentationSection | None) -> None:
+        self.size, self.resize, self.settings = size, resize, augmentation
+
+    def __call__(self, frames: Tensor, seed: int | None) -> Tensor:
+        size = self.size or frames.shape[-1]
+        a = self.settings
+        if self.size is not None and (a is None or a.crop_scales is None):
+            frames = resize_short_side(frames, self.resize)
+            top, left = crop_offsets(frames.shape[-2], frames.shape[-1], size)[0]
+            frames = frames[..., top : top + size, left : left + size]
+        if a is not None and (a.crop_scales is not None or a.flip or a.color_jitter or a.grayscale):
+            assert seed is not None
+            augment = ClipAugment(
+                size, scales=a.crop_scales or (1.0,), flip=a.flip, jitter=a.color_jitter, gray=a.grayscale
+            )
+            frames = augment(frames, torch.Generator().manual_seed(seed))
+        return normalise(frames)
+
+
+class ClipDataset(Dataset[tuple[Tensor, int]]):
+    """Clips through a transform, by :class:`SampleIndex`: each item is a function of (seed, epoch, clip)."""
+
+    def __init__(self, clips: Clips, chosen: Tensor, frames: int, transform: ClipTransform, seed: int | None) -> None:
         self.clips, self.chosen, self.count, self.transform, self.seed = clips, chosen, frames, transform, seed
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, draw: Draw | int) -> tuple[Tensor, int]:
-        index, turn = draw if isinstance(draw, tuple) else (draw, 0)
-        empty = index < 0  # a place that only keeps the processes even: some clip, no label
-        place = int(self.chosen[max(index, 0)])
-        seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=turn, clip=place)
-        clip = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
-        return clip, -1 if empty else int(self.clips.labels[place])
+    def __getitem__(self, index: SampleIndex | int) -> tuple[Tensor, int]:
+        clip, epoch = index if isinstance(index, tuple) else (index, 0)
+        empty = clip < 0  # a place that only keeps the processes even: some clip, no label
+        place = int(self.chosen[max(clip, 0)])
+        seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=epoch, clip=place)
+        pixels = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
+        return pixels, -1 if empty else int(self.clips.labels[place])
 
 
 class ClipData(LightningDataModule):
-    """Loaders of a run. Steps, batches and augmentation do not depend on the number of processes or workers."""
+    """Loaders of a run. Steps, batches and augmentation do not depend on the number of processes or workers.
 
-    def __init__(self, config: TrainConfig, sources: Sources) -> None:
+    Raises:
+        UserError: a split, folder or list that is not there, or cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.config, self.sources = config, sources
-        self.chosen = choose(config, sources.train.labels)
-        train = build_transform(config, train=True)
-        self.train_set = Transformed(sources.train, self.chosen, config.model.frames, train, config.seed)
+        self.config = config
+        self.sources = open_sources(config)
+        train, validation, self.world = self.sources
+        self.class_names = train.class_names
+        data, frames = config.data, config.model.frames
+        size = data.size if data.kind == "frames" else None
+        augment = ClipTransform(size, data.resize, config.augmentation)
+        self.train_set = ClipDataset(train, choose(config, train.labels), frames, augment, config.seed)
         self.val_set = None
-        if sources.validation is not None:
-            everything = torch.arange(len(sources.validation.labels))[: config.data.limit]
-            plain = build_transform(config, train=False)
-            self.val_set = Transformed(sources.validation, everything, config.model.frames, plain, None)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.sources.train.class_names
+        if validation is not None:
+            everything = torch.arange(len(validation.labels))[: data.limit]
+            self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
 
     def describe_short(self) -> list[str]:
         """Returns a line on each list file with clips that have fewer frames than the model reads."""
-        lists = [source for source in (self.sources.train, self.sources.validation) if isinstance(source, ClipFiles)]
+        lists = [source for source in self.sources[:2] if isinstance(source, ClipFiles)]
         return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
 
     @property
@@ -73,7 +105,7 @@ class ClipData(LightningDataModule):
             len(self.train_set),
             self.config.data.batch_size,
             seed=self.config.seed,
-            parts=self.config.trainer.accumulate,
+            accumulate=self.config.trainer.accumulate,
             rank=trainer.global_rank,
             world=trainer.world_size,
             start=lambda: trainer.global_step,
@@ -96,16 +128,17 @@ class ClipData(LightningDataModule):
             num_workers=workers,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
-            # the workers' own generators come from here; nothing reads them, but the global one must not be used up
+            # Unused, but without it DataLoader would draw from the global generator.
             generator=torch.Generator().manual_seed(self.config.seed),
         )
 
 
 def choose(config: TrainConfig, labels: Tensor) -> Tensor:
-    """The clips that are trained on: all, ``data.shots`` of every class, at most ``data.limit``."""
+    """Returns the numbers of the clips to train on: all, ``data.shots`` per class, at most ``data.limit``."""
     chosen = torch.arange(len(labels))
     if config.data.shots is not None:
-        from .mixing import few_shot
-
-        chosen = few_shot(labels, config.data.shots, config.data.shots_seed)
+        try:
+            chosen = torch.tensor(few_shot_indices(labels, config.data.shots, config.data.shots_seed))
+        except ValueError as error:
+            raise UserError(f"data.{one_line(error)}.") from None
     return chosen[: config.data.limit]

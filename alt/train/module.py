@@ -1,4 +1,4 @@
-"""The training step. Whatever is random in it is a function of (seed, step, part of the step, process)."""
+"""The training steps. Whatever is random in one is a function of (seed, step, part of the step, process)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
+from alt.data.augment import Mix
 from alt.data.seeds import derive_seed, make_generator
 from alt.validation import plain
 
-from .config import TrainConfig
-from .mixing import build_mix
+from .config import OptimSection, TrainConfig
 from .optim import build_optimizer, build_schedule, describe_groups, parameter_groups
+from .processes import shard
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """``-mean_n sum_c t_nc log softmax(logits)_nc``, in float32; logits and targets ``[B, C]``."""
+    """Returns ``-mean_n sum_c t_nc log softmax(logits)_nc``, in float32; logits and targets ``[B, C]``."""
     return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
 
 
-class VideoLearner(LightningModule):
-    """A video model, its loss, its optimiser.
+class Learner(LightningModule):
+    """AdamW on parameter groups, warm-up and cosine, and a loss that must stay finite.
+
+    A subclass gives the parameter ``groups`` and the ``loss`` of a batch.
+
+    Args:
+        optim: of AdamW. total_steps, warmup_steps, min_ratio: of the schedule.
+    """
+
+    def __init__(self, optim: OptimSection, total_steps: int, warmup_steps: int, min_ratio: float) -> None:
+        super().__init__()
+        self.optim, self.min_ratio = optim, min_ratio
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Returns AdamW's parameter groups; one with a key ``start`` does not learn before that step."""
+        raise NotImplementedError
+
+    def loss(self, batch: Any, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch, to be minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch, batch_idx)
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(f"The loss became {loss.item()} at step {self.global_step}.")
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.groups(), self.optim)
+        schedule = build_schedule(optimizer, self.total_steps, self.warmup_steps, self.min_ratio)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+
+class VideoLearner(Learner):
+    """A video model on clips with labels.
 
     Args:
         model: a ``VideoModel`` whose classes are set.
@@ -36,15 +72,14 @@ class VideoLearner(LightningModule):
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int = 1) -> None:
-        super().__init__()
+        super().__init__(config.optim, *config.schedule.length(steps_per_epoch), config.schedule.min_ratio)
         self.model = model
         self.config = config
-        self.total_steps, self.warmup_steps = config.schedule.length(steps_per_epoch)
         if config.task == "linear-probe":
             model.requires_grad_(False)
             model.head.requires_grad_(True)
-        count = len(self.classes)
-        self.mix = build_mix(config.augmentation, count)
+        count, a = len(self.classes), config.augmentation
+        self.mix = Mix(count, a.mixup, a.cutmix, a.switch, smoothing=a.label_smoothing)
         top5 = min(5, count)
         self.top1 = MulticlassAccuracy(count, top_k=1, average="micro", ignore_index=-1)
         self.top5 = MulticlassAccuracy(count, top_k=top5, average="micro", ignore_index=-1)
@@ -60,29 +95,21 @@ class VideoLearner(LightningModule):
         return self
 
     def step_seed(self, part: int) -> int:
-        """The seed of everything random in one part of the current step on this process."""
+        """Returns the seed of everything random in one part of the current step on this process."""
         rank = self.global_rank if self._trainer is not None else 0
         step = self.global_step if self._trainer is not None else 0
         return derive_seed("step", seed=self.config.seed, step=step, part=part, rank=rank)
 
-    def training_loss(self, clips: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, logits, soft targets) of a batch; everything random in it is decided by ``seed``."""
+    def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        clips, labels = batch
+        seed = self.step_seed(batch_idx % self.config.trainer.accumulate)
         torch.manual_seed(seed)  # drop-path and the like, should the model have any
         clips, targets = self.mix(clips, labels, make_generator("mix", seed=seed))
         noise_seed = torch.tensor(derive_seed("noise", seed=seed), dtype=torch.int64, device=clips.device)
         logits = self.model(clips, seed=noise_seed).logits
-        return soft_cross_entropy(logits, targets), logits, targets
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        clips, labels = batch
-        seed = self.step_seed(batch_idx % self.config.trainer.accumulate)
-        loss, logits, targets = self.training_loss(clips, labels, seed)
-        if not torch.isfinite(loss.detach()):
-            raise FloatingPointError(f"The loss became {loss.item()} at step {self.global_step}.")
         hits = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=len(clips))
         self.log("train_top1", hits, batch_size=len(clips))
-        return loss
+        return soft_cross_entropy(logits, targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         clips, labels = batch
@@ -98,8 +125,6 @@ class VideoLearner(LightningModule):
     def configure_model(self) -> None:
         mesh = getattr(self, "device_mesh", None)  # Lightning sets it where parameters are sharded
         if mesh is not None and self.config.trainer.strategy == "fsdp":
-            from .fsdp import shard
-
             shard(self.model, mesh["data_parallel"])
 
     def groups(self) -> list[dict[str, Any]]:
@@ -107,11 +132,6 @@ class VideoLearner(LightningModule):
 
     def group_lines(self) -> Iterator[str]:
         return describe_groups(self.groups())
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.groups(), self.config.optim)
-        schedule = build_schedule(optimizer, self.total_steps, self.warmup_steps, self.config.schedule.min_ratio)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["alt"] = {"config": plain(self.config), "classes": self.classes}

@@ -18,14 +18,14 @@ _POSITION = re.compile(r"(^|_)(pos|position|positions|positional)(_|$)")
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay applies: not on vectors (biases, norms, class token), not on position embeddings."""
+    """True where weight decay applies: not on vectors (biases, norms, class token), not on position embeddings."""
     return parameter.ndim > 1 and not any(_POSITION.search(part) for part in name.split("."))
 
 
 def parameter_groups(
     model: nn.Module, optim: OptimSection, is_backbone: Callable[[str], bool] | None = None
 ) -> list[dict[str, Any]]:
-    """The trainable parameters in up to four groups: CLIP's own or new, each with and without decay.
+    """Returns the trainable parameters in up to four groups: CLIP's own or new, each with and without decay.
 
     Each group carries ``lr``, ``weight_decay``, ``params``, ``name`` ("backbone/decay", "new/no_decay", ...) and
     ``members``, the names of its parameters in the order of the model. Every trainable parameter is in exactly one.
@@ -50,7 +50,7 @@ def parameter_groups(
 
 
 def describe_groups(groups: list[dict[str, Any]]) -> Iterator[str]:
-    """One line a group, for the log."""
+    """Yields one line per group, for the log."""
     for group in groups:
         count = sum(p.numel() for p in group["params"])
         yield (
@@ -60,7 +60,7 @@ def describe_groups(groups: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, min_ratio: float = 0.01) -> float:
-    """What the learning rate of a step is multiplied with.
+    """Returns the factor on the learning rate at a step: the only warm-up and cosine of this package.
 
     step / warmup up to the end of the warm-up, then
     m + (1 - m) (1 + cos(pi (step - warmup) / (total - warmup))) / 2: 0 at step 0, 1 at ``warmup``, m at ``total``.
@@ -81,7 +81,14 @@ def build_optimizer(groups: list[dict[str, Any]], optim: OptimSection) -> torch.
 def build_schedule(
     optimizer: torch.optim.Optimizer, total: int, warmup: int, min_ratio: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """:func:`learning_rate_factor` on every group; to be stepped after every optimiser step."""
+    """Returns :func:`learning_rate_factor` on every group; to be stepped after every optimiser step.
+
+    A group with a key ``start`` has the learning rate 0 before that step.
+    """
+
+    def factor_of(start: int) -> Callable[[int], float]:
+        return lambda step: 0.0 if step < start else learning_rate_factor(step, total, warmup, min_ratio)
+
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, total, warmup, min_ratio)
+        optimizer, [factor_of(group.get("start", 0)) for group in optimizer.param_groups]
     )

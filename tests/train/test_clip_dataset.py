@@ -11,9 +11,8 @@ import torch
 from alt.data.clips import ClipFiles, write_clips
 from alt.data.pixels import normalise
 from alt.train.config import load_config
-from alt.train.data import Transformed
-from alt.train.mixing import build_transform
-from alt.train.sampler import Draw
+from alt.train.data import ClipDataset, ClipTransform
+from alt.train.sampler import SampleIndex
 
 VIDEOS = torch.randint(0, 256, (2, 20, 3, 12, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -25,24 +24,26 @@ def files(tmp_path: Path) -> ClipFiles:
 
 def dataset(files: ClipFiles, *overrides: str, seed: int = 0, frames: int = 4) -> Any:
     config = load_config("alt-b16-k400-8f", ["data.size=8", "data.resize=10", *overrides])
-    return Transformed(files, torch.arange(2), frames, build_transform(config, train=True), seed)
+    return ClipDataset(
+        files, torch.arange(2), frames, ClipTransform(config.data.size, config.data.resize, config.augmentation), seed
+    )
 
 
 def test_draws_follow_seed_epoch_and_clip(files: ClipFiles) -> None:
     data, again = dataset(files), dataset(files)
-    first = [data[Draw(i)][0] for i in (0, 1)]
+    first = [data[SampleIndex(i)][0] for i in (0, 1)]
     torch.rand(3)
-    assert torch.equal(again[Draw(1)][0], first[1])
-    assert torch.equal(again[Draw(0)][0], first[0])
-    assert not torch.equal(again[Draw(0, 1)][0], first[0])
-    assert torch.equal(again[Draw(0, 0)][0], first[0])
-    assert not torch.equal(dataset(files, seed=1)[Draw(0)][0], first[0])
-    assert [data[Draw(i)][1] for i in (0, 1)] == [1, 0]
+    assert torch.equal(again[SampleIndex(1)][0], first[1])
+    assert torch.equal(again[SampleIndex(0)][0], first[0])
+    assert not torch.equal(again[SampleIndex(0, 1)][0], first[0])
+    assert torch.equal(again[SampleIndex(0, 0)][0], first[0])
+    assert not torch.equal(dataset(files, seed=1)[SampleIndex(0)][0], first[0])
+    assert [data[SampleIndex(i)][1] for i in (0, 1)] == [1, 0]
 
 
 def test_without_augmentation_the_frames_stay_as_they_are(files: ClipFiles) -> None:
     """No flip, jitter or scale: the training clip is a crop of the frames themselves, in their order."""
     plain = "augmentation={flip: 0, crop_scales: [1], color_jitter: 0, grayscale: 0}"
-    clip = dataset(files, plain, "data.size=12", frames=20)[Draw(0)][0]
+    clip = dataset(files, plain, "data.size=12", frames=20)[SampleIndex(0)][0]
     options = [normalise(VIDEOS[0][..., left : left + 12]) for left in range(5)]
     assert any(torch.equal(clip, option) for option in options)

@@ -1,0 +1,251 @@
+"""Lightning's Trainer, which is the only training loop of models: with a folder for a run, or just for some steps."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import logging
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .checkpoint import LAST, AtomicCheckpointIO
+from .config import TrainConfig
+from .processes import choose_processes, is_first_process
+from .sampler import SampleIndex, StepSampler
+
+Say = Callable[[str], None]
+
+
+def build_trainer(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    validate: bool,
+    done: int = 0,
+    report: Say = lambda line: None,
+    callbacks: list[Callback] | None = None,
+) -> Trainer:
+    """Returns the Trainer of a run that writes checkpoints, metrics and logs to ``folder``.
+
+    Args:
+        config: the run. total_steps, steps_per_epoch: its optimiser steps. validate: there are clips to validate on.
+        done: steps of the run that were done before. report: gets progress lines where there is no terminal.
+        callbacks: further ones.
+    """
+    settings = config.trainer
+    folder.mkdir(parents=True, exist_ok=True)
+    bar = settings.progress and sys.stderr.isatty()
+    watchers: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=folder / LAST.parent,
+            every_n_train_steps=min(settings.checkpoint_every or steps_per_epoch, total_steps),
+            save_top_k=0,
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        LearningRateMonitor(logging_interval="step"),
+        *([TQDMProgressBar(refresh_rate=max(1, settings.log_every // 2))] if bar else [Lines(report)]),
+        *(callbacks or []),
+    ]
+    return _make_trainer(
+        **choose_processes(settings),
+        accelerator=settings.accelerator,
+        precision=settings.precision,
+        max_steps=total_steps,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=config.optim.clip_norm,
+        check_val_every_n_epoch=settings.validate_every or None,
+        limit_val_batches=1.0 if settings.validate_every and validate else 0,
+        log_every_n_steps=settings.log_every,
+        logger=_loggers(folder, done),
+        callbacks=watchers,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=bar,
+        default_root_dir=folder,
+    )
+
+
+def _make_trainer(**settings: Any) -> Trainer:
+    with quiet():
+        return Trainer(
+            max_epochs=-1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            gradient_clip_algorithm="norm",
+            **settings,
+        )
+
+
+def run_trainer(trainer: Trainer, learner: LightningModule, **arguments: Any) -> None:
+    """Runs ``trainer.fit`` without Lightning's remarks; Ctrl-C is a KeyboardInterrupt as anywhere else."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    with quiet():
+        try:
+            trainer.fit(learner, **arguments)
+        except SystemExit as stop:
+            if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit status 1
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if handler is not None:  # after one Ctrl-C, Lightning ignores all further ones
+                signal.signal(signal.SIGINT, handler)
+
+
+def run_steps(
+    learner: LightningModule,
+    take: Callable[[Tensor], Any],
+    *,
+    samples: int,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    device: torch.device | str,
+    mixed_precision: bool = False,
+    report: Callable[[int, Tensor], None] | None = None,
+) -> float:
+    """Trains for some steps on one device in this process, on data that lie in memory; nothing is written.
+
+    Args:
+        learner: trained in place, on the CPU afterwards. Gradients are clipped at norm 1.
+        take: makes a batch of the learner from sample numbers, int64 ``[B]`` on the CPU.
+        samples: number of samples. batch_size: B, at most all of them. seed: of their order.
+        steps: of the optimiser. device: "cpu" or a GPU. mixed_precision: bfloat16 autocast.
+        report: called with (step, loss) after every step, counted from 0; the loss is a tensor, not yet read.
+
+    Returns:
+        Seconds from the start of the first step to the end of the last.
+    """
+    place, clock = torch.device(device), _Clock()
+    gpu = place.type == "cuda"
+    sampler = StepSampler(samples, min(batch_size, samples), seed=seed, start=lambda: trainer.global_step)
+    loader: DataLoader[Any] = DataLoader(
+        _Indices(),
+        batch_sampler=sampler,
+        collate_fn=lambda batch: take(torch.tensor([index.clip for index in batch])),
+        generator=torch.Generator(),  # unused, but without it DataLoader would draw from the global one
+    )
+    with isolate_rng():
+        trainer = _make_trainer(
+            accelerator="gpu" if gpu else place.type,
+            devices=[place.index or 0] if gpu else 1,
+            plugins=[LightningEnvironment()],  # one process, whatever started us
+            precision="bf16-mixed" if mixed_precision else "32-true",
+            max_steps=steps,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            logger=False,
+            callbacks=[clock] if report is None else [clock, _StepReport(report)],
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+        )
+        run_trainer(trainer, learner, train_dataloaders=loader)
+    return clock.seconds
+
+
+class _Indices(Dataset[SampleIndex]):
+    """Every index stands for itself."""
+
+    def __getitem__(self, index: SampleIndex) -> SampleIndex:
+        return index
+
+
+class _Clock(Callback):
+    """Seconds between the first step and the end of the last."""
+
+    seconds = 0.0
+
+    def on_train_start(self, trainer: Trainer, learner: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, learner: Any) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize(trainer.strategy.root_device)
+        self.seconds = time.perf_counter() - self.began
+
+
+class _StepReport(Callback):
+    """Calls ``report(step, loss)`` after every step, counted from 0; the loss is a tensor, not yet read."""
+
+    def __init__(self, report: Callable[[int, Tensor], None]) -> None:
+        self.report = report
+
+    def on_train_batch_end(self, trainer: Trainer, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.report(trainer.global_step - 1, outputs["loss"].detach())
+
+
+class Lines(Callback):
+    """Reports progress where there is no terminal: a line now and then."""
+
+    def __init__(self, report: Say, lines: int = 20) -> None:
+        self.report, self.lines, self.last = report, lines, -1
+
+    def on_train_batch_end(self, trainer: Trainer, learner: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, total = trainer.global_step, int(trainer.max_steps)
+        if step not in (0, self.last) and step % max(1, total // self.lines) == 0:
+            self.last = step
+            loss = trainer.callback_metrics.get("train_loss")
+            if loss is not None:
+                self.report(f"step {step}/{total}  loss {float(loss):.4f}")
+
+    def on_validation_end(self, trainer: Trainer, learner: Any) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        self.report("  ".join([f"step {trainer.global_step}", *(f"{k} {v:.4f}" for k, v in values.items())]))
+
+
+def _loggers(folder: Path, done: int) -> list[Logger]:
+    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
+    earlier = _earlier_rows(folder / "metrics.csv", done)
+    if is_first_process():
+        with warnings.catch_warnings():  # Lightning starts the file anew; the rows before the checkpoint go back in
+            warnings.simplefilter("ignore")
+            writer = table.experiment
+        writer.metrics.extend(earlier)
+        writer.save()
+    loggers: list[Logger] = [table]
+    if importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    return loggers
+
+
+def _earlier_rows(path: Path, done: int) -> list[dict[str, Any]]:
+    if not done or not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < done]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Lightning's remarks on devices, workers and intervals: what matters of them we say ourselves."""
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
