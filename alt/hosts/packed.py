@@ -45,9 +45,9 @@ def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]
 class PackedAttention(HostAttention):
     """What modules with a packed projection share. ``module`` may be a LoRA wrapper, ``base`` is inside it."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, base: Any) -> None:
         self.module = module
-        self.base = base_layer(module)
+        self.base = base
 
     def project_packed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         base = self.base

@@ -26,11 +26,11 @@ def patch_clip(
     trace_source: bool = False,
     strict: bool = False,
 ) -> PatchHandle:
-    """Merges similar tokens inside every block of an open_clip ViT image tower, in place and reversibly.
+    """Merges similar tokens inside every block of an image tower, in place and reversibly.
 
     In each block, between attention and MLP, the r most similar pairs of tokens (cosine of the keys' mean
     over heads, bipartite) become their size-weighted mean; attention adds ``log s_j`` to the logits of key j.
-    The class token never merges. Bolya et al. 2023 (ToMe), section 3; ALT, Eq. 2.
+    Class tokens and other tokens that are no patches never merge. Bolya et al. 2023 (ToMe), section 3; ALT, Eq. 2.
 
     Parameters, buffers and ``state_dict`` stay as they are; with r = 0 outputs equal the unpatched model's to
     rounding. Pooling over tokens weighs them by size; ``forward_intermediates`` returns the full grid;
@@ -38,8 +38,8 @@ def patch_clip(
     ``torch.compile(fullgraph=True)``, DDP and FSDP2 (patch first, then ``fully_shard``).
 
     Args:
-        model: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``VisionTransformer``, or that
-            tower itself. Only the image tower is patched.
+        model: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``VisionTransformer``, that tower itself,
+            or a model of another host (:func:`alt.hosts.register`). Only the image tower is patched.
         r: int: tokens each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens.
         inflection: in [-1, 1], tilts a constant r over depth: linear from int(r (1 - inflection)) to

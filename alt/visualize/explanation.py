@@ -54,8 +54,8 @@ class Explanation:
         classes: all classes, the most probable first; () where the model has none.
         entities: of the clip, the largest share first; () where the model aligns nothing.
         frames: the same of every frame.
-        x: ``[T, n, d]`` tokens in the joint space, 0 the class token. size: ``[T, n]`` patches of each.
-        source: ``[T, N]`` the token that the class token and every patch ended in.
+        x: ``[T, n, d]`` tokens in the joint space, 0 the frame's embedding. size: ``[T, n]`` patches of each.
+        source: ``[T, 1 + N]`` the token that every patch ended in, after a 0 for the frame.
         index: ``[T, n_aligned]`` the entity of every aligned token, or None.
         units, categories: of the corpus.
     """

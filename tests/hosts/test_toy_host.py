@@ -34,6 +34,13 @@ VARIANTS = [{}, {"turns": True}, {"letters": True}]
 each_variant = pytest.mark.parametrize("options", VARIANTS, ids=["plain", "turns", "letters"])
 
 
+@pytest.fixture(autouse=True)
+def toy_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy host is registered here and nowhere else."""
+    monkeypatch.setattr("alt.hosts._REGISTERED", [])
+    register(HOST)
+
+
 def tower(dtype: torch.dtype = torch.float64, **options: Any) -> ToyTower:
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -152,15 +159,12 @@ def test_padding_of_size_0_changes_nothing(r: int) -> None:
     other = images()
     other[:, :, 12:, 8:] = 7.0  # the pixels of the last four patches, and only those
     register(PaddedHost())
-    try:
-        module = tower()
-        alt.patch_clip(module, r)
-        blind = tower()
-        alt.patch_clip(blind, 2, prop_attn=False)
-        with pytest.raises(ValueError, match="prop_attn: expected True for a tower that pads"):
-            blind(images())
-    finally:
-        register(HOST)
+    module = tower()
+    alt.patch_clip(module, r)
+    blind = tower()
+    alt.patch_clip(blind, 2, prop_attn=False)
+    with pytest.raises(ValueError, match="prop_attn: expected True for a tower that pads"):
+        blind(images())
     if r == 0:
         assert torch.equal(module(images()), module(other))
         x = module.begin(images())[:, :-4]

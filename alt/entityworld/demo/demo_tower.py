@@ -44,6 +44,10 @@ class Tower(NamedTuple):
         """Patches down and across."""
         return find_host(self.visual).grid(self.visual)
 
+    def num_protected(self) -> int:
+        """Returns how many tokens come before those of the patches."""
+        return find_host(self.visual).num_protected(self.visual)
+
 
 def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
     """Build the tower ``model``; the weights of tag ``pretrained``, or random ones from ``seed``."""

@@ -117,7 +117,7 @@ def _draw(
     shown = sorted({round((i + 1) * depth / min(depth, _MAX_PANELS)) for i in range(min(depth, _MAX_PANELS))})
     sheet = merge_sheet(
         tower.picture(image),
-        [region_map(source[block - 1], tower.grid()) for block in shown],
+        [region_map(source[block - 1], tower.grid(), num_protected=tower.num_protected()) for block in shown],
         [f"after block {block}: {tokens[block - 1]} tokens" for block in shown],
         title=f"{photo.name}: merged regions, {tower.model}, r = {options.picture_r}, weights {tower.weights}",
     )

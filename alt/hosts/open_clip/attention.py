@@ -32,16 +32,17 @@ def read_attention(
         TypeError: the module is of a kind whose keys and masks are not known here.
     """
     base = base_layer(module)
-    if not isinstance(base, nn.MultiheadAttention) and not any(_is_own(cls) for cls in type(base).__mro__):
+    multihead = isinstance(base, nn.MultiheadAttention)
+    if multihead:
+        MultiheadAttention.check(base)
+    elif not any(_is_own(cls) for cls in type(base).__mro__):
         raise TypeError(
             "patching supports blocks with torch.nn.MultiheadAttention or open_clip's Attention, bare or in a "
             f"peft LoRA wrapper; got {qualified_name(module)}, whose key projection is unknown"
         )
-    if isinstance(base, nn.MultiheadAttention):
-        MultiheadAttention.check(base)
     if packed:
         require_packed(base)
-    return MultiheadAttention(module) if isinstance(base, nn.MultiheadAttention) else OwnAttention(module, names_keys)
+    return MultiheadAttention(module, base) if multihead else OwnAttention(module, base, names_keys)
 
 
 def _is_own(cls: type) -> bool:
@@ -52,8 +53,8 @@ def _is_own(cls: type) -> bool:
 class OwnAttention(PackedAttention):
     """open_clip's ``Attention``: q/k norm or scaled cosine, scale of heads, norm before the output projection."""
 
-    def __init__(self, module: Any, names_keys: bool) -> None:
-        super().__init__(module)
+    def __init__(self, module: Any, base: Any, names_keys: bool) -> None:
+        super().__init__(module, base)
         self.names_keys = names_keys
 
     def can_fuse(self) -> bool:
