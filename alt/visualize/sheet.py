@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -32,6 +31,8 @@ class Swatch(NamedTuple):
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Returns DejaVu Sans, which comes with matplotlib and has the letters that Pillow's own font lacks."""
+    import matplotlib  # here: region pictures alone need NumPy and Pillow only
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
