@@ -199,14 +199,15 @@ def _towers(record: Record) -> list[str]:
     for info in (b["extra_info"] for b in record["benchmarks"] if "saving_realised" in b["extra_info"]):
         target = info["saving_target"]
         body = []
-        for label, share in info["saving_realised"].items():
+        for label, ratio in info["speedup"].items():
             r = label.split(",")[0]
             base, macs = info["macs"]["0"], info["macs"][r]
             aim = f" (target {100 * target:.0f} %)" if label == "8" else ""
-            who = label.replace(", plain torch", " (plain-torch merging)")
-            speedup = interval(info["speedup"][label], 3)
-            realised = f"{interval(share, 0, 100)} %{aim}"
-            body.append([who, info["tokens_left"][r], macs / 1e9, f"{base / macs:.3f}", speedup, realised])
+            who = {"0": "0 (our attention, nothing merged)"}.get(label, label)
+            who = who.replace(", plain torch", " (plain-torch merging)")
+            share = info["saving_realised"].get(label)
+            realised = "" if share is None else f"{interval(share, 0, 100)} %{aim}"
+            body.append([who, info["tokens_left"][r], macs / 1e9, f"{base / macs:.3f}", interval(ratio, 3), realised])
         title = f"{info['title']}, {info['shape'].removesuffix(', r = 8')}, against open_clip's unpatched tower"
         lines += [title, "", to_markdown(head, body)]
     return lines

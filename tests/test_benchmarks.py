@@ -197,7 +197,7 @@ def raw_run() -> dict:
         "over_floor": {},
         "macs": {"0": 140e9, "8": 105e9},
         "tokens_left": {"0": 197, "8": 101},
-        "speedup": {"8": ratio, "8, plain torch": ratio},
+        "speedup": {"0": ratio, "8": ratio, "8, plain torch": ratio},
         "saving_realised": {"8": share, "8, plain torch": share},
         "saving_target": 0.98,
     }
@@ -240,6 +240,7 @@ def test_kept_result_is_trimmed_and_shown(tmp_path: Path) -> None:
     assert "Some CPU 9, AVX2, 1 thread" in text
     assert "| plain torch | 2.35 [2.25, 2.50] | 20 | 2.35 x copy of x |" in text
     assert "not run: torch.compile needs a C++ compiler" in text
+    assert "| 0 (our attention, nothing merged) | 197 | 140.0 | 1.000 | 2.345 [2.250, 2.500] |  |" in text
     assert "| 8 | 101 | 105.0 | 1.333 | 2.345 [2.250, 2.500] | 98 [95, 101] % (target 98 %) |" in text
     assert "| 0.25 (1 MiB) | 10.00 (2048 MiB) | 1.5 |" in text
 
