@@ -1,11 +1,13 @@
-"""``alt eval``: a trained model on a list of clips."""
+"""``alt eval``: a trained model on what a configuration says, or on a list of clips."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from alt.errors import UsageError
 
 from .logs import logger
 from .options import (
@@ -25,12 +27,28 @@ from .options import (
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
 
+if TYPE_CHECKING:
+    from alt.evaluate.execute import Evaluated, Placement
+    from alt.evaluate.views import Views
+
 
 def evaluate(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A model (.safetensors), or the folder of a run that ended.")
     ],
-    data: Annotated[Path, list_of_clips()],
+    data: Annotated[Path | None, list_of_clips()] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="Without --data: the configuration whose evaluation is executed. Without both, that of the run.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of it, for example evaluation.clips=3."),
+    ] = None,
     labels: Labels = None,
     root: Root = None,
     views: CropsAndClips = "1x1",
@@ -48,55 +66,114 @@ def evaluate(
     json_: JsonFile = None,
     worst: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the worst classes to show.")] = 5,
 ) -> None:
-    """Test a model on clips: top-1, top-5, mean average precision and accuracy per class."""
-    from alt.cost import count_macs
-    from alt.evaluate.checkpoint import at_r, clip_files, open_model
-    from alt.evaluate.run import evaluate as run
+    """Test a model: top-1, top-5, mean average precision and accuracy per class.
+
+    Without --data the evaluation of a configuration is executed on its data: supervised, few-shot, linear-probe or
+    zero-shot, with its frames and views. With --data a list of clips is tested, with --views.
+    """
+    from alt.evaluate.execute import Placement
 
     seen = parse_views(views)
     reduction = None if r is None else parse_reduction(r)
-    place = parse_device(device)
-    results = table = None
+    where = Placement(parse_device(device), precision.value, batch, workers, progress_bar)
+    results = None
     if out is not None and out.suffix == ".json":  # before --json took a file, --out did
         logger.warning("--out %s: a file's name here is deprecated; write --json FILE or --out FOLDER", out)
-        results, table = out, out.with_suffix(".csv")
+        results = out
         check_file(results, "--out")
     elif out is not None:
-        results, table = out / "results.json", out / "results.csv"
+        results = out / "results.json"
         check_folder(out, "--out")
     check_file(json_, "--json")
 
-    model = open_model(checkpoint, place)
-    dataset = clip_files(model, data, labels, views, root)
+    if data is None:
+        found = _execute(checkpoint, config, set_ or [], reduction, where)
+    elif config is not None or set_:
+        raise UsageError("--data tests on a list of clips, --config and --set on what a configuration says: give one.")
+    else:
+        found = _test_list(checkpoint, data, labels, root, seen, reduction, where)
+    whole = found.to_dict()
+    if json_ is not None:
+        write_json(whole, json_, "the result")
+    if json_ != STDOUT:
+        _show(found, worst)
+    if results is not None:
+        write_json(whole, results, "the result")
+        tables = [results.with_suffix(".csv")]
+        if len(found.results) > 1:
+            tables = [results.with_name(f"{results.stem}-{n + 1}.csv") for n in range(len(found.results))]
+        for result, table in zip(found.results, tables, strict=True):
+            result.save_per_class(table)
+        typer.echo(f"Wrote {results} and {', '.join(map(str, tables))}.", err=json_ == STDOUT)
+
+
+def _execute(checkpoint: Path, config: str | None, overrides: list[str], reduction: Any, where: Placement) -> Evaluated:
+    """Executes the evaluation of a configuration: of that name, or of the run that the checkpoint is of."""
+    from alt.evaluate.execute import execute
+    from alt.train.config import load_config
+
+    kept = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
+    trained = load_config(kept) if kept.is_file() else None
+    if config is None and trained is None:
+        raise UsageError(
+            f"Name what {checkpoint} is tested on with --data or --config: there is no config.yaml of a run beside it."
+        )
+    chosen = load_config(kept if config is None else config, overrides)
+    return execute(chosen, checkpoint, trained=trained, r=reduction, where=where, say=lambda s: logger.info("%s", s))
+
+
+def _test_list(
+    checkpoint: Path,
+    data: Path,
+    labels: Path | None,
+    root: Path | None,
+    views: Views,
+    reduction: Any,
+    where: Placement,
+) -> Evaluated:
+    from alt.cost import count_macs
+    from alt.evaluate.checkpoint import at_r, clip_files, open_model
+    from alt.evaluate.execute import Evaluated
+    from alt.evaluate.run import evaluate as run
+    from alt.evaluate.spread import spread
+
+    model = open_model(checkpoint, where.device)
+    dataset = clip_files(model, data, labels, str(views), root)
     if reduction is not None:
         model = at_r(model, reduction)
-    gmacs = count_macs(model, views=seen.total).native_g
-    logger.info("%d clips, %d classes, on %s", len(dataset), len(model.classes), place)
-    with progress_bar("clips", len(dataset)) as progress:
+    logger.info("%d clips, %d classes, on %s", len(dataset), len(model.classes), where.device)
+    with where.progress("clips", len(dataset)) as progress:
         result = run(
             model,
             dataset,
-            batch_size=batch,
-            workers=workers,
-            device=place,
-            precision=precision.value,
+            batch_size=where.batch,
+            workers=where.workers,
+            device=where.device,
+            precision=where.precision,
             progress=progress,
             checkpoint=str(checkpoint),
             data=str(data),
             r=model.config.r,
             frames=model.config.frames,
-            crops=seen.crops,
-            clips=seen.clips,
-            gmacs_per_video=gmacs,
+            crops=views.crops,
+            clips=views.clips,
+            gmacs_per_video=count_macs(model, views=views.total).native_g,
         )
     if (short := dataset.describe_short()) is not None:
         logger.warning("%s", short)
-    if json_ is not None:
-        write_json(result.to_dict(), json_, "the result")
-    if json_ != STDOUT:
+    return Evaluated("list", spread([result.top1]), (result,))
+
+
+def _show(found: Evaluated, worst: int) -> None:
+    """Prints every result, and above several ones their mean."""
+    if found.protocol != "list":
+        over = f": top-1 {found.top1} % over {len(found.results)}" if len(found.results) > 1 else ""
+        typer.echo(f"{found.protocol}{over}")
+    for result in found.results:
+        s = result.setting
         typer.echo(
-            f"{result.videos} videos, {len(model.classes)} classes, {model.config.frames}x{seen} views, "
-            f"r = {model.config.r}, {gmacs:.4g} GMACs per video"
+            f"{result.videos} videos, {len(result.per_class)} classes, {s['frames']}x{s['crops']}x{s['clips']} views, "
+            f"r = {s['r']}, {s['gmacs_per_video']:.4g} GMACs per video"
         )
         typer.echo(f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %")
         mean, area = result.mean_class_accuracy, result.mean_average_precision
@@ -104,7 +181,3 @@ def evaluate(
         known = sorted((value, name) for name, value in result.per_class.items() if value is not None)
         if worst and known:
             typer.echo("lowest: " + ", ".join(f"{name} {value:.0f} %" for value, name in known[:worst]))
-    if results is not None and table is not None:
-        result.save(results)
-        result.save_per_class(table)
-        typer.echo(f"Wrote {results} and {table}.", err=json_ == STDOUT)

@@ -20,7 +20,7 @@ from .views import Views
 __all__ = ["at_r", "clip_files", "open_model", "sweep"]
 
 
-def open_model(path: str | Path, device: str | torch.device = "cpu") -> VideoModel:
+def open_model(path: str | Path, device: str | torch.device = "cpu", frames: int | None = None) -> VideoModel:
     """The video model of a .safetensors file, or of a run's folder that holds model.safetensors, in evaluation mode.
 
     Raises:
@@ -39,7 +39,7 @@ def open_model(path: str | Path, device: str | torch.device = "cpu") -> VideoMod
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: this machine has no CUDA device that torch can use.")
-        return load_model(path, place).eval()
+        return load_model(path, place, frames=frames).eval()
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:

@@ -59,12 +59,16 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
-    """The video model that :func:`save_model` wrote, with classes and corpus, in training mode.
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu", *, frames: int | None = None) -> Any:
+    """Returns the video model that :func:`save_model` wrote, with classes and corpus, in training mode.
+
+    Args:
+        path: the file. device: where the model goes.
+        frames: T, if another number than the saved one; possible where no weight depends on it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no model of this package, or of a newer version of it.
+        ValueError: it is no model of this package, of a newer version of it, or its weights are for other ``frames``.
     """
     header = read_header(path)
     builder = load_family(header["family"])
@@ -73,10 +77,14 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
     unknown = [name for name in values if name not in known]
     if unknown:
         raise ValueError(f"{path} was written by a newer version: it has the unknown option {unknown[0]!r}")
-    config = builder.config_class(**values)
+    saved = values["frames"]
+    config = builder.config_class(**{**values, "frames": frames or saved})
     with torch.device("meta"):
         model = builder(config, _tower(config, header), torch.empty(()))
-    state = read_tensors(path)
+    state, own = read_tensors(path), model.state_dict()
+    bound = [name for name in own if name in state and frames and not name.startswith(_OF_DATA)]
+    if any(own[name].shape != state[name].shape for name in bound):
+        raise ValueError(f"frames: {path} has weights for {saved} frames, got {frames}")
     model.load_state_dict(state, assign=True)
     model.to(device)
     model.classes = list(header["classes"])

@@ -180,10 +180,12 @@ class TrainerSection:
 
 @checked
 class EvaluationSection:
-    """How the row of the paper is measured afterwards; training only validates with one view.
+    """How the row of the paper is measured afterwards, by ``alt eval`` (:func:`alt.evaluate.execute.execute`);
+    training only validates with one view.
 
-    ``views``: spatial crops x temporal clips. ``sets``: data sets with ``splits`` official splits each;
-    ``draws`` times ``subset`` classes at random where both are given (K600)."""
+    ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``: data sets, whose folders lie beside
+    ``data.root`` in a zero-shot protocol and which else name ``data.root``; ``splits``: official splits.
+    ``draws``: of classes, ``subset`` at random each time (zero-shot), or of the few shots."""
 
     protocol: Literal["supervised", "few-shot", "zero-shot", "linear-probe"] = "supervised"
     sets: tuple[Text, ...] = ()

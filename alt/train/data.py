@@ -12,15 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 from alt.data.augment import ClipAugment
 from alt.data.clip_views import Clips
 from alt.data.clips import ClipFiles
-from alt.data.few_shot import few_shot_indices
 from alt.data.pixels import normalise
 from alt.data.sampling import crop_offsets, resize_short_side, take_frames
 from alt.data.seeds import derive_seed
-from alt.errors import UserError, one_line
 
 from .config import AugmentationSection, TrainConfig
 from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
-from .sources import open_sources
+from .sources import choose_clips, open_sources
 
 
 class ClipTransform:
@@ -83,7 +81,7 @@ class ClipData(LightningDataModule):
         data, frames = config.data, config.model.frames
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)
-        self.train_set = ClipDataset(train, choose(config, train.labels), frames, augment, config.seed)
+        self.train_set = ClipDataset(train, choose_clips(config, train.labels), frames, augment, config.seed)
         self.val_set = None
         if validation is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
@@ -131,14 +129,3 @@ class ClipData(LightningDataModule):
             # Unused, but without it DataLoader would draw from the global generator.
             generator=torch.Generator().manual_seed(self.config.seed),
         )
-
-
-def choose(config: TrainConfig, labels: Tensor) -> Tensor:
-    """Returns the numbers of the clips to train on: all, ``data.shots`` per class, at most ``data.limit``."""
-    chosen = torch.arange(len(labels))
-    if config.data.shots is not None:
-        try:
-            chosen = torch.tensor(few_shot_indices(labels, config.data.shots, config.data.shots_seed))
-        except ValueError as error:
-            raise UserError(f"data.{one_line(error)}.") from None
-    return chosen[: config.data.limit]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from alt.data.clip_views import Clips
 from alt.data.clips import ClipError, ClipFiles
+from alt.data.few_shot import few_shot_indices
 from alt.errors import UserError, one_line
 
 from .config import DataSection, TrainConfig
@@ -16,7 +18,7 @@ from .config import DataSection, TrainConfig
 if TYPE_CHECKING:
     from alt.entityworld.world import World
 
-__all__ = ["Sources", "WorldClips", "open_list", "open_sources", "open_split"]
+__all__ = ["Sources", "WorldClips", "choose_clips", "open_list", "open_sources", "open_split", "open_world"]
 
 
 class WorldClips:
@@ -86,3 +88,14 @@ def open_list(root: str | None, list_file: str, labels: str) -> ClipFiles:
         return ClipFiles(list_file, labels, root)
     except ClipError as error:
         raise UserError(f"data: {one_line(error)}.") from None
+
+
+def choose_clips(config: TrainConfig, labels: Tensor) -> Tensor:
+    """Returns the clips that are trained on: all, or ``data.shots`` per class; at most ``data.limit``."""
+    chosen = torch.arange(len(labels))
+    if config.data.shots is not None:
+        try:
+            chosen = torch.tensor(few_shot_indices(labels, config.data.shots, config.data.shots_seed))
+        except ValueError as error:
+            raise UserError(f"data.{one_line(error)}.") from None
+    return chosen[: config.data.limit]

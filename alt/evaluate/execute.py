@@ -1,0 +1,293 @@
+"""What the group ``evaluation`` of a configuration says, executed on a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import Dataset, Subset
+
+from alt.cost import count_macs
+from alt.data.clip_views import Clips, ClipViews
+from alt.errors import UserError, one_line
+from alt.models.video_model import VideoModel
+from alt.train.config import TrainConfig
+from alt.train.sources import choose_clips, open_list, open_split, open_world
+
+from .checkpoint import at_r, check_classes, open_model
+from .linear_probe import ProbeConfig, linear_probe
+from .metrics import Result
+from .protocols import Spread, few_shot, random_subsets, spread, zero_shot
+from .run import collect_logits, result_of
+from .views import Views
+
+__all__ = ["Evaluated", "Placement", "execute"]
+
+Say = Callable[[str], None]
+
+
+class Placement(NamedTuple):
+    """Where and how a model is run.
+
+    batch: videos at once; workers: processes that read clips; progress: opened with ("clips", videos in all), gives a
+    function of (videos done, videos in all).
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    batch: int = 8
+    workers: int = 0
+    progress: Callable[[str, int], AbstractContextManager[Callable[[int, int], None] | None]] = lambda *_: nullcontext()
+
+
+class Evaluated(NamedTuple):
+    """top1: percent, over the splits, draws or seeds of the protocol. results: of each. protocol: in words."""
+
+    protocol: str
+    top1: Spread
+    results: tuple[Result, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values: a single result as it is, several with their spread."""
+        if len(self.results) == 1:
+            return self.results[0].to_dict()
+        return {"protocol": self.protocol, "top1": self.top1._asdict(), "results": [r.to_dict() for r in self.results]}
+
+
+def execute(
+    config: TrainConfig,
+    checkpoint: Path,
+    *,
+    trained: TrainConfig | None = None,
+    r: Any = None,
+    where: Placement = Placement(),  # noqa: B008  (a NamedTuple)
+    say: Say = lambda line: None,
+) -> Evaluated:
+    """Evaluates a checkpoint as ``config.evaluation`` says.
+
+    ============= =====================================================================================
+    supervised    the test clips of ``data`` (``val_split`` or ``val_list``)
+    few-shot      trains on ``data.shots`` clips per class, ``draws`` times (once), and tests each time
+    linear-probe  fits a linear layer on the frozen model's vectors of the training clips
+    zero-shot     new classes by their names: each of ``sets`` (a folder beside ``data.root``), each of ``splits``;
+                  or ``draws`` times ``subset`` of the classes that training never saw
+    ============= =====================================================================================
+
+    Few-shot and linear-probe runs of ``alt train`` have that training behind them and are only tested. ``frames``
+    (None: the model's) and the views ``crops`` x ``clips`` hold for every protocol.
+
+    Args:
+        config: the data and the protocol. checkpoint: a model file or the folder of a run.
+        trained: the configuration that the checkpoint was trained with, if it is known.
+        r: tokens merged per block; None: as saved.
+
+    Raises:
+        UserError: one sentence: clips, classes or weights that are not there or do not fit.
+    """
+    section = config.evaluation
+    model = open_model(checkpoint, where.device, section.frames)
+    if r is not None:
+        model = at_r(model, r)
+    job = _Job(config, model, where, say)
+    if section.protocol == "zero-shot":
+        return job.zero_shot()
+    if section.protocol == "linear-probe" and not (trained is not None and trained.task == "linear-probe"):
+        return job.linear_probe()
+    if section.protocol == "few-shot" and (trained is None or trained.data.shots is None):
+        return job.few_shot(checkpoint)
+    shots = "" if config.data.shots is None else f"{config.data.shots}-shot, draw {config.data.shots_seed}, "
+    result = job.test(job.open_test())
+    return Evaluated(f"{shots}{section.protocol}", spread([result.top1]), (result,))
+
+
+class _Job:
+    """One model, one configuration: opens clips, runs the model on them, names the setting of every result."""
+
+    def __init__(self, config: TrainConfig, model: VideoModel, where: Placement, say: Say) -> None:
+        self.config, self.model, self.where, self.say = config, model, where, say
+        self.section = config.evaluation
+        self.views = Views(self.section.crops, self.section.clips)
+        self.world = None if config.data.kind == "frames" else open_world(config.data)
+
+    # --- clips ---
+
+    def open_train(self) -> Clips:
+        data = self.config.data
+        name = data.train_list if self.world is None else data.train_split
+        return open_split(data, name, self.model.config.frames, self.world)
+
+    def open_test(self) -> Clips:
+        data = self.config.data
+        name = data.val_list if self.world is None else data.val_split
+        if not name:
+            raise UserError("data.val_list and data.val_split name no clips to test on.")
+        return open_split(data, name, self.model.config.frames, self.world)
+
+    def dataset(self, clips: Clips, views: Views) -> ClipViews:
+        """The clips as the model reads them; with one crop resized as the validation of training does."""
+        resize = self.config.data.resize if self.world is None and views.crops == 1 else None
+        size = self.model.backbone.image_size[0]
+        frames = self.model.config.frames
+        return ClipViews(clips, frames, size, crops=views.crops, clips=views.clips, resize=resize)
+
+    def limited(self, dataset: ClipViews) -> Dataset[Any]:
+        limit = self.config.data.limit
+        return dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
+
+    # --- the model on them ---
+
+    def test(self, clips: Clips, **setting: Any) -> Result:
+        """The clips' classes are the model's."""
+        check_classes(clips.class_names, self.model.classes, "The clips")
+        return result_of(self.collect(clips), self.model.classes, **self.setting(**setting))
+
+    def collect(self, clips: Clips) -> Any:
+        dataset, where = self.dataset(clips, self.views), self.where
+        limited: Any = self.limited(dataset)
+        with where.progress("clips", len(limited)) as progress:
+            collected = collect_logits(
+                self.model,
+                limited,
+                batch_size=where.batch,
+                workers=where.workers,
+                device=where.device,
+                precision=where.precision,
+                progress=progress,
+            )
+        self.tell_short(dataset)
+        return collected
+
+    def tell_short(self, dataset: ClipViews) -> None:
+        if (line := dataset.describe_short()) is not None:
+            self.say(line)
+
+    def setting(self, **more: Any) -> dict[str, Any]:
+        """What is kept with a result."""
+        config = self.model.config
+        return {
+            "configuration": self.config.name,
+            "protocol": self.section.protocol,
+            "sets": list(self.section.sets),
+            "splits": list(self.section.splits),
+            "frames": config.frames,
+            "crops": self.views.crops,
+            "clips": self.views.clips,
+            "r": config.r,
+            "shots": self.config.data.shots,
+            "gmacs_per_video": count_macs(self.model, views=self.views.total).native_g,
+            **more,
+        }
+
+    # --- protocols ---
+
+    def linear_probe(self) -> Evaluated:
+        config, train, test = self.config, self.open_train(), self.open_test()
+        check_classes(train.class_names, test.class_names, "The training clips")
+        rows = choose_clips(config, train.labels).tolist()
+        probe = ProbeConfig(
+            lr=config.optim.lr * config.optim.new_multiplier * config.optim.few_shot_multiplier,
+            epochs=config.schedule.epochs,
+            warmup_epochs=config.schedule.warmup_epochs,
+            batch_size=config.data.batch_size,
+            weight_decay=config.optim.weight_decay,
+            min_lr_ratio=config.schedule.min_ratio,
+            seed=config.seed,
+        )
+        single = Views()
+        if self.views != single:
+            raise UserError(f"evaluation: a linear probe has a single view, got {self.views}.")
+        seen, unseen = self.dataset(train, single), self.dataset(test, single)
+        self.say(f"Linear probe on {len(rows)} clips, {probe.epochs} epochs.")
+        result = linear_probe(
+            self.model,
+            Subset(seen, rows),
+            self.limited(unseen),
+            test.class_names,
+            config=probe,
+            device=self.where.device,
+            batch_size=self.where.batch,
+        )
+        self.tell_short(unseen)
+        result.setting.update(self.setting())
+        return Evaluated("linear probe", spread([result.top1]), (result,))
+
+    def few_shot(self, checkpoint: Path) -> Evaluated:
+        from alt.train.run import fit  # imports Lightning
+
+        config, shots = self.config, self.config.data.shots
+        if shots is None:
+            raise UserError("data.shots must say on how many clips per class the few-shot protocol trains.")
+        start = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+        test, results = self.open_test(), []
+
+        def train_and_test(rows: list[int], shots: int, seed: int) -> float:
+            data = dataclasses.replace(config.data, shots_seed=seed)
+            section = dataclasses.replace(config.model, init_from=str(start))
+            self.say(f"{shots}-shot, draw {seed}: trains on {len(rows)} clips.")
+            with tempfile.TemporaryDirectory(prefix="alt-few-shot-") as folder:
+                run = fit(dataclasses.replace(config, data=data, model=section), folder, say=lambda line: None)
+                self.model = open_model(run.weights, self.where.device, self.section.frames)
+            results.append(self.test(test, shots_seed=seed))
+            return results[-1].top1
+
+        first = config.data.shots_seed
+        seeds = range(first, first + (self.section.draws or 1))
+        labels = self.open_train().labels.tolist()
+        try:
+            top1 = few_shot(labels, train_and_test, shots=(shots,), seeds=seeds)[shots]
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"data.{one_line(error)}.") from None
+        return Evaluated(f"{shots}-shot", top1, tuple(results))
+
+    def zero_shot(self) -> Evaluated:
+        from alt.train.build import text_encoder  # imports Lightning
+
+        if self.model.config.head == "linear":
+            raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
+        trained = set(self.model.classes)
+        encoder = text_encoder(self.config, self.model.width)
+        results = {}
+        for name, clips in self.new_sets():
+            names = clips.class_names
+            try:
+                embedded = encoder.embed_classes(names, templates=self.config.model.templates)
+            except ValueError as error:
+                raise UserError(f"The class names of {name} cannot be embedded: {one_line(error)}.") from None
+            self.model.set_classes(names, embedded)
+            collected = self.collect(clips)
+            if self.section.subset is None:
+                results[name] = result_of(collected, names, **self.setting(split=name))
+                continue
+            new = [number for number, label in enumerate(names) if label not in trained]
+            draws = self.section.draws or 1
+            try:
+                drawn = random_subsets(collected, names, size=self.section.subset, draws=draws, candidates=new)
+            except ValueError as error:
+                raise UserError(f"evaluation.{one_line(error)}.") from None
+            for result in drawn[1]:
+                result.setting.update(self.setting(split=name))
+            return Evaluated(f"zero-shot, {draws} draws of {self.section.subset} classes", drawn[0], tuple(drawn[1]))
+        return Evaluated(f"zero-shot on {', '.join(results)}", zero_shot(results), tuple(results.values()))
+
+    def new_sets(self) -> list[tuple[str, Clips]]:
+        """(name, clips) of every data set and split with classes of its own."""
+        data = self.config.data
+        if self.world is not None:
+            return [(str(data.val_split), self.open_test())]
+        if data.root is None:
+            raise UserError("data.root must name the folder of the clips where data.kind is frames.")
+        found: list[tuple[str, Clips]] = []
+        for name in self.section.sets or (Path(data.root).name,):
+            folder = Path(data.root).parent / name
+            for split in self.section.splits:
+                listed = f"test{split}.txt"
+                if not (folder / listed).is_file() and len(self.section.splits) == 1 and data.val_list is not None:
+                    listed = data.val_list  # a set without official splits
+                found.append((f"{name} split {split}", open_list(str(folder), listed, data.labels)))
+        return found

@@ -1,0 +1,190 @@
+"""What a configuration's `evaluation` says is what happens: on EntityWorld and on list files, protocol by protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("torchmetrics")
+
+import alt
+from alt.cli import build_app
+from alt.data.few_shot import few_shot_indices
+from alt.entityworld.world import World, write_to_disk
+from alt.errors import UserError
+from alt.evaluate.execute import Evaluated, execute
+from alt.models.weights import load_model, save_model
+from alt.train.config import load_config
+
+TINY = ["data.preset=tiny", "model.templates=none", "data.batch_size=8", "trainer.progress=false"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on the tiny world's seen classes, and beside it that world as list files: train, test and new classes."""
+    root = tmp_path_factory.mktemp("execute")
+    world = World("tiny")
+    classes = list(world.split("seen-test").class_names)
+    corpus = alt.Corpus.from_entities([tuple(entity)[:3] for entity in world.entities()])
+    model = alt.create_model("alt-mini", pretrained="entity-world", classes=classes, corpus=corpus, strategy="frozen")
+    save_model(model, root / "model.safetensors")
+    for name, split in (("seen", "seen-test"), ("new", "transfer-b-1")):
+        listed = write_to_disk(world, world.split(split), root / name, "npy")
+        listed.rename(root / name / "test1.txt")
+    (root / "seen" / "train.txt").write_text((root / "seen" / "test1.txt").read_text())
+    return root
+
+
+def path(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
+def run(folder: Path, *overrides: str, source: str = "entity-world-cpu", **options: Any) -> Evaluated:
+    return execute(load_config(source, [*TINY, *overrides]), path(folder), **options)
+
+
+def lists(folder: Path) -> list[str]:
+    return ["data.kind=frames", f"data.root={folder / 'seen'}", "data.train_list=train.txt", "data.val_list=test1.txt",
+            "data.size=24", "data.resize=24"]  # fmt: skip
+
+
+def test_supervised_on_the_world_and_on_the_same_clips_from_disk(folder: Path) -> None:
+    world, disk = run(folder), run(folder, *lists(folder))
+    assert world.protocol == "supervised"
+    assert world.results[0].top1 == disk.results[0].top1 == world.top1.mean > 20
+    assert world.results[0].confusion == disk.results[0].confusion
+    assert run(folder, "data.limit=5").results[0].videos == 5
+
+
+def test_views_frames_and_r_are_those_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Size, Any]] = []
+    from alt.models.video_model import VideoModel
+
+    forward = VideoModel.forward
+
+    def watch(self: VideoModel, clips: torch.Tensor, **options: Any) -> Any:
+        seen.append((clips.shape, self.r))
+        return forward(self, clips, **options)
+
+    monkeypatch.setattr(VideoModel, "forward", watch)
+    found = run(folder, *lists(folder), "evaluation={frames: 3, crops: 3, clips: 2}", "data.limit=1", r=1)
+    assert sum(shape[0] for shape, _ in seen if shape[1:] == (3, 3, 24, 24)) >= 6
+    assert {r for _, r in seen} == {1}
+    setting = found.results[0].setting
+    assert (setting["frames"], setting["crops"], setting["clips"], setting["r"]) == (3, 3, 2, 1)
+    model = alt.create_model("mit-mini", pretrained="entity-world", classes=list(load_model(path(folder)).classes))
+    save_model(model, folder / "mit.safetensors")  # it has learned positions of its frames
+    with pytest.raises(UserError, match=r"frames: .* has weights for 4 frames, got 3"):
+        execute(load_config("entity-world-cpu", [*TINY, "evaluation.frames=3"]), folder / "mit.safetensors")
+
+
+@pytest.mark.parametrize("place", ["world", "lists"])
+def test_linear_probe(folder: Path, place: str) -> None:
+    where = lists(folder) if place == "lists" else []
+    probe = ["evaluation.protocol=linear-probe", "optim.lr=1e-2", "schedule={epochs: 20, warmup_epochs: 1}"]
+    found = run(folder, *where, *probe)
+    assert found.protocol == "linear probe"
+    assert found.top1.mean > 30
+    setting = found.results[0].setting
+    assert setting["epochs"] == 20  # the schedule of the configuration
+    assert setting["lr"] == pytest.approx(1e-1)
+    few = run(folder, *where, *probe, "data.shots=1")
+    assert few.top1.mean <= found.top1.mean
+    with pytest.raises(UserError, match="a linear probe has a single view, got 1x3"):
+        run(folder, *where, *probe, "evaluation.clips=3")
+    trained = load_config("alt-b16-ucf-linear-probe-split1")
+    assert run(folder, *where, *probe, trained=trained).protocol == "linear-probe"  # probed before: only tested
+
+
+@pytest.mark.parametrize("place", ["world", "lists"])
+def test_few_shot_trains_once_per_draw_from_the_checkpoint(
+    folder: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import alt.train.run as training
+
+    runs: list[Any] = []
+    fit = training.fit
+
+    def watch(config: Any, *arguments: Any, **options: Any) -> Any:
+        runs.append(config)
+        return fit(config, *arguments, **options)
+
+    monkeypatch.setattr(training, "fit", watch)
+    where = lists(folder) if place == "lists" else []
+    said: list[str] = []
+    corpus = ["model.corpus=labels"] if place == "lists" else []
+    overrides = [*corpus, "evaluation={protocol: few-shot, draws: 2}", "data.shots=2", "data.shots_seed=5",
+                 "schedule={steps: 2, warmup_steps: 1}", "trainer.validate_every=0"]  # fmt: skip
+    found = run(folder, *where, *overrides, say=said.append)
+    assert found.protocol == "2-shot"
+    assert found.top1.seeds == (5, 6)
+    assert [result.setting["shots_seed"] for result in found.results] == [5, 6]
+    assert [(c.data.shots, c.data.shots_seed) for c in runs] == [(2, 5), (2, 6)]
+    assert all(c.model.init_from == str(folder / "model.safetensors") for c in runs)
+    labels = World("tiny").split("seen-train").labels if place == "world" else None
+    if labels is not None:
+        assert said[0] == f"2-shot, draw 5: trains on {len(few_shot_indices(labels, 2, 5))} clips."
+    tested = run(folder, *where, *overrides, trained=runs[0])
+    assert tested.protocol == "2-shot, draw 5, few-shot"
+    assert len(runs) == 2  # a run of `alt train` with shots is only tested
+    with pytest.raises(UserError, match=r"data\.shots must say"):
+        run(folder, *where, "evaluation.protocol=few-shot")
+    with pytest.raises(UserError, match=r"data\.shots: 999 samples"):
+        run(folder, *where, "evaluation.protocol=few-shot", "data.shots=999")
+
+
+def test_zero_shot_on_new_classes(folder: Path) -> None:
+    """A folder beside data.root, its own labels; or the world's unseen split; or random subsets of the new classes."""
+    sets = ["evaluation={protocol: zero-shot, sets: [new, seen], splits: [1]}"]
+    found = run(folder, *lists(folder), *sets)
+    assert [result.setting["split"] for result in found.results] == ["new split 1", "seen split 1"]
+    assert found.top1.values == tuple(result.top1 for result in found.results)
+    assert set(found.results[0].per_class) == set(World("tiny").split("transfer-b-1").class_names)
+    world = run(folder, "evaluation.protocol=zero-shot", "data.val_split=transfer-b-1")
+    assert world.results[0].top1 == found.results[0].top1
+    assert found.results[1].top1 == run(folder).results[0].top1  # its own classes, embedded again
+    drawn = run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new], subset: 2, draws: 3}")
+    assert [len(result.per_class) for result in drawn.results] == [2, 2, 2]
+    assert drawn.top1.seeds == (0, 1, 2)
+    with pytest.raises(UserError, match=r"evaluation\.size: expected 2 to 0 classes"):
+        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [seen], subset: 2}")
+    with pytest.raises(UserError, match=r"there is no folder .*none"):
+        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [none]}")
+
+
+def test_other_classes_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="the classes are not those of the checkpoint"):
+        run(folder, "data.val_split=transfer-b-1")
+
+
+def command(*arguments: Any) -> Any:
+    return CliRunner().invoke(build_app(), ["eval", *map(str, arguments)])
+
+
+def test_the_command_takes_the_configuration_of_the_run(folder: Path, tmp_path: Path) -> None:
+    model, run_folder = folder / "model.safetensors", tmp_path / "run"
+    lost = command(model)
+    assert lost.exit_code == 2
+    assert "with --data or --config: there is no config.yaml" in lost.output
+    named = command(model, "--config", "entity-world-cpu", "--set", "data.preset=tiny", "--json", tmp_path / "a.json")
+    assert named.exit_code == 0, named.output
+    run_folder.mkdir()
+    (run_folder / "model.safetensors").write_bytes(model.read_bytes())
+    (run_folder / "config.yaml").write_text(load_config("entity-world-cpu", TINY).to_yaml())
+    kept = command(run_folder, "--json", tmp_path / "b.json")
+    assert kept.exit_code == 0, kept.output
+    assert "supervised" in kept.output
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert first["confusion"] == second["confusion"]
+    assert first["setting"]["protocol"] == "supervised"
+    draws = command(run_folder, "--set", "evaluation={protocol: zero-shot, subset: 2, draws: 2}",
+                    "--set", "data.val_split=transfer-b-1", "--out", tmp_path / "out")  # fmt: skip
+    assert draws.exit_code == 0, draws.output
+    assert "zero-shot, 2 draws of 2 classes: top-1 " in draws.output
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "results-1.csv", "results-2.csv"}
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["results"]) == 2
