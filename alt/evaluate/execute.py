@@ -21,8 +21,9 @@ from alt.train.sources import choose_clips, open_list, open_split, open_world
 from .checkpoint import at_r, check_classes, open_model
 from .linear_probe import ProbeConfig, linear_probe
 from .metrics import Result
-from .protocols import Spread, few_shot, random_subsets, spread, zero_shot
+from .protocols import few_shot, random_subsets, zero_shot
 from .run import collect_logits, result_of
+from .spread import Spread, spread
 from .views import Views
 
 __all__ = ["Evaluated", "Placement", "execute"]
