@@ -59,6 +59,14 @@ Labels = Annotated[
         show_default=False,
     ),
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting of the configuration, for example optim.lr=1e-5; repeatable.",
+    ),
+]
 Root = Annotated[
     Path | None,
     typer.Option(

@@ -9,6 +9,8 @@ import typer
 
 from alt.errors import UsageError, UserError
 
+from .options import Overrides
+
 
 def train(
     config: Annotated[
@@ -21,10 +23,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as with --set.", show_default=False),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, for example optim.lr=1e-5; repeatable."),
-    ] = None,
+    set_: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the run. Without it, runs/<name>.", show_default=False),
