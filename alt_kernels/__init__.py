@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from . import library
 from .library import Backend, backends
-from .ops.bipartite_matching import bipartite_soft_matching, bipartite_soft_matching_from_keys
-from .ops.gumbel_assignment import cosine_gumbel_assign
+from .ops.bipartite_soft_matching import bipartite_soft_matching, bipartite_soft_matching_from_keys
+from .ops.cosine_gumbel_assign import cosine_gumbel_assign
+from .ops.merge_layer_norm import merge_layer_norm
 from .ops.proportional_attention import proportional_attention
-from .ops.weighted_merge import merge_layer_norm, source_map, unmerge, weighted_merge
+from .ops.unmerge import source_map, unmerge
+from .ops.weighted_merge import weighted_merge
 from .types import Assignment, Matching, Merged, MergedNorm
 
 __version__ = "0.1.0"

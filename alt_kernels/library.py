@@ -146,6 +146,11 @@ def register_no_second_derivative(name: str) -> None:
     register_autograd(name, backward, lambda ctx, inputs, output: None)
 
 
+def no_products(*_: object, **__: object) -> int:
+    """Returns 0, the FLOP count of an op without matrix products, which alone the formulas count."""
+    return 0
+
+
 def load_compiled() -> Backend:
     """Loads ``alt_kernels/_C.*.so`` if it exists; its kernels register themselves under the CPU key."""
     if os.environ.get(_DISABLE, "") not in ("", "0"):

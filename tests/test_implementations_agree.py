@@ -21,12 +21,12 @@ from torch import Tensor
 
 from alt_kernels import Matching, testing
 from alt_kernels.library import CUDA_OPS, OPS
-from alt_kernels.reference import bipartite_matching, gumbel_assignment
+from alt_kernels.reference import bipartite_soft_matching, cosine_gumbel_assign
 
 from .cuda import emulation
 from .ops.test_proportional_attention import truth_of
 from .triton.conftest import DEVICE  # installs the corrected interpreter where there is no GPU
-from .triton.test_bipartite_matching import assert_as_good
+from .triton.test_bipartite_soft_matching import assert_as_good
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -107,10 +107,10 @@ def test_matching_index_for_index(impl: str, dtype: torch.dtype) -> None:
     """Exact scores: ties, repeated, zero and broken rows."""
     for r, num_protected in ((16, 1), (22, 0)):
         metric = testing.exact_metric(2, 45, 3, zeros=0.1, non_finite=0.1, dtype=dtype)
-        expected = Matching(*bipartite_matching.bipartite_matching(metric.double(), r, num_protected))
+        expected = Matching(*bipartite_soft_matching.bipartite_matching(metric.double(), r, num_protected))
         testing.assert_same_plan(Matching(*run(impl, "bipartite_matching", metric, r, num_protected)), expected)
         keys = exact_keys(dtype)
-        expected = Matching(*bipartite_matching.bipartite_matching_from_keys(keys.double(), r, num_protected))
+        expected = Matching(*bipartite_soft_matching.bipartite_matching_from_keys(keys.double(), r, num_protected))
         found = run(impl, "bipartite_matching_from_keys", keys, r, num_protected)
         testing.assert_same_plan(Matching(*found), expected, name="plan of keys")
 
@@ -123,7 +123,7 @@ def test_matching_of_gaussian_rows(impl: str, dtype: torch.dtype) -> None:
     assert_as_good(metric, Matching(*run(impl, "bipartite_matching", metric, 16, 1)), 16)
     keys = torch.randn(2, 4, 61, 64, generator=testing.generator(2)).to(dtype)
     plan = Matching(*run(impl, "bipartite_matching_from_keys", keys, 16, 1))
-    assert_as_good(bipartite_matching.head_mean(keys), plan, 16)
+    assert_as_good(bipartite_soft_matching.head_mean(keys), plan, 16)
 
 
 # Merging
@@ -288,12 +288,12 @@ def test_assignment(impl: str, hard: bool, noise: str, dtypes: tuple[torch.dtype
     x, s = torch.randn(m, depth).to(dtypes[0]), torch.randn(count, depth).to(dtypes[1])
     grad = torch.randn(m, depth).to(dtype)
     seed = torch.tensor(SEED) if noise == "seed" else None
-    drawn = gumbel_assignment.gumbel_noise(torch.tensor(7), m, count) if noise == "tensor" else None
+    drawn = cosine_gumbel_assign.gumbel_noise(torch.tensor(7), m, count) if noise == "tensor" else None
     args = (x, s, tau, drawn, seed)
     wide = double(*args)
     truth = OPS[op].reference(*wide, hard)
     low = OPS[op].reference(*args, hard)
-    _, logits, unit_x, unit_s, *_ = gumbel_assignment._logits(*wide)
+    _, logits, unit_x, unit_s, *_ = cosine_gumbel_assign._logits(*wide)
     u, low_u = testing.roundoff(f32), 0.0 if dtype == f32 else testing.roundoff(dtype)
     # A cosine of d products and two norms, a division, a sum; the noise is drawn in float32.
     error = (2 * depth + 8) * u / float(tau) + 2 * u * float(logits.abs().max()) + (1e-6 if noise == "seed" else 0)
@@ -341,7 +341,7 @@ def test_assignment(impl: str, hard: bool, noise: str, dtypes: tuple[torch.dtype
 def test_the_noise_of_a_seed_value_by_value(impl: str, seed: int) -> None:
     """Rows of zeros have no cosine, and one-hot entities show the softmax: g = log(output) + log-normalizer."""
     m, count = 33, 61
-    truth = gumbel_assignment.gumbel_noise(torch.tensor(seed), m, count, torch.float64)
+    truth = cosine_gumbel_assign.gumbel_noise(torch.tensor(seed), m, count, torch.float64)
     args = (torch.zeros(m, count), torch.eye(count), torch.tensor(1.0), None, torch.tensor(seed))
     output, index, normalizer = run(impl, "gumbel_assignment", *args, False)
     assert torch.equal(index, truth.argmax(-1))

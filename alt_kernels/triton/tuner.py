@@ -73,7 +73,7 @@ def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[
         return [axis("R", 1, 2, 4, 8, 16), axis("num_warps", *WARPS)]
     if stem == "merge_layer_norm_backward":
         return [axis("num_warps", *WARPS), axis("programs", 132, 264, 528, 1056, 2112)]
-    if stem == "bipartite_matching":  # BA holds an image where one program does it
+    if stem == "bipartite_soft_matching":  # BA holds an image where one program does it
         rows = [] if when["tokens"] <= 512 else [axis("BA", 64, 128)]
         tiles = [axis("BB", 32, 64, 128), axis("BC", 32, 64, 128)]
         return [*rows, *tiles, axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
@@ -105,7 +105,7 @@ def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[
             tiles = [axis(f"{side}rows", 16, 32, 64, 128), axis(f"{side}cols", 32, 64, 128)]
             found += [*tiles, axis(f"{side}num_warps", 4, 8, 16), axis(f"{side}num_stages", 1, 2, 3)]
         return found
-    if stem in ("gumbel_assignment", "gumbel_assignment_backward"):
+    if stem in ("cosine_gumbel_assign", "cosine_gumbel_assign_backward"):
         found, width = [], max(16, _power(when["depth"]))
         for kernel in prefixes:
             names = [f"{kernel}{field}" for field in ("BM", "BK", "BD", "num_warps", "num_stages")]

@@ -22,7 +22,7 @@ from alt_kernels.triton import tuning
 from alt_kernels.triton.aot_driver import Driver, stopped_launches
 
 #: Checks of values, which are not there: module of the reference, function.
-VALUE_CHECKS = (("weighted_merge", "check_plan"), ("gumbel_assignment", "check_tau"))
+VALUE_CHECKS = (("weighted_merge", "check_plan"), ("unmerge", "check_plan"), ("cosine_gumbel_assign", "check_tau"))
 #: The list of launch configurations that is looked up: of an architecture, whatever the GPU is called.
 GPU = "any GPU, sm_{}"
 

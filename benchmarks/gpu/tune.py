@@ -86,18 +86,18 @@ def problems(session: Session) -> Iterator[tuple[str, Callable[[], Problem]]]:
         yield "merge_layer_norm", lambda: merge_layer_norm(session)
         return
     yield "proportional_attention, 197 keys", lambda: attention(session, 197)
-    yield "gumbel_assignment", lambda: assignment(session)
-    yield "bipartite_matching, keys", lambda: matching_from_keys(session)
+    yield "cosine_gumbel_assign", lambda: assignment(session)
+    yield "bipartite_soft_matching, keys", lambda: matching_from_keys(session)
     yield "proportional_attention_backward, 197 keys", lambda: attention_backward(session, 197)
     yield "merge_layer_norm", lambda: merge_layer_norm(session)
-    yield "gumbel_assignment_backward", lambda: assignment_backward(session)
+    yield "cosine_gumbel_assign_backward", lambda: assignment_backward(session)
     yield "proportional_attention, 125 keys", lambda: attention(session, 125)
     yield "proportional_attention, 173 keys", lambda: attention(session, 173)
     yield "merge_layer_norm_backward", lambda: merge_layer_norm_backward(session)
     yield "proportional_attention_backward, 125 keys", lambda: attention_backward(session, 125)
     yield "proportional_attention_backward, 173 keys", lambda: attention_backward(session, 173)
     yield "weighted_merge", lambda: weighted_merge(session)
-    yield "bipartite_matching", lambda: matching(session)
+    yield "bipartite_soft_matching", lambda: matching(session)
 
 
 def _launcher(stem: str, name: str) -> Callable[..., Any]:
@@ -147,18 +147,18 @@ def matching(session: Session) -> Problem:
     shape = layer(session)
     sizes = (shape.batch, shape.tokens, shape.head_dim)
     metric = random(session, 1, sets_of(session, *sizes), *sizes)
-    launch = _launcher("bipartite_matching", "bipartite_matching")
+    launch = _launcher("bipartite_soft_matching", "bipartite_matching")
     when = {"tokens": 256, "channels": 64, "itemsize": metric[0].element_size()}
-    return _problem("bipartite_matching", when, _calls(launch, [(m, shape.r, 1) for m in metric]))
+    return _problem("bipartite_soft_matching", when, _calls(launch, [(m, shape.r, 1) for m in metric]))
 
 
 def matching_from_keys(session: Session) -> Problem:
     """Sums over heads are float32, whatever the keys are."""
     shape = layer(session)
     keys = [k for _, k, _ in packed(session, 2, _sets(session, shape), shape)]
-    launch = _launcher("bipartite_matching", "bipartite_matching_from_keys")
+    launch = _launcher("bipartite_soft_matching", "bipartite_matching_from_keys")
     when = {"tokens": 256, "channels": 64, "itemsize": 4}
-    return _problem("bipartite_matching", when, _calls(launch, [(k, shape.r, 1) for k in keys]))
+    return _problem("bipartite_soft_matching", when, _calls(launch, [(k, shape.r, 1) for k in keys]))
 
 
 def attention(session: Session, tokens: int) -> Problem:
@@ -204,9 +204,9 @@ def assignment(session: Session) -> Problem:
     x = random(session, 10, count, shape.rows, shape.channels, dtype=shape.dtype)
     e = random(session, 12, count, shape.entities, shape.channels, dtype=shape.dtype)
     seed, tau = (torch.tensor(value, device=session.device) for value in (5, TAU))
-    launch = _launcher("gumbel_assignment", "gumbel_assignment")
+    launch = _launcher("cosine_gumbel_assign", "gumbel_assignment")
     arguments = [(a, b, tau, None, seed, True) for a, b in zip(x, e, strict=True)]
-    return _problem("gumbel_assignment", {"depth": 512, "bits": 16}, _calls(launch, arguments), "hard_")
+    return _problem("cosine_gumbel_assign", {"depth": 512, "bits": 16}, _calls(launch, arguments), "hard_")
 
 
 def assignment_backward(session: Session) -> Problem:
@@ -219,8 +219,8 @@ def assignment_backward(session: Session) -> Problem:
     for a, b, g in zip(x, e, grad, strict=True):
         saved = torch.ops.alt_kernels.gumbel_assignment(a, b, tau, None, seed, True)[1:]
         arguments.append((g, a, b, tau, None, seed, *saved, True, False))
-    launch = _launcher("gumbel_assignment_backward", "gumbel_assignment_backward")
-    stem = "gumbel_assignment_backward"
+    launch = _launcher("cosine_gumbel_assign_backward", "gumbel_assignment_backward")
+    stem = "cosine_gumbel_assign_backward"
     return _problem(stem, {"depth": 512, "bits": 16}, _calls(launch, arguments), "delta_", "rows_")
 
 

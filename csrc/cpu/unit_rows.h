@@ -1,7 +1,7 @@
 // Unit rows and packed unit columns for matching, one image at a time.
 //
 // Everything here and in best_match.h is a template that is inlined into a function compiled for one x86 level
-// (see bipartite_matching.cpp). The vector width and the register block are parameters, not preprocessor
+// (see bipartite_soft_matching.cpp). The vector width and the register block are parameters, not preprocessor
 // choices. T is the type of scores, float or double. Vectors are those of GCC and clang, so other processors
 // work too.
 #pragma once

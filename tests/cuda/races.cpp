@@ -1,7 +1,7 @@
 // The kernels on the emulated GPU with plain arrays, to be built under a sanitizer: every launch branch on small
 // shapes, each in three orders of the threads, whose results must have the same bits. Exits with 1 where they do not.
 // With a file and a line, the barrier there does nothing; with "shuffle", a kernel runs that is wrong on a GPU alone.
-#include "bipartite_matching.cuh"
+#include "bipartite_soft_matching.cuh"
 #include "merge_layer_norm_backward.cuh"
 #include "merge_layer_norm_forward.cuh"
 

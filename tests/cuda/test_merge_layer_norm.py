@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt_kernels import testing
-from alt_kernels.reference import weighted_merge as reference
+from alt_kernels.reference import merge_layer_norm as reference
+from alt_kernels.reference import weighted_merge as merge_reference
 
 from ..triton.test_merge_layer_norm import DTYPES, EPS, PLANS, backward_inputs, doubled, inputs, moved, name, norm_band
 from . import emulation
@@ -53,8 +54,8 @@ def check_forward(place: Place, values: dict[str, Any], shape: tuple[Any, ...]) 
     assert mean.dtype == rstd.dtype == merged_size.dtype == f32
 
     x, residual, size = values["x"].double(), values["residual"].double(), values["size"]
-    expected, total = reference.weighted_merge(x + residual, size, *plan)
-    magnitude = reference.weighted_merge(x.abs() + residual.abs(), size, *plan)[0]
+    expected, total = merge_reference.weighted_merge(x + residual, size, *plan)
+    magnitude = merge_reference.weighted_merge(x.abs() + residual.abs(), size, *plan)[0]
     terms = 2 * int(plan[1].diff(dim=1).max()) + 6
     testing.assert_error_band(merged, expected, testing.store_band(expected, magnitude, terms, dtype), name="x")
     testing.assert_same_bits(merged_size, total)
@@ -94,7 +95,7 @@ def check_backward(place: Place, arguments: dict[str, Any], shape: tuple[Any, ..
     g = dn if wide["weight"] is None else dn * wide["weight"].abs()
     along = (g + g.mean(-1, keepdim=True) + h * (g * h).mean(-1, keepdim=True)) * wide["rstd"][..., None]
     plan = (values["indices"], values["offsets"], values["output_row"])
-    spread = reference.weighted_merge_backward(
+    spread = merge_reference.weighted_merge_backward(
         wide["grad_merged"].abs() + along, values["size"], values["merged_size"], *plan
     )
     band = testing.store_band(truth, spread, channels + 16, dtype) + testing.roundoff(dtype) * spread

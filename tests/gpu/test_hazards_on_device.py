@@ -12,7 +12,7 @@ from torch import Tensor
 
 import alt_kernels as ak
 from alt_kernels import Matching, testing
-from alt_kernels.reference.gumbel_assignment import philox4x32
+from alt_kernels.reference.cosine_gumbel_assign import philox4x32
 
 from .problems import DTYPES, assert_close, named, normal, packed, sizes_of
 from .test_ops_on_device import compare, gradients

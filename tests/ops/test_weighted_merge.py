@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alt_kernels import Matching, bipartite_soft_matching, source_map, testing, unmerge, weighted_merge
+from alt_kernels.reference import unmerge as unmerge_reference
 from alt_kernels.reference import weighted_merge as reference
 from alt_kernels.testing import plan_groups
 from alt_kernels.types import Impl
@@ -323,14 +324,14 @@ def test_backward_formulas_are_the_derivatives(weighted: bool) -> None:
     by_formula = reference.weighted_merge_backward(grad, size, merged_size, *plan)
     torch.testing.assert_close(by_formula, by_autograd, rtol=1e-13, atol=1e-13)
     y = torch.randn(2, 17, 4, dtype=torch.float64, requires_grad=True)
-    back = reference.unmerge(y, *plan)
+    back = unmerge_reference.unmerge(y, *plan)
     grad = torch.randn_like(back)
     (by_autograd,) = torch.autograd.grad(back, y, grad)
-    torch.testing.assert_close(reference.unmerge_backward(grad, *plan), by_autograd, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(unmerge_reference.unmerge_backward(grad, *plan), by_autograd, rtol=1e-13, atol=1e-13)
     for dtype in DTYPES[:3]:  # rounded once, from sums in float32
         low, exact = grad.to(dtype), grad.to(dtype).double()
-        found, truth = reference.unmerge_backward(low, *plan), reference.unmerge_backward(exact, *plan)
-        band = testing.store_band(truth, reference.unmerge_backward(exact.abs(), *plan), 20, dtype)
+        found, truth = unmerge_reference.unmerge_backward(low, *plan), unmerge_reference.unmerge_backward(exact, *plan)
+        band = testing.store_band(truth, unmerge_reference.unmerge_backward(exact.abs(), *plan), 20, dtype)
         testing.assert_error_band(found, truth, band)
 
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from alt_kernels import testing
-from alt_kernels.triton import bipartite_matching as matching
+from alt_kernels.triton import bipartite_soft_matching as matching
 
 from ..ptx import launch
 from ..ptx.memory import HazardError
 from ..ptx.translate import translate
-from . import test_bipartite_matching as check_matching
-from . import test_gumbel_assignment as check_assignment
+from . import test_bipartite_soft_matching as check_matching
+from . import test_cosine_gumbel_assign as check_assignment
 from . import test_merge_layer_norm as check_norm
 from . import test_proportional_attention as check_attention
 from . import test_weighted_merge as check_merge

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alt_kernels import Matching, testing
-from alt_kernels.triton import bipartite_matching as matching
+from alt_kernels.triton import bipartite_soft_matching as matching
 from alt_kernels.triton import merge_layer_norm as norm
 from alt_kernels.triton import weighted_merge as merge
 

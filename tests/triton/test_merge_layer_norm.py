@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt_kernels import Matching, testing
-from alt_kernels.reference import weighted_merge as reference
+from alt_kernels.reference import merge_layer_norm as reference
+from alt_kernels.reference import weighted_merge as merge_reference
 from alt_kernels.triton import merge_layer_norm as kernels
 from alt_kernels.triton import tuning
 
@@ -101,10 +102,10 @@ def check_forward(values: dict[str, Any], device: torch.device) -> None:
     assert merged.dtype == normed.dtype == dtype
     assert mean.dtype == rstd.dtype == merged_size.dtype == f32
 
-    expected, total = reference.weighted_merge(
+    expected, total = merge_reference.weighted_merge(
         values["x"].double() + values["residual"].double(), values["size"], *plan
     )
-    magnitude = reference.weighted_merge(
+    magnitude = merge_reference.weighted_merge(
         values["x"].double().abs() + values["residual"].double().abs(), values["size"], *plan
     )[0]
     terms = 2 * int(plan.offsets.diff(dim=1).max()) + 6
@@ -214,7 +215,7 @@ def check_backward(values: dict[str, Any], device: torch.device) -> None:
     along = (g + g.mean(-1, keepdim=True) + h * (g * h).mean(-1, keepdim=True)) * wide["rstd"][..., None]
     magnitude = wide["grad_merged"].abs() + along
     plan = (values["indices"], values["offsets"], values["output_row"])
-    spread = reference.weighted_merge_backward(magnitude, values["size"], values["merged_size"], *plan)
+    spread = merge_reference.weighted_merge_backward(magnitude, values["size"], values["merged_size"], *plan)
     first_rounding = testing.roundoff(dtype) * spread
     band = testing.store_band(truth, spread, channels + 16, dtype) + first_rounding
     testing.assert_error_band(grad, truth, band, name="grad")

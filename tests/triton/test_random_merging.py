@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alt_kernels import Matching, testing
-from alt_kernels.reference import bipartite_matching as matching_reference
-from alt_kernels.triton import bipartite_matching as matching
+from alt_kernels.reference import bipartite_soft_matching as matching_reference
+from alt_kernels.triton import bipartite_soft_matching as matching
 from alt_kernels.triton import tuning
 
 from . import test_merge_layer_norm as norm
@@ -96,7 +96,7 @@ def test_matching(device: torch.device, guarded: None, data: st.DataObject) -> N
     tile = {"BB": draw(st.sampled_from([16, 32, 64])), "BC": draw(st.sampled_from([16, 32, 64])), "num_stages": 1}
     whole = draw(st.booleans())
     tile["BA"] = (64 if tokens <= 128 else 128) if whole else draw(st.sampled_from([16, 32]))
-    with pytest.MonkeyPatch.context() as patch, tuning.forced("bipartite_matching", tile | {"num_warps": 4}):
+    with pytest.MonkeyPatch.context() as patch, tuning.forced("bipartite_soft_matching", tile | {"num_warps": 4}):
         patch.setattr(matching, "ONE_PROGRAM", 512 if whole else 0)
         patch.setattr(matching, "RANK_ROWS", 32)
         if not whole:

@@ -195,8 +195,8 @@ def test_what_counts_as_the_same_result(got: Any, want: Any, same: bool) -> None
 def test_axes_fit_every_default(stem: str) -> None:
     """Fields that the file has, values that the kernels take: powers of two, or 0 and 1 for switches."""
     prefixes = {
-        "gumbel_assignment": ("hard_", "soft_"),
-        "gumbel_assignment_backward": ("delta_", "rows_", "entities_", "values_"),
+        "cosine_gumbel_assign": ("hard_", "soft_"),
+        "cosine_gumbel_assign_backward": ("delta_", "rows_", "entities_", "values_"),
         "proportional_attention_backward": ("key_", "query_"),
     }.get(stem, ("",))
     for entry in tuning.load(stem)["default"]:

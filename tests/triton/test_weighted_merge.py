@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alt_kernels import Matching, testing
+from alt_kernels.reference import unmerge as unmerge_reference
 from alt_kernels.reference import weighted_merge as reference
 from alt_kernels.triton import weighted_merge as kernels
 
@@ -112,9 +113,9 @@ def test_unmerge_and_its_derivative(shape: tuple[Any, ...], dtype: torch.dtype, 
 
 def check_unmerge(x: Tensor, grad: Tensor, plan: Matching, device: torch.device) -> None:
     plan_d = [field.to(device) for field in plan]
-    testing.assert_same_bits(kernels.unmerge(x.to(device), *plan_d).cpu(), reference.unmerge(x, *plan))
-    expected = reference.unmerge_backward(grad.double(), *plan)
-    magnitude = reference.unmerge_backward(grad.double().abs(), *plan)
+    testing.assert_same_bits(kernels.unmerge(x.to(device), *plan_d).cpu(), unmerge_reference.unmerge(x, *plan))
+    expected = unmerge_reference.unmerge_backward(grad.double(), *plan)
+    magnitude = unmerge_reference.unmerge_backward(grad.double().abs(), *plan)
     actual = kernels.unmerge_backward(grad.to(device), *plan_d)
     band = testing.store_band(expected, magnitude, int(counts(plan).max()), grad.dtype)
     testing.assert_error_band(actual.cpu(), expected, torch.where(counts(plan)[..., None] == 1, 0.0, band))

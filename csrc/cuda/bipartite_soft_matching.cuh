@@ -3,7 +3,7 @@
 // Symbols: N tokens, P of them protected, |A| even and |B| odd ones among the rest (at most 256 each), C channels,
 // H heads; R scores per thread along each side, 16 R rows per tile; i indexes A, j indexes B.
 //
-// 1. Load rows of A and of B into shared memory, 64 channels at a time (bipartite_matching_rows.cuh).
+// 1. Load rows of A and of B into shared memory, 64 channels at a time (bipartite_soft_matching_rows.cuh).
 // 2. Every thread multiplies R x R pairs of rows in registers, in fused float32 steps in ascending order of channels,
 //    without tensor cores or TF32. The scores are never written.
 // 3. The best b of every a: highest score, then lowest j; first over a thread's scores, then over the 16 threads of
@@ -13,7 +13,7 @@
 //    atomic.
 #pragma once
 
-#include "bipartite_matching_rows.cuh"
+#include "bipartite_soft_matching_rows.cuh"
 
 namespace alt::gpu {
 

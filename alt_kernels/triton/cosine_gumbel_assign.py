@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment_shared import (
+from .cosine_gumbel_assign_shared import (
     LOG2E,
     NAMES,
     NONE,
@@ -264,7 +264,7 @@ def gumbel_assignment(
         return x.new_empty((0, depth), dtype=dtype), index, normalizer
     ready = prepare(x, entities)
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
-    use = with_noise(select_config("gumbel_assignment", "hard" if hard else "soft", depth, dtype), kind)
+    use = with_noise(select_config("cosine_gumbel_assign", "hard" if hard else "soft", depth, dtype), kind)
     wide = 1 if hard else triton.cdiv(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         results = index[here], normalizer[here], output if hard else output[here]
@@ -293,7 +293,7 @@ def gumbel_assignment(
 
 
 def _aot() -> list[AotCase]:
-    stem = "gumbel_assignment"
+    stem = "cosine_gumbel_assign"
     cases = [
         case
         for dtype in NAMES

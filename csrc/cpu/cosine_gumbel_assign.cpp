@@ -6,7 +6,7 @@
 // Hard mode keeps one chunk x tile of logits at a time and a running (max, argmax, sum) per row. Soft mode keeps
 // the logits of one chunk of rows, because softmax needs the whole row. Argmax takes the lowest index among equals
 // and skips NaN; log_normalizer is NaN where any logit is.
-#include "cpu/gumbel_assignment.h"
+#include "cpu/cosine_gumbel_assign.h"
 
 namespace alt {
 namespace gumbel {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt_kernels import Assignment, backends, cosine_gumbel_assign, testing
-from alt_kernels.reference.gumbel_assignment import gumbel_noise
+from alt_kernels.reference.cosine_gumbel_assign import gumbel_noise
 
 # x, entities: equal dtypes, and what autocast mixes.
 DTYPES = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alt_kernels import Matching, merge_layer_norm, testing, weighted_merge
-from alt_kernels.reference import weighted_merge as reference
+from alt_kernels.reference import merge_layer_norm as reference
 from alt_kernels.types import Impl
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")

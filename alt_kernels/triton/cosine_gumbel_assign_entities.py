@@ -1,7 +1,7 @@
 """Derivative of cosine-Gumbel assignment to the entities: kernels that keep a tile of them and stream the rows.
 
-Symbols and equations as in gumbel_assignment_backward.py, which launches these kernels. Entities are read by place
-(gumbel_assignment_shared.py) and their sums are written by column.
+Symbols and equations as in cosine_gumbel_assign_backward.py, which launches these kernels. Entities are read by place
+(cosine_gumbel_assign_shared.py) and their sums are written by column.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment_shared import (
+from .cosine_gumbel_assign_shared import (
     LOG2E,
     NAMES,
     NOISES,
@@ -26,7 +26,7 @@ from .gumbel_assignment_shared import (
 from .hardware import exp2_of
 from .philox import place_of, tile_columns
 
-STEM = "gumbel_assignment_backward"
+STEM = "cosine_gumbel_assign_backward"
 
 
 @triton.jit(do_not_specialize=["rows", "count", "per_split"])

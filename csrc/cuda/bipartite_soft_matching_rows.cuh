@@ -1,4 +1,4 @@
-// Loads the rows of A and of B that bipartite_matching.cuh compares into shared memory, scaled, with their norms.
+// Loads the rows of A and of B that bipartite_soft_matching.cuh compares into shared memory, scaled, with their norms.
 //
 // Rows become float32, scaled exactly by a power of two to a largest magnitude in [1, 4), and 1 / norm is stored
 // beside them. Keys of several heads are summed on the way: cosines are invariant to the factor H. The largest

@@ -1,4 +1,4 @@
-"""Scores of bipartite matching in Triton: device functions that the kernels of :mod:`.bipartite_matching` inline.
+"""Scores of bipartite matching in Triton: device functions that the kernels of :mod:`.bipartite_soft_matching` inline.
 
 Symbols: BA rows of A and BB rows of B in a tile, C channels, BC of them in a tile; i indexes A, j indexes B.
 

@@ -7,7 +7,7 @@
 //
 // One launch, no synchronisation.
 
-#include "bipartite_matching.cuh"
+#include "bipartite_soft_matching.cuh"
 #include "launch.h"
 
 namespace alt {

@@ -1,9 +1,9 @@
 """Helpers of the cosine-Gumbel assignment kernels: preparation of inputs, loads, noise, launch plans.
 
-Symbols as in gumbel_assignment.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Products of float32 and bfloat16 rows could
-overflow, so these rows are first divided by a power of two near their largest entry (exact; a copy of M d elements).
-float16 rows are read in place. Entities are always copied, in the order of ``philox.tile_columns``, in which a thread
-draws the noise that it adds. They are zero-padded to whole tiles, so that kernels read them without masks.
+Symbols as in cosine_gumbel_assign.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Products of float32 and bfloat16 rows
+could overflow, so these rows are first divided by a power of two near their largest entry (exact; a copy of M d
+elements). float16 rows are read in place. Entities are always copied, in the order of ``philox.tile_columns``, in which
+a thread draws the noise that it adds. They are zero-padded to whole tiles, so that kernels read them without masks.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, library
-from ..reference import gumbel_assignment as reference
+from ..reference import cosine_gumbel_assign as reference
 from ..types import Assignment, Impl
 
 _OPS = torch.ops.alt_kernels
@@ -205,7 +205,7 @@ library.register(
     reference=reference.gumbel_assignment,
     fake=_fake,
     flops=_flops,
-    triton="gumbel_assignment",
+    triton="cosine_gumbel_assign",
 )
 library.register(
     "gumbel_assignment_backward(Tensor grad, Tensor x, Tensor entities, Tensor tau, Tensor? noise, Tensor? seed,"
@@ -214,7 +214,7 @@ library.register(
     reference=reference.gumbel_assignment_backward,
     fake=_backward_fake,
     flops=_backward_flops,
-    triton="gumbel_assignment_backward",
+    triton="cosine_gumbel_assign_backward",
 )
 library.register_autograd("gumbel_assignment", _backward, _save)
 library.register_no_second_derivative("gumbel_assignment_backward")

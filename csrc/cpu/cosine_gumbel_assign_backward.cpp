@@ -10,7 +10,7 @@
 //   dtau = -sum_i u_i . G_i / tau^2      because sum_k dl_ik c_ik = u_i . G_i
 //
 // 1 / |s_k| is folded into dl, so normalised entities are never stored. The noise is drawn again.
-#include "cpu/gumbel_assignment.h"
+#include "cpu/cosine_gumbel_assign.h"
 
 namespace alt {
 namespace gumbel {

@@ -1,6 +1,6 @@
 r"""Derivative of cosine-Gumbel assignment in Triton: logits and noise are recomputed tile by tile, without atomics.
 
-Symbols as in gumbel_assignment.py; dO the incoming gradient, u, v the unit rows of x and of the entities, w = u . v,
+Symbols as in cosine_gumbel_assign.py; dO the incoming gradient, u, v the unit rows of x and of the entities, w = u . v,
 A from the saved log-normalizer, T splits of the rows.
 
     dA = dO S^T          delta_i = sum_k A_ik dA_ik          dl_ik = A_ik (dA_ik - delta_i)
@@ -15,7 +15,7 @@ FLOP. The noise is drawn two, three or (soft) four times. Where DV < d, logits a
 ``_delta`` also sums A w and A dA w, so that q_i = sum_k A dA w - delta_i sum_k A w is known before ``_grad_x``, which
 starts from -u q. The hard value path is an exact product with the one-hot W, so an entity that every row chooses costs
 no more than another. The sweeps for x keep a tile of rows and stream the entities. The two for the entities
-(gumbel_assignment_entities.py) keep a tile of entities and stream the rows; their splits write partial sums, which
+(cosine_gumbel_assign_entities.py) keep a tile of entities and stream the rows; their splits write partial sums, which
 ``_finish`` adds in a fixed order and projects. torch adds the sums over splits of rows.
 
 dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is scaled by a power
@@ -30,8 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .gumbel_assignment_entities import STEM, _entity_values, _grad_entities, finish
-from .gumbel_assignment_shared import (
+from .cosine_gumbel_assign_entities import STEM, _entity_values, _grad_entities, finish
+from .cosine_gumbel_assign_shared import (
     LOG2E,
     NAMES,
     NOISES,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .aot_case import AotCase
-from .bipartite_matching_scores import best_of_rows
+from .bipartite_soft_matching_scores import best_of_rows
 from .host import refuse_double, unit_stride
 from .tuning import config, shipped
 
@@ -267,7 +267,7 @@ def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tens
     if batch == 0:
         return _empty_plan(metric, tokens, r)
     metric = unit_stride(metric)
-    tuned = config("bipartite_matching", **_sizes(tokens, channels, metric.element_size()))
+    tuned = config("bipartite_soft_matching", **_sizes(tokens, channels, metric.element_size()))
     if tokens <= ONE_PROGRAM:
         return _one_program(metric, 1, 0, r, num_protected, tuned)
 
@@ -302,7 +302,7 @@ def bipartite_matching_from_keys(k: Tensor, r: int, num_protected: int) -> tuple
         return _identity(k, tokens)
     if batch == 0:
         return _empty_plan(k, tokens, r)
-    tuned = config("bipartite_matching", **_sizes(tokens, channels, 4))
+    tuned = config("bipartite_soft_matching", **_sizes(tokens, channels, 4))
     if tokens > ONE_PROGRAM or channels > tuned["BC"]:
         return bipartite_matching(k.mean(1, dtype=torch.float32), r, num_protected)
     k = unit_stride(k)
@@ -317,7 +317,7 @@ def _cases() -> list[AotCase]:
 
     def add(dtype: str, tokens: int, channels: int, heads: int = 1) -> None:
         sizes = _sizes(tokens, channels, 4 if heads > 1 or dtype == "fp32" else 2)
-        for number, (tuned, targets) in enumerate(shipped("bipartite_matching", **sizes)):
+        for number, (tuned, targets) in enumerate(shipped("bipartite_soft_matching", **sizes)):
             signature = {"x_ptr": f"*{dtype}", **integers}
             constants = _blocks(tuned, channels)
             name = f"N<={tokens} C={channels} {dtype}" + (f" #{number}" if number else "")

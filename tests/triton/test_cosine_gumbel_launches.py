@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from alt_kernels.triton import gumbel_assignment_shared as shared
+from alt_kernels.triton import cosine_gumbel_assign_shared as shared
 from alt_kernels.triton import tuning
 
-STEMS = {"gumbel_assignment": ("hard", "soft"), "gumbel_assignment_backward": ("delta", "rows", "entities", "values")}
+STEMS = {
+    "cosine_gumbel_assign": ("hard", "soft"),
+    "cosine_gumbel_assign_backward": ("delta", "rows", "entities", "values"),
+}
 
 
 def test_a_launch_covers_every_row_once_and_no_split_is_empty() -> None:

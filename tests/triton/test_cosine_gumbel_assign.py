@@ -15,13 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from alt_kernels import testing
-from alt_kernels.reference import gumbel_assignment as reference
-from alt_kernels.triton import gumbel_assignment as forward_module
-from alt_kernels.triton import gumbel_assignment_backward as backward_module
-from alt_kernels.triton import gumbel_assignment_shared as shared
+from alt_kernels.reference import cosine_gumbel_assign as reference
+from alt_kernels.triton import cosine_gumbel_assign as forward_module
+from alt_kernels.triton import cosine_gumbel_assign_backward as backward_module
+from alt_kernels.triton import cosine_gumbel_assign_shared as shared
 from alt_kernels.triton import philox, tuning
-from alt_kernels.triton.gumbel_assignment import gumbel_assignment
-from alt_kernels.triton.gumbel_assignment_backward import gumbel_assignment_backward
+from alt_kernels.triton.cosine_gumbel_assign import gumbel_assignment
+from alt_kernels.triton.cosine_gumbel_assign_backward import gumbel_assignment_backward
 from alt_kernels.triton.philox import gumbel_of_words, gumbel_tile, tile_columns
 
 from .conftest import DEVICE

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from alt_kernels import Matching, testing
-from alt_kernels.reference import bipartite_matching as reference
+from alt_kernels.reference import bipartite_soft_matching as reference
 
-from ..ops.test_bipartite_matching import EXTREMES, LAYOUTS, choices, loops
-from ..triton.test_bipartite_matching import assert_as_good, images, packed_keys, protections
+from ..ops.test_bipartite_soft_matching import EXTREMES, LAYOUTS, choices, loops
+from ..triton.test_bipartite_soft_matching import assert_as_good, images, packed_keys, protections
 from . import emulation
 from .conftest import Place
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from alt_kernels import Matching, testing
-from alt_kernels.reference import bipartite_matching as reference
-from alt_kernels.triton import bipartite_matching as matching
+from alt_kernels.reference import bipartite_soft_matching as reference
+from alt_kernels.triton import bipartite_soft_matching as matching
 from alt_kernels.triton import tuning
 
-from ..ops.test_bipartite_matching import EXTREMES, LAYOUTS, choices, loops
+from ..ops.test_bipartite_soft_matching import EXTREMES, LAYOUTS, choices, loops
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
@@ -299,7 +299,9 @@ def test_bad_input(device: torch.device) -> None:
 def test_a_shrinking_sequence_compiles_nothing_new() -> None:
     """Every N of a bucket has the same constants, and no kernel looks at the value of N, r or P."""
     for itemsize, channels in itertools.product((2, 4), (64, 80, 768)):
-        found = {str(tuning.config("bipartite_matching", **matching._sizes(n, channels, itemsize))) for n in range(257)}
+        found = {
+            str(tuning.config("bipartite_soft_matching", **matching._sizes(n, channels, itemsize))) for n in range(257)
+        }
         assert len(found) == 1
     for kernel in (matching._match_image, matching._match_tiles, matching._rank_tiles, matching._plan_tiles):
         for name in {"tokens", "r", "num_protected", "even"} & set(kernel.arg_names):
@@ -315,7 +317,7 @@ def launch_options(kernel: object) -> set[str]:
 
 def test_configurations_hold_an_image() -> None:
     """One program needs a row of its tile for every token of A."""
-    for entries in tuning.load("bipartite_matching").values():
+    for entries in tuning.load("bipartite_soft_matching").values():
         wanted = set(itertools.product(matching.TOKENS, matching.CHANNELS, (2, 4)))
         assert {tuple(entry["when"].values()) for entry in entries} == wanted
         for entry in entries:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from alt_kernels import cosine_gumbel_assign, testing
-from alt_kernels.reference.gumbel_assignment import gumbel_noise, philox4x32
+from alt_kernels.reference.cosine_gumbel_assign import gumbel_noise, philox4x32
 
 _PEAK = 32.0
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, library
-from ..reference import bipartite_matching as reference
+from ..reference import bipartite_soft_matching as reference
 from ..types import Impl, Matching
 
 _OPS = torch.ops.alt_kernels
@@ -133,7 +133,7 @@ library.register(
     reference=reference.bipartite_matching,
     fake=_fake,
     flops=_flops,
-    triton="bipartite_matching",
+    triton="bipartite_soft_matching",
 )
 
 
@@ -158,7 +158,7 @@ library.register(
     fake=_fake_from_keys,
     flops=_flops_from_keys,
     cpu=_from_keys,
-    triton="bipartite_matching",
+    triton="bipartite_soft_matching",
 )
 library.register_cuda("bipartite_matching_cuda", library.OPS["bipartite_matching"])
 library.register_cuda("bipartite_matching_from_keys_cuda", library.OPS["bipartite_matching_from_keys"])

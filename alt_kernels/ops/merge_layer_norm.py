@@ -1,0 +1,186 @@
+"""Contract of residual sum + weighted merge + LayerNorm in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks, library
+from ..reference import merge_layer_norm as reference
+from ..types import Impl, Matching, MergedNorm
+
+_OPS = torch.ops.alt_kernels
+
+
+def merge_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    matching: Matching,
+    size: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    *,
+    impl: Impl = "auto",
+) -> MergedNorm:
+    r"""Computes residual sum, weighted merge and LayerNorm in one pass over the tokens.
+
+    .. math:: x' = \mathrm{merge}(x + y; s), \qquad
+              n_j = \frac{x'_j - \mu_j}{\sqrt{\sigma_j^2 + \epsilon}} \odot w + b
+
+    Sums are in float32 (float64 for float64). x' is rounded once; the norm is that of x' as stored. Under autocast
+    ``x`` may be float32 while ``residual`` is bfloat16: the result has the promoted dtype of the two.
+
+    Args:
+        x: ``[B, N, C]``, the stream.
+        residual: ``[B, N, C]``, the branch's output, which is added to it.
+        matching: the plan, of B images and N input tokens.
+        size: ``[B, N]`` float32 or None (ones), constant.
+        weight: ``[C]`` or None, any float dtype.
+        bias: as weight.
+        eps: added to the variance, a finite number > 0.
+        impl: ``"auto"``, ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+
+    Returns:
+        MergedNorm: x' and n ``[B, N', C]``, s' ``[B, N']`` float32. Gradients go to x, residual, weight and bias.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`~alt_kernels.weighted_merge`.
+
+    Source: the block of ALT, Eq. 2: :math:`(E'', s) = ToMe(E', s, r)` followed by LN.
+    """
+    checks.tensor("x", x, "[B, N, C]")
+    checks.tensor("residual", residual, "[B, N, C]")
+    checks.shape("residual", residual, tuple(x.shape), "as x")
+    checks.same_device("residual", residual, "x", x)
+    checks.matching_plan(matching, x.shape[0], x.shape[1], None, "x", x)
+    checks.token_size("size", size, x.shape[0], x.shape[1], "x", x)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None:
+            checks.tensor(name, parameter, "[C]")
+            checks.shape(name, parameter, (x.shape[2],), "one value for each channel of x")
+            checks.same_device(name, parameter, "x", x)
+    if x.shape[2] < 1:
+        raise ValueError(f"x: expected at least one channel, got shape {list(x.shape)}")
+    eps = checks.finite_float("eps", eps, positive=True)
+    run: Any
+    if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
+        run = _OPS.merge_layer_norm_cuda
+    else:
+        from_reference = library.use_reference(impl, x, residual, weight, bias)
+        run = reference.merge_layer_norm if from_reference else _OPS.merge_layer_norm
+    merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
+    return MergedNorm(merged, normed, merged_size)
+
+
+def _fake(
+    x: Tensor,
+    residual: Tensor,
+    size: Tensor | None,
+    indices: Tensor,
+    offsets: Tensor,
+    output_row: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    rows = (x.shape[0], offsets.shape[1] - 1)
+    statistic = torch.float64 if dtype == torch.float64 else torch.float32
+    merged = x.new_empty((*rows, x.shape[2]), dtype=dtype)
+    mean = x.new_empty(rows, dtype=statistic)
+    return (
+        merged,
+        torch.empty_like(merged),
+        x.new_empty(rows, dtype=torch.float32),
+        mean,
+        torch.empty_like(mean),
+    )
+
+
+def _backward_fake(
+    grad_merged: Tensor,
+    grad_normed: Tensor,
+    merged: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    has_bias: bool,
+    size: Tensor | None,
+    merged_size: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    output_row: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = merged.shape[2]
+    grad_input = merged.new_empty((merged.shape[0], output_row.shape[1], channels))
+    grad_weight = mean.new_empty((0 if weight is None else channels,))
+    return grad_input, grad_weight, mean.new_empty((channels if has_bias else 0,))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, size, indices, offsets, output_row, weight, bias, _eps = inputs
+    merged, _normed, merged_size, mean, rstd = output
+    ctx.mark_non_differentiable(merged_size, mean, rstd)
+    ctx.dtypes = (
+        x.dtype,
+        residual.dtype,
+        None if weight is None else weight.dtype,
+        None if bias is None else bias.dtype,
+    )
+    ctx.save_for_backward(merged, mean, rstd, weight, size, merged_size, indices, offsets, output_row)
+
+
+def _backward(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    return _backward_by(_OPS.merge_layer_norm_backward, ctx, grad_merged, grad_normed)
+
+
+def _backward_cuda(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    return _backward_by(_OPS.merge_layer_norm_cuda_backward, ctx, grad_merged, grad_normed)
+
+
+def _backward_by(op: Any, ctx: Any, grad_merged: Tensor, grad_normed: Tensor) -> tuple[Any, ...]:
+    merged, mean, rstd, weight, size, merged_size, *plan = ctx.saved_tensors
+    x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
+    has_bias = bias_dtype is not None
+    grad, grad_weight, grad_bias = op(
+        grad_merged, grad_normed, merged, mean, rstd, weight, has_bias, size, merged_size, *plan
+    )
+    return (
+        grad.to(x_dtype),
+        grad.to(residual_dtype),
+        *(None,) * 4,
+        None if weight_dtype is None else grad_weight.to(weight_dtype),
+        None if bias_dtype is None else grad_bias.to(bias_dtype),
+        None,
+    )
+
+
+library.register(
+    "merge_layer_norm(Tensor x, Tensor residual, Tensor? size, Tensor indices, Tensor offsets, Tensor output_row,"
+    " Tensor? weight, Tensor? bias, float eps)"
+    " -> (Tensor merged, Tensor normed, Tensor merged_size, Tensor mean, Tensor rstd)",
+    reference=reference.merge_layer_norm,
+    fake=_fake,
+    flops=library.no_products,
+    triton="merge_layer_norm",
+)
+library.register(
+    "merge_layer_norm_backward(Tensor grad_merged, Tensor grad_normed, Tensor merged, Tensor mean, Tensor rstd,"
+    " Tensor? weight, bool has_bias, Tensor? size, Tensor merged_size, Tensor indices, Tensor offsets,"
+    " Tensor output_row)"
+    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    reference=reference.merge_layer_norm_backward,
+    fake=_backward_fake,
+    flops=library.no_products,
+    triton="merge_layer_norm",
+)
+library.register_autograd("merge_layer_norm", _backward, _save)
+library.register_no_second_derivative("merge_layer_norm_backward")
+
+library.register_cuda("merge_layer_norm_cuda", library.OPS["merge_layer_norm"])
+library.register_cuda("merge_layer_norm_cuda_backward", library.OPS["merge_layer_norm_backward"])
+library.register_autograd("merge_layer_norm_cuda", _backward_cuda, _save)
+library.register_no_second_derivative("merge_layer_norm_cuda_backward")
