@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, vector instructions, threads, versions, commit."""
+"""The machine of a measurement: processor, vector instructions, threads, versions, commit, the GPU's state."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _driver() -> str:
 
 
 def gpu_state(device: torch.device) -> dict[str, str]:
-    """Clocks, power and temperature of the GPU now, as the driver writes them; empty where there is none to ask."""
+    """Returns clocks, power and temperature of the GPU now, as the driver prints them; empty without a GPU."""
     if device.type != "cuda":
         return {}
     fields = ("clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit", "temperature.gpu", "pstate")

@@ -220,17 +220,17 @@ def test_the_verdict(tmp_path: Path, changes: dict[str, dict[str, object] | None
     for section in calls.FIRST_CALL:
         if (fields := changes.get(section, {})) is not None:
             (tmp_path / f"{section}.json").write_text(json.dumps(record(section, **fields)))
-    line = calls.verdict(tmp_path, list(calls.FIRST_CALL), status, began, None)
+    line = calls.verdict(tmp_path, list(calls.FIRST_CALL), status, began, calls.CompiledAnew(None))
     assert expected in line
     assert f"NEXT {json.loads((tmp_path / 'verdict.json').read_text())['next']}" == line
-    old = calls.verdict(tmp_path, ["kernels"], 0, time.time() + 100, None)
+    old = calls.verdict(tmp_path, ["kernels"], 0, time.time() + 100, calls.CompiledAnew(None))
     assert "kernels: no result" in old, "a result of an earlier command counts"
 
 
 def test_the_verdict_on_a_tuning(tmp_path: Path) -> None:
     for section in calls.SECOND_CALL:
         (tmp_path / f"{section}.json").write_text(json.dumps(record(section)))
-    line = calls.verdict(tmp_path, list(calls.SECOND_CALL), 0, 0.0, None)
+    line = calls.verdict(tmp_path, list(calls.SECOND_CALL), 0, 0.0, calls.CompiledAnew(None))
     assert line == f"NEXT give the machine back and keep the results: python -m gpu --apply {tmp_path / 'tune.json'}"
 
 

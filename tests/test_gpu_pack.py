@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import machine  # noqa: F401  found by `gpu` later on
     from gpu import __main__ as entry
-    from gpu import dry_launch, pack, prepare, session
+    from gpu import calls, dry_launch, pack, prepare, session
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -94,7 +94,23 @@ def test_a_pack_in_use(elsewhere: Path) -> None:
         (cache / key).mkdir()
         (cache / key / f"{name}.cubin").touch()
     assert pack.take(folder).compiled_anew() == ["attention"], "PyTorch's own count, or a second call unpacks anew"
-    assert found.sentence(["attention"]) == "pack: 1 kernels came along, 1 were compiled anew (attention)"
+
+
+def test_what_each_section_compiled_is_told(elsewhere: Path) -> None:
+    """The tests' kernels are not in a pack; those of the benchmark have to be."""
+    found = pack.take(packed(elsewhere / "pack", hash=pack.kernel_hash(elsewhere / "checkout")))
+    anew = calls.CompiledAnew(found)
+    anew("kernels")
+    for key in ("NEW", "OTHER"):
+        (found.place / "triton" / key).mkdir()
+        (found.place / "triton" / key / "attention.cubin").touch()
+    anew("agree")
+    assert anew.by_section == {"kernels": [], "agree": ["attention", "attention"]}
+    assert found.sentence(anew.by_section) == "pack: 1 kernels came along; compiled anew: kernels 0, agree 2"
+    assert found.keep_inductor(elsewhere) is None
+    (found.place / "inductor" / "code.py").touch()
+    with tarfile.open(found.keep_inductor(elsewhere)) as archive:
+        assert "./code.py" in archive.getnames()
 
 
 def test_a_commit_is_claimed_only_for_its_sources(elsewhere: Path) -> None:

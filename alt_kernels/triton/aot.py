@@ -45,7 +45,7 @@ INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it an
 
 
 class Resources(NamedTuple):
-    """What the assembler's output says of one case on one target."""
+    """Resources of one case on one target, read from the assembler's output."""
 
     module: str
     case: AotCase
@@ -61,7 +61,7 @@ class Resources(NamedTuple):
     stores: int  # to global memory
 
     def complaints(self) -> list[str]:
-        """What the check holds against it, whether or not the case gives a reason."""
+        """Returns everything that is wrong, also where the case gives a reason."""
         found = []
         if self.stack or self.spills:
             found.append(f"spills ({self.stack} bytes of stack, {self.spills} local accesses)")
@@ -70,7 +70,7 @@ class Resources(NamedTuple):
         return found + self.defects()
 
     def defects(self) -> list[str]:
-        """What no reason excuses."""
+        """Returns the faults that no reason excuses."""
         found = []
         if self.shared > SHARED[self.target]:
             found.append(f"{self.shared} bytes of shared memory, of which there are {SHARED[self.target]}")

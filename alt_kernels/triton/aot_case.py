@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 
 class AotCase(NamedTuple):
-    """What a launch of ``kernel`` passes to the compiler.
+    """Arguments that a launch of ``kernel`` passes to the compiler.
 
     A module's list ``AOT`` holds one for every shipped configuration at the sizes that people run.
     """

@@ -1,4 +1,4 @@
-"""What a loop of compiled code asks of a multiprocessor: cycles of its pipes, read off the assembler's listing.
+"""Cycles of a multiprocessor's pipes per iteration of a compiled loop, read from the assembler's listing.
 
 ``python -m alt_kernels.triton.aot --loops --only CASE`` prints it for sm_90. For every loop: the instructions of one
 warp's turn, and the cycles for which they keep each pipe of a sub-partition (a fourth of a multiprocessor) busy. The

@@ -37,7 +37,7 @@ WARPS = (1, 2, 4, 8, 16)
 
 
 class Problem(NamedTuple):
-    """What is tuned: the entry's sizes, and calls of the op on one set of inputs after the other."""
+    """A launch to tune: the entry's sizes, and calls of the op on one set of inputs after the other."""
 
     stem: str
     when: Use
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What came of one problem; seconds of a call before and after, ``tried`` with the time over the incumbent's."""
+    """Result of one problem: seconds per call before and after, ``tried`` with the time over the incumbent's."""
 
     stem: str
     when: Use
@@ -65,7 +65,7 @@ def axis(name: str, *values: int) -> list[Use]:
 
 
 def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[Use]]:
-    """What is worth trying for an op: tiles, warps and stages around those that were chosen on paper.
+    """Returns the axes to try for an op: tiles, warps and stages around those that were chosen on paper.
 
     ``prefixes``: the kernels of an assignment ("hard_", "rows_") or of attention's derivative ("key_", "query_").
     """
@@ -150,7 +150,7 @@ def spilled(launched: Sequence[Any]) -> int:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """What a call returned, flat."""
+    """Returns the tensors of a result, flat."""
     if isinstance(value, Tensor):
         return [value]
     return [t for part in value for t in tensors(part)] if isinstance(value, (tuple, list)) else []
@@ -173,18 +173,18 @@ def agrees(got: Any, want: Any) -> bool:
 
 
 def in_use(problem: Problem) -> Use:
-    """The configuration that launches of the problem take now."""
+    """Returns the configuration that launches of the problem take now."""
     return dict(tuning.nearest(tuning.listed(tuning.load(problem.stem), tuning.device_name()), problem.when))
 
 
 def first_sweep(problem: Problem) -> list[Use]:
-    """The configuration in use, then each that differs from it along one axis: what a search begins with."""
+    """Returns the configuration in use, then each that differs from it along one axis, in the order of a search."""
     start = in_use(problem)
     return [start, *(use for changes in problem.axes for _, use in along(changes, start))]
 
 
 def along(changes: Sequence[Use], start: Use) -> list[tuple[Use, Use]]:
-    """Changes of one axis and what becomes of ``start``, the nearest first: it was chosen on paper, not at random.
+    """Returns the changes of one axis with the configurations that they make of ``start``, the nearest first.
 
     Changes of fields that ``start`` has not, and those that change nothing, are left out.
     """

@@ -131,7 +131,7 @@ class Shipped(NamedTuple):
 
 
 def shipped(stem: str, **sizes: int) -> list[Shipped]:
-    """What any GPU of the file would use at these sizes, each once, the default first; to compile ahead of time."""
+    """Returns the configurations that the GPUs of the file use at these sizes, each once, the default first."""
     devices = load(stem)
     found: list[Shipped] = []
     for device in ("default", *sorted(devices.keys() - {"default"})):

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from .calls import BEGAN, BUILT, FIRST_CALL, TESTS_LEFT_OUT, Clock, each, verdict
+from .calls import BEGAN, BUILT, FIRST_CALL, TESTS_LEFT_OUT, Clock, CompiledAnew, each, verdict
 
 SECTIONS = ("test", "sanitize", "tune", "bench", "train")
 HALVES = ("kernels", "towers")  # of bench, each with a budget of its own
@@ -102,8 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
     sections = options.sections or list(FIRST_CALL)
     options.out = out_of(options)
-    status = each(options, sections, built, Clock(options.budget, first, begin + options.total))
-    line = verdict(options.out, sections, status, began, packed)
+    anew = CompiledAnew(packed)
+    status = each(options, sections, built, Clock(options.budget, first, begin + options.total), anew)
+    line = verdict(options.out, sections, status, began, anew)
+    if packed is not None and options.device == "cuda":
+        packed.keep_inductor(options.out)
     print(f"{time.monotonic() - begin:.0f} s of {options.total:.0f}\n{line}", flush=True)
     return 1 if line.startswith("NEXT 2B") else status
 

@@ -123,7 +123,7 @@ def one(session: Session, name: str, build: Any, ceilings: dict[str, float], *, 
 
 
 def check(session: Session, case: Case, entrant: str, function: Callable[[int], Any]) -> tuple[Record, str]:
-    """Its error and its peak memory, and why it is not to be timed."""
+    """Returns an entrant's error and peak memory, and the reason if it must not be timed."""
     found: Record = {}
     if case.peak and session.device.type == "cuda":
         import peak_memory

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +49,18 @@ class Clock(NamedTuple):
         return share, share + grace
 
 
-def each(options: argparse.Namespace, sections: list[str], built: object, clock: Clock) -> int:
-    """Every section in a process of its own: one that dies, or leaves the GPU unusable, ends alone."""
+def each(
+    options: argparse.Namespace,
+    sections: list[str],
+    built: object,
+    clock: Clock,
+    after: Callable[[str], None] = lambda section: None,
+) -> int:
+    """Every section in a process of its own: one that dies, or leaves the GPU unusable, ends alone.
+
+    Args:
+        after: is called with the name of every section that has ended.
+    """
     environment = os.environ | {BUILT: json.dumps(built)}
     failed, left_out = [], False
     for number, section in enumerate(sections):
@@ -65,6 +77,7 @@ def each(options: argparse.Namespace, sections: list[str], built: object, clock:
             status = 124
         finally:  # also where this process is interrupted
             end(process)
+        after(section)
         left_out |= status == TESTS_LEFT_OUT
         if status not in (0, TESTS_LEFT_OUT):
             failed.append(f"{section} ended with {status}")
@@ -83,11 +96,27 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def verdict(out: Path, sections: list[str], status: int, since: float, packed: pack.Packed | None) -> str:
+class CompiledAnew:
+    """Records the kernels that each section compiled although it had a pack; nothing without one."""
+
+    def __init__(self, packed: pack.Packed | None) -> None:
+        self.packed = packed
+        self.by_section: dict[str, list[str]] = {}
+        self._known = Counter(packed.compiled_anew()) if packed else Counter()
+
+    def __call__(self, section: str) -> None:
+        if self.packed is not None:
+            now = Counter(self.packed.compiled_anew())
+            self.by_section[section] = sorted((now - self._known).elements())
+            self._known = now
+
+
+def verdict(out: Path, sections: list[str], status: int, since: float, anew: CompiledAnew) -> str:
     """One sentence on what is next, from the files that the sections have left; also kept as ``OUT/verdict.json``.
 
     Args:
         status: of :func:`each`. since: when the command began; an older file is another command's.
+        anew: what the sections had to compile.
     """
     found: dict[str, dict[str, Any]] = {}
     bad: list[str] = []
@@ -110,10 +139,10 @@ def verdict(out: Path, sections: list[str], status: int, since: float, packed: p
         bad.append(f"a section ended with an error after its result was written (status {status})")
     late = sum(record.get("tests_left_out", 0) for record in found.values())
     kept: dict[str, Any] = {"sections": sections, "bad": bad, "tests_left_out": late, "seconds": time.time() - since}
-    if packed is not None:
-        kept["compiled_anew"] = packed.compiled_anew()
-        say(packed.sentence(kept["compiled_anew"]))
-    with_pack = f" PACK={packed.folder}" if packed is not None else ""
+    if anew.packed is not None:
+        kept["compiled_anew"] = anew.by_section
+        say(anew.packed.sentence(anew.by_section))
+    with_pack = f" PACK={anew.packed.folder}" if anew.packed is not None else ""
     told = f" ({late} tests were left out)" if late else ""
     if bad:
         again = " ".join(dict.fromkeys(what.split(":")[0] for what in bad))

@@ -101,7 +101,7 @@ def passes(calls: Sequence[Call], repeat: int) -> Call:
 
 
 def ready(calls: Sequence[Call], device: torch.device, longest: float = LONGEST_CAPTURED) -> Ready:
-    """What one round of these calls runs; compiled and warmed up.
+    """Returns what one round of these calls runs, compiled and warmed up.
 
     Args:
         longest: seconds; a call that takes longer is not captured.
@@ -118,7 +118,7 @@ def ready(calls: Sequence[Call], device: torch.device, longest: float = LONGEST_
     why = ""
     if seconds <= longest * len(calls):
         try:
-            release(device)  # of a capture's memory nothing can be taken from what the cache holds
+            release(device)  # a capture cannot use memory that the allocator's cache holds
             run = graphs.capture(one, device)
             count = len(calls)
             run()
@@ -138,7 +138,7 @@ def ready(calls: Sequence[Call], device: torch.device, longest: float = LONGEST_
 
 
 def _host(run: Call, device: torch.device) -> float:
-    """How long the GPU must be kept waiting for ``run`` to be in its queue before it begins."""
+    """Returns the seconds that the GPU must wait for ``run`` to be in its queue before it begins."""
     return min(1.5 * host_seconds(run, device, 2) + 1e-4, LONGEST_WAIT)
 
 
@@ -216,9 +216,10 @@ def spread(timed: Timed) -> tuple[float, float]:
 
 
 def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
-    """What this machine does at best per second: bytes of a large copy, read and written; bfloat16 FLOP; draws.
+    """Returns this machine's best rates per second: bytes of a large copy, read and written; bfloat16 FLOP; draws.
 
-    A draw is one Gumbel number. Their rate follows from the clock, which a kernel that waits so many cycles shows.
+    A draw is one Gumbel number. The rate follows from the clock, which a kernel measures that
+    waits a known number of cycles.
     """
     size, side = (2**20, 64) if dry else (2**31, 8192)
     source = torch.empty(size // 4, device=device).normal_()
@@ -240,12 +241,12 @@ def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """Of the last cache before the memory; 0 where there is no GPU."""
+    """Returns the size of the last cache before the memory; 0 without a GPU."""
     return int(torch.cuda.get_device_properties(device).L2_cache_size) if device.type == "cuda" else 0
 
 
 def release(device: torch.device) -> None:
-    """Give cached memory back, so that a case or a capture does not run out of what another held."""
+    """Return cached memory to the device, so that a case or a capture does not run out of what another held."""
     gc.collect()
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):  # after an illegal access every call fails: the next case says so

@@ -22,7 +22,7 @@ EASIER_NORM, ROW_KERNEL, FLEX = "residual and LayerNorm, nothing merged", "cuBLA
 
 
 def compiles(name: str) -> bool:
-    """Whether an entrant has to be compiled by its maker before it runs, which takes seconds."""
+    """Returns True if an entrant's own compiler runs before its first call, which takes seconds."""
     return "compiled" in name or name in (EASIER_NORM, ROW_KERNEL, FLEX, "FlashAttention 4")
 
 

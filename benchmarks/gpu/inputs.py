@@ -37,7 +37,7 @@ def corpus(session: Session, large: bool) -> shapes.Corpus:
 
 
 def sets(cache: int, read: int) -> int:
-    """How many sets of inputs calls go through in turn, so that none is in the L2 cache when its turn comes again.
+    """Returns the number of input sets that calls use in turn, so that none is still in the L2 cache at its next use.
 
     Args:
         cache: bytes of the cache. read: bytes that a call reads of a set.
@@ -46,7 +46,7 @@ def sets(cache: int, read: int) -> int:
 
 
 def sets_of(session: Session, *sizes: int, itemsize: int = 2) -> int:
-    """As many sets of tensors of these sizes."""
+    """Returns :func:`sets` for tensors of these sizes."""
     return 2 if session.dry else sets(clock.cache_bytes(session.device), math.prod(sizes) * itemsize)
 
 

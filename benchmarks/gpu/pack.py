@@ -29,33 +29,47 @@ WHEELS = ("open_clip_torch", "ftfy", "wcwidth", "xformers")
 NEEDED = ("torch", "torchvision", "triton", "open_clip_torch", "numpy", "setuptools")
 ARCHITECTURE = "9.0"
 LARGEST = 64 * 2**20  # bytes that travel with a command
+LARGEST_INDUCTOR = 16 * 2**20
 KERNELS = ("alt_kernels", "csrc")
 KINDS = (".py", ".json", ".h", ".cpp", ".cu", ".cuh")
 
 
 class Packed(NamedTuple):
-    """A pack in use: where it came from, where it was unpacked, the kernels it brought."""
+    """A pack in use: its folder, the place where it was unpacked, its manifest."""
 
     folder: Path
     place: Path
     manifest: dict[str, Any]
 
     def compiled_anew(self) -> list[str]:
-        """Names of our kernels that are in the cache now and were not in the pack; PyTorch's own do not count."""
+        """Returns the names of our kernels that are in the cache and were not in the pack; PyTorch's do not count."""
         brought = set(self.manifest["kernels"])
         paths = sorted((self.place / "triton").glob("*/*.cubin"))
         return [p.stem for p in paths if p.parent.name not in brought and not p.name.startswith("triton_")]
 
-    def sentence(self, anew: list[str]) -> str:
-        names = ", ".join(sorted(set(anew))[:8])
-        return (
-            f"pack: {len(self.manifest['kernels'])} kernels came along, {len(anew)} were compiled anew"
-            f"{f' ({names})' if names else ''}"
-        )
+    def sentence(self, anew: dict[str, list[str]]) -> str:
+        """Returns a sentence: how many kernels the pack has, and how many each section compiled anew."""
+        told = [f"{section} {len(names)}" for section, names in anew.items()]
+        return f"pack: {len(self.manifest['kernels'])} kernels came along; compiled anew: {', '.join(told)}"
+
+    def keep_inductor(self, out: Path) -> Path | None:
+        """Write what `torch.compile` compiled to ``out``; in the folder of a pack it saves a later call that time.
+
+        Returns None if it is too large to travel, or if nothing was compiled.
+        """
+        path = out / INDUCTOR
+        if not any((self.place / "inductor").iterdir()):
+            return None
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(self.place / "inductor", ".")
+        if path.stat().st_size <= LARGEST_INDUCTOR:
+            return path
+        path.unlink()
+        return None
 
 
 def kernel_hash(root: Path | None = None) -> str:
-    """Of what the pack was compiled from: kernels, their configurations, csrc and its build."""
+    """Returns a hash of what the pack was compiled from: kernels, their configurations, csrc and its build."""
     root = root or ROOT
     paths = [p for f in KERNELS for p in sorted((root / f).rglob("*")) if p.suffix in KINDS and p.is_file()]
     digest = hashlib.sha256()
@@ -110,7 +124,7 @@ def take(folder: Path) -> Packed:
 
 
 def misfit(manifest: dict[str, Any]) -> str:
-    """Why the packed kernels will not be found here; empty where they will."""
+    """Returns the reason why the packed kernels will not be found here, or an empty string."""
     import torch
     import triton
 
@@ -126,7 +140,7 @@ def python_release() -> str:
 
 
 def move_groups(cache: Path, to: Path) -> None:
-    """Triton lists the files of a kernel by absolute path: let them be those of a cache that lies in ``to``."""
+    """Rewrite the absolute paths by which Triton lists a kernel's files, for a cache that lies in ``to``."""
     for path in cache.glob("*/__grp__*"):
         group = json.loads(path.read_text())["child_paths"]
         moved = {name: str(to / path.parent.name / Path(there).name) for name, there in group.items()}
@@ -141,7 +155,7 @@ def say(begin: float, what: str) -> None:
 
 
 def run(command: list[str], **environment: str) -> str:
-    """Its standard output; a failure ends this program with what the command said."""
+    """Run a command and return its standard output; a failure ends this program with the command's messages."""
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:6])} ended with {done.returncode}:\n{done.stdout}{done.stderr}"[-3000:])
@@ -149,7 +163,7 @@ def run(command: list[str], **environment: str) -> str:
 
 
 def interpreter(python: str, build: Path) -> str:
-    """``python`` if it has what fills the cache, else a virtual environment of it under ``build``."""
+    """Returns ``python`` if it can fill the cache, else a virtual environment made from it under ``build``."""
     if shutil.which(python) is None:
         raise SystemExit(f"PACK_PYTHON: expected a Python like the GPU machine's, got {python!r}, which is not there")
     probe = "import torch, triton, open_clip, numpy; assert torch.version.cuda"
@@ -165,7 +179,7 @@ def interpreter(python: str, build: Path) -> str:
 
 
 def libraries(folder: Path, build: Path) -> list[str]:
-    """Both compiled libraries; one build serves every Python and PyTorch (stable ABI)."""
+    """Build both compiled libraries; one build serves every Python and PyTorch (stable ABI)."""
     environment = {"AK_BUILD_CUDA": "1", "AK_REQUIRE_EXT": "1", "TORCH_CUDA_ARCH_LIST": ARCHITECTURE}
     if home := prepare.cuda_home():
         environment["CUDA_HOME"] = home
@@ -177,7 +191,7 @@ def libraries(folder: Path, build: Path) -> list[str]:
 
 
 def precompile(python: str, cache: Path, *what: str, jobs: int = 1) -> list[dict[str, Any]]:
-    """Fill ``cache``, or count what it lacks."""
+    """Fill ``cache`` and return the counts of each process."""
     environment = {
         "TRITON_CACHE_DIR": str(cache),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")]),
@@ -199,12 +213,14 @@ def precompile(python: str, cache: Path, *what: str, jobs: int = 1) -> list[dict
 
 
 def make(folder: Path, python: str, build: Path) -> dict[str, Any]:
-    """Build everything and prove that the benchmark and the towers find all of their kernels in what was packed."""
+    """Build everything, then check that the benchmark and the towers find all of their kernels in the packed cache."""
     import machine
 
     begin = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.name != INDUCTOR:  # of an earlier call; its keys are of what was compiled
+            path.unlink()
     build.mkdir(parents=True, exist_ok=True)
     state, digest = machine.commit(), kernel_hash()
     manifest: dict[str, Any] = {
@@ -254,7 +270,7 @@ def make(folder: Path, python: str, build: Path) -> dict[str, Any]:
 
 
 def pinned(name: str) -> str | None:
-    """The release that constraints.txt names."""
+    """Returns the release that constraints.txt names, or None."""
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         package, _, version = line.partition("#")[0].strip().partition("==")
         if package == name and version:

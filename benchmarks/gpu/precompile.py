@@ -27,7 +27,7 @@ CHOICES = ("kernels", "towers", "tune")
 
 
 class Count:
-    """Compilations by outcome, and the sources of the launchers that the kernels need."""
+    """Counts compilations by outcome and collects the C sources of the launchers that the kernels need."""
 
     def __init__(self) -> None:
         self.found: dict[str, str] = {}  # hash of a kernel -> its name
@@ -36,7 +36,7 @@ class Count:
         self.launchers: set[str] = set()
 
     def __call__(self, *, src: Any, metadata: dict[str, Any], cache_hit: bool, **_: Any) -> None:
-        """Triton calls this after every look into its cache."""
+        """Record one kernel; Triton calls this after every look into its cache."""
         from triton.backends.nvidia.driver import make_launcher
 
         key = metadata["hash"]
@@ -52,7 +52,7 @@ class Count:
 
 
 def session() -> Any:
-    """The real shapes, two sets of inputs each, on memory that nobody touches."""
+    """Returns a session with the real shapes and two sets of inputs each."""
     import torch
 
     from .session import Session
@@ -61,7 +61,7 @@ def session() -> Any:
 
 
 def kernels() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Our entrant of every case of the benchmark, by name."""
+    """Yields our entrant of every case of the benchmark, by name."""
     from . import cases
 
     here = session()
@@ -70,7 +70,7 @@ def kernels() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def towers() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every tower that has our kernels in it."""
+    """Yields every tower that runs our kernels, by name."""
     import torch
 
     from . import towers
@@ -85,7 +85,7 @@ def towers() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def tune() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What the tuner tries first: one change to the configuration in use."""
+    """Yields the configurations of the tuner's first sweep: each one change away from the one in use."""
     from alt_kernels.triton import tuner, tuning
 
     from . import tune as section
@@ -101,9 +101,9 @@ def tune() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def compile_launchers(sources: set[str]) -> int:
-    """Put Triton's C modules into its cache as it does itself before a first launch; how many were missing.
+    """Put Triton's C modules into its cache, as it does before a first launch; returns how many were missing.
 
-    They are linked against the driver's library, which is not here: one of the same name and symbols stands in.
+    They are linked against a stub of the driver's library, with its name and symbols.
     """
     from triton.backends.nvidia import driver
     from triton.runtime import build, cache

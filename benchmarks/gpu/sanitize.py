@@ -102,7 +102,7 @@ def judge_late(text: str) -> Record:
 
 
 def judge(status: int, text: str, with_tool: bool) -> Record:
-    """What a run's output means: errors found, a machine that refuses the tool, or a driver that fails."""
+    """Interpret a run's output: errors found, a machine that refuses the tool, or a driver that fails."""
     counts = [int(n) for n in SUMMARY.findall(text)]
     notable = [line.strip() for line in text.splitlines() if "rror" in line or "azard" in line or "SUMMARY" in line]
     if with_tool and not counts and REFUSED.search(text):

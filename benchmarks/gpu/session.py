@@ -49,7 +49,7 @@ class Budget:
         return self._end - self._clock()
 
     def has(self, needed: float, what: str) -> bool:
-        """Whether ``needed`` seconds are left; if not, ``what`` goes to the list of what was left out."""
+        """Returns True if ``needed`` seconds are left; if not, ``what`` goes to the list of what was left out."""
         if self.left() >= needed:
             return True
         self.left_out.append(f"{what}: no time left")
@@ -57,7 +57,7 @@ class Budget:
 
 
 def source_hash() -> str:
-    """Of the code that was measured, for a copy of the tree that has no git: names and contents in order."""
+    """Returns a hash of the measured code, names and contents in order; it also identifies a tree without git."""
     digest = hashlib.sha256()
     folders = ("alt_kernels", "alt", "csrc", "benchmarks")
     kinds = (".py", ".h", ".cpp", ".cu", ".cuh")

@@ -32,26 +32,28 @@ SELECTED = (
     *("-m", "not slow or gpu", "-k", "not emulated and not order_of_the_threads"),
     *(f"--ignore={path}" for path in IGNORED),
 )
+#: Without those that `torch.compile` takes most of the time of.
+FIRST_SELECTED = (*FIRST, "-m", "not slow or gpu", "-k", "not emulated and not compiled_whole")
 #: Rest for pytest to start and collect, to end, and for the last test of every process.
 MARGIN = 30.0
 
 
 def run(session: Session, budget: Budget, section: str = "test") -> Record:
-    """What a GPU adds, and the kernels' own tests, which compile for it where ALT_KERNELS_TEST_DEVICE says so."""
+    """Run the tests that need a GPU and the kernels' own tests, which compile where ALT_KERNELS_TEST_DEVICE says so."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "tests.jsonl"
-        status, tail = _pytest(session, budget, log, FIRST if section == "agree" else FOLDERS)
+        status, tail = _pytest(session, budget, log, FIRST_SELECTED if section == "agree" else (*FOLDERS, *SELECTED))
         return summary(_reports(log), status, tail, budget)
 
 
 def _reports(log: Path) -> list[Record]:
-    """What pytest has written; its last line may be half a line."""
+    """Returns the reports that pytest has written so far; an unfinished last line is left out."""
     whole = log.read_text().rpartition("\n")[0] if log.exists() else ""
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _pytest(session: Session, budget: Budget, log: Path, folders: Sequence[str]) -> tuple[int, list[str]]:
-    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*folders, *SELECTED]
+def _pytest(session: Session, budget: Budget, log: Path, selected: Sequence[str]) -> tuple[int, list[str]]:
+    arguments = ["tests/gpu/test_smoke.py"] if session.dry else [*selected]
     if not session.dry and importlib.util.find_spec("xdist"):  # most of the time is Triton's compiler, on the CPU
         arguments += ["-n", str(min(12, os.cpu_count() or 1))]
     environment = os.environ | {

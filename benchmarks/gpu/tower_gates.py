@@ -1,4 +1,4 @@
-"""What a tower must show before it is timed: its embeddings, or its loss and gradient, near a float32 definition's."""
+"""Gates of the towers: embeddings, or loss and gradient, must be near those of a float32 definition before timing."""
 
 from __future__ import annotations
 

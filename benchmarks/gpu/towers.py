@@ -115,7 +115,7 @@ def contests(session: Session) -> list[Contest]:
 
 
 def training_batch(vit: Vit) -> int:
-    """As many images as the activations of a training step leave room for."""
+    """Returns the largest batch whose activations of a training step fit."""
     return 256 if vit.layers <= 12 else 64
 
 

@@ -50,7 +50,7 @@ def run(session: Session, budget: Budget) -> Record:
 
 
 def limits_of(seconds: float, dry: bool) -> list[str]:
-    """What the section's time allows the command: no further run too late, and pre-training in proportion."""
+    """Returns the command's options for a section of ``seconds``: the end of the last run, and steps in proportion."""
     if dry:
         return []
     steps = round(STEPS * min(seconds / SECONDS, 1))
