@@ -26,7 +26,7 @@ __all__ = ["count_macs"]
 
 
 def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -> CostReport:
-    """Multiply-accumulates (which the literature prints as GFLOPs) of a clip through an image tower or a video model.
+    """Returns the multiply-accumulates (the literature's GFLOPs) of a clip through an image tower or a video model.
 
     One forward pass is traced in evaluation mode: a tower on one image, multiplied by ``frames``; a video model on one
     clip. Counted are convolutions, matrix products, both products of attention, the matching of tokens and the
@@ -84,7 +84,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
 
 @contextlib.contextmanager
 def _mha_fast_path_off() -> Iterator[None]:
-    """nn.MultiheadAttention's evaluation fast path is one fused operation that no counter sees into."""
+    """Switches off nn.MultiheadAttention's evaluation fast path, one fused operation that no counter sees into."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -98,7 +98,7 @@ def _autocast_device(device: torch.device) -> str:
 
 
 def _drop_user_hooks(tower: nn.Module) -> None:
-    """A hook that keeps or prints activations must not see the fake ones of the trace."""
+    """Removes hooks from the copy: one that keeps or prints activations must not see the fake ones of the trace."""
     for module in tower.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             getattr(module, hooks).clear()

@@ -50,10 +50,10 @@ class CostReport(NamedTuple):
 
     @property
     def native_g(self) -> float:
-        """``native`` in units of 1e9 MACs, the "GFLOPs" of the literature."""
+        """Returns ``native`` in units of 1e9 MACs, the "GFLOPs" of the literature."""
         return self.native / 1e9
 
     @property
     def paper_convention_g(self) -> float:
-        """``paper_convention`` in units of 1e9 MACs."""
+        """Returns ``paper_convention`` in units of 1e9 MACs."""
         return self.paper_convention / 1e9

@@ -55,7 +55,7 @@ class Trace(TorchDispatchMode):
         return out
 
     def _weight(self, args: tuple[Any, ...]) -> str | None:
-        """Name of the parameter among the operands, if one is."""
+        """Returns the name of the parameter among the operands, if one is."""
         for arg in args:
             if isinstance(arg, torch.Tensor) and arg.dim() > 1:
                 found = self._parameter_of.get(arg.untyped_storage()._cdata)
@@ -64,7 +64,7 @@ class Trace(TorchDispatchMode):
         return None
 
     def _module(self) -> str:
-        """Path, from the model, of the innermost module that is running."""
+        """Returns the path, from the model, of the innermost module that is running."""
         return max(self.counter.mod_tracker.parents, key=len).partition(".")[2]
 
     def _component(self, op: str, weight: str | None) -> str:
@@ -83,7 +83,7 @@ class Trace(TorchDispatchMode):
         return "head" if path == "head" or path.startswith("head.") else "adapter"
 
     def _note(self, op: str, args: tuple[Any, ...], out: Any) -> None:
-        """What the paper's convention adds for an operation."""
+        """Adds what the paper's convention counts for an operation."""
         if op.startswith("alt_kernels::bipartite_matching"):
             self._matched = True
         elif op in ("alt_kernels::weighted_merge", "alt_kernels::merge_layer_norm") and self._matched:
@@ -122,13 +122,13 @@ def component_in_tower(host: Host, op: str, weight: str | None, path: str) -> st
 
 
 def _sdpa_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """q [B,H,N,D] k^T [B,H,D,M] and A v [B,H,M,E], in operations (2 per multiply-accumulate)."""
+    """Returns the operations (2 per multiply-accumulate) of q [B,H,N,D] k^T [B,H,D,M] and A v [B,H,M,E]."""
     batch, heads, n, d = query
     m, e = key[-2], value[-1]
     return FLOPS_PER_MAC * batch * heads * n * m * (d + e)
 
 
 def extra_formulas() -> dict[Any, Any]:
-    """Fused attention that PyTorch's own counter charges nothing for."""
+    """Returns formulas of fused attention for which PyTorch's own counter charges nothing."""
     names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
     return {getattr(torch.ops.aten, name): _sdpa_flops for name in names if hasattr(torch.ops.aten, name)}

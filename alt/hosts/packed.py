@@ -113,7 +113,7 @@ class MultiheadAttention(PackedAttention):
 
 
 def _lora_deltas(module: Any) -> list[Tensor]:
-    """What the active LoRA adapters add to the packed input projection of the module inside."""
+    """Returns what the active LoRA adapters add to the packed input projection of the module inside."""
     deltas = []
     while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
         ours = getattr(module, "parameter_name", "in_proj_weight") == "in_proj_weight"

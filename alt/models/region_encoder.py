@@ -116,12 +116,12 @@ class RegionEncoder(nn.Module):
 
     @property
     def handle(self) -> PatchHandle:
-        """The handle of the patch: schedule, r, inflection."""
+        """Returns the handle of the patch: schedule, r, inflection."""
         return get_handle(self.visual)
 
     @property
     def r(self) -> int | float | tuple[int, ...]:
-        """Tokens merged away per block. May be set at any time: no parameter depends on it."""
+        """Returns the tokens merged away per block. May be set at any time: no parameter depends on it."""
         return self.handle.r
 
     @r.setter
@@ -136,7 +136,7 @@ class RegionEncoder(nn.Module):
     def forward(
         self, clips: Tensor, *, rows: Literal["all", "class"] = "all", trace: bool = False, joint: bool = False
     ) -> Tokens:
-        """Tokens of every frame.
+        """Returns the tokens of every frame.
 
         Args:
             clips: ``[B, T, 3, H, W]`` float, normalised as CLIP's images are, of the tower's image size.

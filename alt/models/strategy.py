@@ -1,4 +1,4 @@
-"""What of a video model is trained: everything, everything but the tower, or adapters inside the frozen tower too."""
+"""Training strategies of a video model: everything, everything but the tower, or adapters in the frozen tower too."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
 
 
 def trainable(model: Any) -> Strategy:
-    """Which parameters of a model are trained as it is now, see :class:`Strategy`."""
+    """Returns the names of the parameters that are trained and that are not, see :class:`Strategy`."""
     backbone, new, frozen = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -35,7 +35,7 @@ class PatchHandle:
 
     @property
     def host(self) -> Host:
-        """The host that answers for the tower."""
+        """Returns the host that answers for the tower."""
         return self._settings.host
 
     @property
@@ -69,7 +69,7 @@ class PatchHandle:
 
     @property
     def r(self) -> Reduction:
-        """Tokens removed a block: an int, a tuple with one entry per block, or a float share. May be set."""
+        """Returns the tokens removed per block: an int, one int per block, or a float share. May be set."""
         return self._live().r
 
     @r.setter
@@ -82,7 +82,7 @@ class PatchHandle:
         return self._live().inflection
 
     def schedule(self, num_tokens: int | None = None) -> Schedule:
-        """What every block removes of ``num_tokens`` input tokens (None: the tower's own number).
+        """Returns what every block removes of ``num_tokens`` input tokens (None: the tower's own number).
 
         ``num_tokens`` counts the protected tokens: 197 for ViT-B/16 at 224 pixels. Never warns or raises on
         clipping, which ``Schedule.clipped`` names.
@@ -118,7 +118,7 @@ class PatchHandle:
 
     @property
     def sizes(self) -> Tensor:
-        """``[B, n]`` float32: how many input tokens every output token of the last forward stands for."""
+        """Returns ``[B, n]`` float32: how many input tokens every output token of the last forward stands for."""
         trace = self._trace("sizes")
         if trace.size is None:
             return torch.ones(trace.batch, trace.num_tokens, device=trace.device)
@@ -126,13 +126,13 @@ class PatchHandle:
 
     @property
     def source(self) -> Tensor:
-        """``[B, N]`` int: the output row of every input token of the last forward."""
+        """Returns ``[B, N]`` int: the output row of every input token of the last forward."""
         self._trace("source")
         return self.sources[-1]
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
-        """``source`` as it was after each block, for pictures of the merged regions."""
+        """Returns ``source`` as it was after each block, for pictures of the merged regions."""
         trace = self._trace("sources")
         identity = torch.arange(trace.num_tokens, dtype=torch.int32, device=trace.device)
         row = identity.expand(trace.batch, -1).contiguous()

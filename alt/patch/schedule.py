@@ -29,7 +29,7 @@ class Schedule(NamedTuple):
 
 
 def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float, num_blocks: int) -> Reduction:
-    """``r`` in its checked form.
+    """Returns ``r`` in its checked form.
 
     Raises:
         TypeError: r or inflection is of another type (bool included).
@@ -70,7 +70,7 @@ def _count(value: object, name: str) -> int:
 
 
 def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
-    """A constant r tilted over depth: linear from ``a = int(r (1 - inflection))`` to ``2 r - a``, each int().
+    """Returns a constant r tilted over depth: linear from ``a = int(r (1 - inflection))`` to ``2 r - a``, each int().
 
     inflection 1 goes from 0 to 2 r, -1 from 2 r to 0, and 0 is r everywhere; one block alone keeps r. (ToMe,
     Bolya et al. 2023, "decreasing schedule".)
@@ -83,14 +83,14 @@ def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
 
 
 def times(r: Reduction, images: int) -> Reduction:
-    """The ``r`` of a sequence of several images, of which each loses what it would lose alone; a share stays."""
+    """Returns the ``r`` of several images in one sequence, each losing what it would lose alone. A share stays."""
     if isinstance(r, tuple):
         return tuple(count * images for count in r)
     return r if isinstance(r, float) else r * images
 
 
 def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int) -> Schedule:
-    """The schedule of ``num_blocks`` blocks that start with ``num_tokens`` tokens.
+    """Returns the schedule of ``num_blocks`` blocks that start with ``num_tokens`` tokens.
 
     A block of n tokens can lose at most ``(n - num_protected) // 2``, for only every other token can move.
     """
@@ -114,7 +114,7 @@ def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: 
 
 
 def clipping_message(schedule: Schedule, r: Reduction, num_tokens: int) -> str:
-    """One sentence for the warning, or the error with ``strict=True``."""
+    """Returns one sentence for the warning, or for the error with ``strict=True``."""
     blocks = ", ".join(str(i) for i in schedule.clipped)
     counts = ", ".join(str(schedule.removed[i]) for i in schedule.clipped)
     asked = list(r) if isinstance(r, tuple) else r

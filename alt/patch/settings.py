@@ -56,7 +56,7 @@ class PatchSettings:
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
     def schedule(self, num_blocks: int, num_tokens: int, frames: int = 1) -> Schedule:
-        """The schedule at a token count; warns (or raises, ``strict``) the first time a count clips r.
+        """Returns the schedule at a token count. Warns (or raises, ``strict``) the first time a count clips r.
 
         ``frames`` images in one sequence lose r tokens each, all over the sequence.
         """
@@ -81,7 +81,7 @@ class PatchSettings:
         self._schedules = {(num_blocks, self.native_tokens, 1): first}
 
     def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int) -> Schedule:
-        """A schedule that warns where r is clipped, or raises with ``strict``."""
+        """Returns a schedule. Warns where r is clipped, or raises with ``strict``."""
         schedule = make_schedule(r, inflection, num_blocks, num_tokens, self.num_protected)
         if schedule.clipped:
             message = clipping_message(schedule, r, num_tokens)

@@ -60,7 +60,7 @@ class TrunkCall:
         return x
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
-        """One block through its own ``__call__``.
+        """Runs one block through its own ``__call__``.
 
         With ``checkpointing`` the block is recomputed in the backward. The recomputation reuses the first plan: a
         LoRA wrapper changes the weights by a rounding error, which could flip a near-tie.

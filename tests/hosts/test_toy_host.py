@@ -249,9 +249,9 @@ def test_it_is_trained_through_alt(strategy: str) -> None:
     model = alt_model(strategy=strategy).train()
     batch, labels = clips(4, torch.float32), torch.tensor([0, 1, 1, 0])
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    optimizer = torch.optim.AdamW(trained, lr=6e-3)
     losses = []
-    for step in range(30):
+    for step in range(15):
         loss = F.cross_entropy(model(batch, seed=torch.tensor(step)).logits, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -260,6 +260,38 @@ def test_it_is_trained_through_alt(strategy: str) -> None:
     assert losses[-1] < 0.2 * losses[0]
     assert all(p.grad is not None for name, p in model.backbone.named_parameters() if p.requires_grad), strategy
     assert alt.count_macs(model).by_component["adapter"] > 0
+
+
+def test_a_run_of_alt_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole run of ``alt train``, on a toy model: data, optimiser groups, checkpoints, and the file it exports."""
+    config = alt.load_config(
+        "entity-world-cpu",
+        ["data.preset=tiny", "data.batch_size=4", "data.limit=8", "schedule.steps=3", "schedule.warmup_steps=1"],
+    )
+
+    def build(config: Any, classes: Any, world: Any, say: Any) -> AltModel:
+        options = AltConfig(backbone="toy", frames=world.config.frames, r=3, layers=1, strategy="full")
+        model = AltModel(options, tower(torch.float32, side=(world.config.size,) * 2), 10.0)
+        model.set_corpus(F.normalize(torch.randn(5, JOINT), dim=-1))
+        model.set_classes(list(classes), F.normalize(torch.randn(len(classes), JOINT), dim=-1))
+        return model
+
+    monkeypatch.setattr("alt.train.run.build_model", build)
+    lines: list[str] = []
+    result = alt.fit(config, tmp_path, say=lines.append)
+    assert result.steps == 3
+    assert any("backbone/decay" in line for line in lines)
+    model = alt.load_model(result.weights).eval()
+    assert find_host(model.backbone.tower) is HOST
+    assert model.r == 3
+
+
+def test_compiles_to_one_graph() -> None:
+    torch._dynamo.reset()
+    module, batch = tower(torch.float32, turns=True).eval(), images(dtype=torch.float32)
+    alt.patch_clip(module, 4)
+    found = torch.compile(module, backend="aot_eager", fullgraph=True)(batch)
+    torch.testing.assert_close(found, module(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_the_models_file_remembers_the_host(tmp_path: Path) -> None:

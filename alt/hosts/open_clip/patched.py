@@ -75,7 +75,7 @@ class PatchedVisionTransformer(VisionTransformer):
         output_fmt: str = "NCHW",
         output_extra_tokens: bool = False,
     ) -> dict[str, Tensor | list[Tensor]]:
-        """The host's ``forward_intermediates``: every patch of an intermediate has its merged token's value."""
+        """Returns what open_clip's own returns. Every patch of an intermediate has its merged token's value."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         grid = tuple(pixels // patch for pixels, patch in zip(x.shape[-2:], self.patch_size, strict=True))
