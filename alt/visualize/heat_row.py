@@ -47,7 +47,9 @@ def heat_rows(
     """Returns the cosine map and the gradient map of every text.
 
     Args:
-        model, clip, explanation: of one another.
+        model: that explained the clip.
+        clip: as given to :func:`explain`.
+        explanation: the result of :func:`explain`.
         texts: entities or classes; None: the most probable class, and the entity with the largest share per category.
 
     Raises:

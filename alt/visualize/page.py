@@ -85,8 +85,13 @@ def write_example_page(
     With a truth the heat maps are those of what is in the clip, in the categories that agree in half of the clips.
 
     Args:
-        model: with classes, and a corpus if it aligns. clip: one clip of a world, uint8 ``[T, 3, H, W]``.
-        truth, agreement, note: as for :func:`write_page`. name: of the file.
+        model: with classes, and a corpus if it aligns.
+        clip: one clip of a world, uint8 ``[T, 3, H, W]``.
+        folder: where the page goes.
+        truth: as for :func:`write_page`.
+        agreement: as for :func:`write_page`.
+        note: as for :func:`write_page`.
+        name: of the file.
     """
     explanation = explain(model, clip)
     texts = None
