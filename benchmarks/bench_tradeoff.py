@@ -1,4 +1,4 @@
-"""Accuracy against cost as r grows, on the embedded benchmark; beside it the paper's models.
+"""Accuracy against cost as r grows, on EntityWorld; beside it the paper's models.
 
 By default three seeds and 200 steps, about two minutes; with --alt-full five seeds and the whole training. Both assert
 the multiply-accumulates, the accuracy, and that accuracy nowhere rises by more than two points with r.
@@ -27,7 +27,7 @@ POINTS_AT_R_2 = 6.0
 def test_tradeoff(benchmark: Any, full: bool) -> None:
     from alt.entityworld.method_grid import Budget
     from alt.entityworld.token_cache import TokenCache
-    from alt.entityworld.trained_tradeoff import embedded_tradeoff
+    from alt.entityworld.trained_tradeoff import train_tradeoff
     from alt.entityworld.world import World
     from alt.evaluate.paper_costs import paper_costs
     from alt.evaluate.tradeoff import find_anomalies, is_monotone
@@ -38,7 +38,7 @@ def test_tradeoff(benchmark: Any, full: bool) -> None:
     def sweep() -> Any:
         cache = TokenCache(World("cpu"))
         # Throughput is timed here, in this process: pytest-benchmark's own column is the time of the whole sweep.
-        return embedded_tradeoff(cache, seeds=range(seeds), budget=Budget(steps=steps), measure=not benchmark.disabled)
+        return train_tradeoff(cache, seeds=range(seeds), budget=Budget(steps=steps), measure=not benchmark.disabled)
 
     found = benchmark.pedantic(sweep, rounds=1)
     paper = paper_costs()

@@ -23,12 +23,12 @@ from typer.testing import CliRunner, Result  # noqa: E402
 import alt  # noqa: E402
 from alt.cli import build_app  # noqa: E402
 from alt.commands.options import parse_sweep  # noqa: E402
-from alt.entityworld.demo.demo_errors import DemoError  # noqa: E402
 from alt.entityworld.demo.demo_tower import load_tower  # noqa: E402
 from alt.entityworld.demo.demo_tradeoff import run_tradeoff, tradeoff_table  # noqa: E402
 from alt.entityworld.demo.photo_measurements import Row  # noqa: E402
 from alt.entityworld.demo.photo_report import notes, paper_gflops, result_table  # noqa: E402
 from alt.entityworld.demo.photos import BUILT_IN, find_photos, load_photos  # noqa: E402
+from alt.errors import UserError  # noqa: E402
 from alt.evaluate.tradeoff import TradeoffRow  # noqa: E402
 from alt.visualize import region_map  # noqa: E402
 
@@ -236,7 +236,7 @@ def test_tag_decides_between_the_two_activations(monkeypatch: pytest.MonkeyPatch
         ("ViT-B-16-quickgelu", "openai"),
         ("ViT-B-16-quickgelu", "datacomp_xl_s13b_b90k"),
     ):
-        with pytest.raises(DemoError, match=r"could not be had \(no network here\); without"):
+        with pytest.raises(UserError, match=r"could not be had \(no network here\); without"):
             load_tower(model, tag, 0)
     assert asked == ["ViT-B-16-quickgelu", "ViT-B-16-quickgelu", "ViT-B-16"]
 

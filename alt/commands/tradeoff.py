@@ -84,11 +84,11 @@ def tradeoff(
 def _train_and_test(r: list[int], seeds: int, steps: int, world: str, measure: bool) -> Any:
     from alt.entityworld.method_grid import Budget
     from alt.entityworld.token_cache import TokenCache
-    from alt.entityworld.trained_tradeoff import embedded_tradeoff
+    from alt.entityworld.trained_tradeoff import train_tradeoff
     from alt.entityworld.world import World
 
     cache = TokenCache(World(world))
-    return embedded_tradeoff(cache, r=r, seeds=range(seeds), budget=Budget(steps=steps), measure=measure, say=say)
+    return train_tradeoff(cache, r=r, seeds=range(seeds), budget=Budget(steps=steps), measure=measure, say=say)
 
 
 def _report(found: Any, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The embedded benchmark: EntityWorld, a small CLIP trained on it, and the methods of the papers compared on it.
+"""EntityWorld: generated clips, a small CLIP trained on them, and the methods of the papers compared on both.
 
 python -m alt.entityworld.mini_clip_training            # the small CLIP; its weights ship with the package
 alt entityworld                                      # the grid of methods, orderings and tables
@@ -38,8 +38,8 @@ def demo_run(
 
     from .method_grid import Budget
     from .token_cache import TokenCache
-    from .trained_tradeoff import embedded_tradeoff
+    from .trained_tradeoff import train_tradeoff
 
     cache = cache or TokenCache(World("cpu"))
     budget = Budget(steps=steps)
-    return embedded_tradeoff(cache, seeds=range(seeds), inflections=(0.0,), budget=budget, measure=measure, say=say)
+    return train_tradeoff(cache, seeds=range(seeds), inflections=(0.0,), budget=budget, measure=measure, say=say)

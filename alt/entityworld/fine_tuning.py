@@ -1,6 +1,6 @@
 """Training of whole models, tower included, on clips that are rendered where they are trained on.
 
-On a GPU this is the embedded benchmark's way; on a CPU it is the one row of the table that shows what a trained tower
+On a GPU this is the comparison's way; on a CPU it is the one row of the table that shows what a trained tower
 adds.
 """
 

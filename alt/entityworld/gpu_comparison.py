@@ -1,4 +1,4 @@
-"""The embedded benchmark on a GPU: the small CLIP is trained on pictures rendered there, then whole models are."""
+"""The comparison on a GPU: the small CLIP is trained on pictures rendered there, then whole models are."""
 
 from __future__ import annotations
 

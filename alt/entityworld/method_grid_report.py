@@ -1,4 +1,4 @@
-"""Results of the embedded benchmark on disk: JSON with everything, tables in the paper's layout, orderings.
+"""Results of the comparison on disk: JSON with everything, tables in the paper's layout, orderings.
 
 What the paper prints stands in columns of its own and is marked as the paper's: other data, other models, other sizes.
 """

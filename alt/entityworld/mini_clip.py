@@ -1,4 +1,4 @@
-"""The embedded benchmark's small CLIP: open_clip's own ``CLIP`` class with small numbers, and a word tokenizer."""
+"""EntityWorld's small CLIP: open_clip's own ``CLIP`` class with small numbers, and a word tokenizer."""
 
 from __future__ import annotations
 

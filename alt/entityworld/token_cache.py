@@ -1,4 +1,4 @@
-"""Tokens of the embedded benchmark's clips, made once per r by the frozen tower and kept in memory."""
+"""Tokens of EntityWorld's clips, made once per r by the frozen tower and kept in memory."""
 
 from __future__ import annotations
 

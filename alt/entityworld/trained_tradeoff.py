@@ -1,4 +1,4 @@
-"""The trade-off across r on the embedded benchmark: ALT trained on cached tokens, with merging or without.
+"""The trade-off across r on EntityWorld: ALT trained on cached tokens, with merging or without.
 
 In training: tokens of one r, trained and tested on. Off-the-shelf: trained on unmerged tokens, tested on merged ones.
 """
@@ -18,10 +18,10 @@ from alt.patch.schedule import tilted
 from .method_grid import Budget, Method, accuracy, build, train_head
 from .token_cache import TokenCache
 
-__all__ = ["embedded_tradeoff"]
+__all__ = ["train_tradeoff"]
 
 
-def embedded_tradeoff(
+def train_tradeoff(
     cache: TokenCache,
     *,
     r: Sequence[int] = (0, 2, 4, 6),

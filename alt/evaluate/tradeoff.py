@@ -1,6 +1,6 @@
 """Accuracy against cost as r grows: the rows, and putting accuracies and measurements together into them.
 
-Accuracies come from whoever trained and tested (the embedded benchmark, or a checkpoint on data of the user's); what
+Accuracies come from whoever trained and tested: the comparison on EntityWorld, or a checkpoint on data of a user. What
 a point costs is counted and measured here, on the model itself.
 """
 

@@ -82,6 +82,7 @@ class ClipData(LightningDataModule):
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)
         self.train_set = ClipDataset(train, choose_clips(config, train.labels), frames, augment, config.seed)
+        self.steps_per_epoch = steps_per_epoch(len(self.train_set), data.batch_size)
         self.val_set = None
         if validation is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
@@ -91,10 +92,6 @@ class ClipData(LightningDataModule):
         """Returns a line on each list file with clips that have fewer frames than the model reads."""
         lists = [source for source in self.sources[:2] if isinstance(source, ClipFiles)]
         return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.train_set), self.config.data.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from alt.data.seeds import derive_seed, make_generator
 from alt.validation import plain
 
 from .config import OptimSection, TrainConfig
-from .optim import build_optimizer, build_schedule, describe_groups, parameter_groups
+from .optim import build_optimizer, build_schedule, parameter_groups
 from .processes import shard
 
 
@@ -129,9 +128,6 @@ class VideoLearner(Learner):
 
     def groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.model, self.config.optim)
-
-    def group_lines(self) -> Iterator[str]:
-        return describe_groups(self.groups())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["alt"] = {"config": plain(self.config), "classes": self.classes}

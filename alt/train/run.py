@@ -19,6 +19,7 @@ from .checkpoint import LAST, WriteError, read_checkpoint, sweep, write_errors
 from .config import TrainConfig, first_difference, from_tree
 from .data import ClipData
 from .module import VideoLearner
+from .optim import describe_groups
 from .processes import is_first_process
 from .trainer import Say, build_trainer, run_trainer
 
@@ -75,7 +76,7 @@ def fit(
         if done >= learner.total_steps:
             raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {done}.")
         report(f"{config.name}: {len(data.train_set)} clips, {learner.total_steps} steps of {config.data.batch_size}")
-        for line in learner.group_lines():
+        for line in describe_groups(learner.groups()):
             report(line)
         if done:
             report(f"Resuming at step {done} of {learner.total_steps}.")

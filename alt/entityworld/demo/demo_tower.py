@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alt.data.pixels import denormalise
 from alt.data.seeds import seeded
-from alt.entityworld.demo.demo_errors import DemoError, one_line
+from alt.errors import UserError, one_line
 from alt.hosts import find_host, find_tower
 
 __all__ = ["Tower", "load_tower"]
@@ -54,12 +54,12 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
     try:
         import open_clip
     except ModuleNotFoundError as error:
-        raise DemoError(f"The demo needs {error.name}; install it with: pip install 'alt-kernels[models]'.") from None
+        raise UserError(f"The demo needs {error.name}; install it with: pip install 'alt-kernels[models]'.") from None
     known = open_clip.list_models()
     if model not in known:
         near = [name for name in known if name.lower().replace("_", "-") == model.lower().replace("_", "-")]
         hint = f"did you mean '{near[0]}'?" if near else "open_clip.list_models() lists them, for example ViT-B-16."
-        raise DemoError(f"--model: open_clip has no model '{model}'; {hint}")
+        raise UserError(f"--model: open_clip has no model '{model}'; {hint}")
     if pretrained is not None:
         model = _model_of_tag(open_clip, model, pretrained)
     with _quiet(), seeded(seed):
@@ -69,8 +69,8 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
             )
         except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
             if pretrained is None:
-                raise DemoError(f"--model: open_clip could not build '{model}' ({one_line(error)}).") from None
-            raise DemoError(
+                raise UserError(f"--model: open_clip could not build '{model}' ({one_line(error)}).") from None
+            raise UserError(
                 f"--pretrained: the weights '{pretrained}' of {model} could not be had ({one_line(error)}); without "
                 "--pretrained the demo runs on random weights."
             ) from None
@@ -93,7 +93,7 @@ def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
     if fitting:
         return fitting[0]
     listed = ", ".join(sorted(set().union(*tags.values()))) or "none"
-    raise DemoError(
+    raise UserError(
         f"--pretrained: open_clip has no weights '{tag}' for {plain} and no such file exists; it has {listed}."
     )
 

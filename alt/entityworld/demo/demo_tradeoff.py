@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from alt.entityworld import demo_run
-from alt.entityworld.demo.demo_errors import DemoError
 from alt.entityworld.demo.photo_measurements import cpu_threads
 from alt.entityworld.method_grid import METHODS, Budget, build, train_head
 from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.world import World
+from alt.errors import UserError
 from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, find_anomalies
 from alt.evaluate.tradeoff_report import record, schedule_name, write
 from alt.tables import plus_minus
@@ -38,7 +38,7 @@ def run_tradeoff(
         what tradeoff.json holds.
 
     Raises:
-        DemoError: the files cannot be written.
+        UserError: the files cannot be written.
     """
     started = time.perf_counter()
     with cpu_threads(threads), console.status("rendering EntityWorld") as status:
@@ -57,7 +57,7 @@ def run_tradeoff(
         with cpu_threads(threads):
             files = [*write(found, [], out), _example(cache, steps, out)]
     except OSError as error:
-        raise DemoError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
+        raise UserError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
     names = ", ".join(path.name for path in files)
     console.print(f"{names} are in {out} ({time.perf_counter() - started:.0f} s).", markup=False)
     return record(found, [])

@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alt.entityworld.demo.demo_errors import DemoError, one_line
 from alt.entityworld.demo.demo_tower import Tower, load_tower
 from alt.entityworld.demo.photo_measurements import cpu_threads, measure, merged_regions, passes
 from alt.entityworld.demo.photo_report import busy, machine, notes, result_table, row_record, versions
 from alt.entityworld.demo.photos import Photo, find_photos, load_photos
+from alt.errors import UserError, one_line
 from alt.patch import patch_clip
 from alt.visualize.regions import merge_sheet, region_map
 
-__all__ = ["DemoError", "DemoOptions", "run_demo"]
+__all__ = ["DemoOptions", "UserError", "run_demo"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_PANELS = 12
@@ -49,7 +49,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     """Run the demonstration; prints to ``console``, writes into ``options.out``, returns what results.json holds.
 
     Raises:
-        DemoError: an option that cannot be met, in one sentence.
+        UserError: an option that cannot be met, in one sentence.
     """
     r_values = sorted({0, *options.r})  # 0 is what the others are compared with
     photos = load_photos(find_photos(options.images))
@@ -130,7 +130,7 @@ def _check_patchable(tower: Tower) -> None:
     try:
         patch_clip(tower.visual, r=0).remove()
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise DemoError(f"--model: alt cannot patch {tower.model}: {one_line(error)}.") from None
+        raise UserError(f"--model: alt cannot patch {tower.model}: {one_line(error)}.") from None
 
 
 def _progress(console: Console) -> Progress:

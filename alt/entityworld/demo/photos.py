@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from alt.entityworld.demo.demo_errors import DemoError, one_line
+from alt.errors import UserError, one_line
 
 __all__ = ["BUILT_IN", "ENDINGS", "Photo", "find_photos", "load_photos"]
 
@@ -31,7 +31,7 @@ def find_photos(folder: Path | None) -> list[Path]:
     if folder is None:
         spec = importlib.util.find_spec("skimage")
         if spec is None or spec.origin is None:
-            raise DemoError(
+            raise UserError(
                 "The demo's photographs come with scikit-image, which is not installed; install "
                 "'alt-kernels[models]' or name a folder of your own with --images."
             )
@@ -39,10 +39,10 @@ def find_photos(folder: Path | None) -> list[Path]:
         return [data / name for name in BUILT_IN]
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise DemoError(f"--images: the folder '{folder}' {what}.")
+        raise UserError(f"--images: the folder '{folder}' {what}.")
     paths = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS)
     if not paths:
-        raise DemoError(f"--images: the folder '{folder}' has no image files ({' '.join(ENDINGS)}).")
+        raise UserError(f"--images: the folder '{folder}' has no image files ({' '.join(ENDINGS)}).")
     return paths
 
 
@@ -57,6 +57,6 @@ def load_photos(paths: list[Path]) -> list[Photo]:
                 with Image.open(path) as file:
                     image = file.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DemoError(f"The image '{path}' cannot be read ({one_line(error)}).") from None
+            raise UserError(f"The image '{path}' cannot be read ({one_line(error)}).") from None
         photos.append(Photo(stem if stems.count(stem) == 1 else path.name.replace(".", "_"), image))
     return photos
