@@ -38,7 +38,8 @@ def train(
     """Train a video model from a configuration.
 
     The folder of the run gets the configuration, the last checkpoint, metrics.csv and in the end model.safetensors. A
-    run that was killed goes on with --resume and ends with the same weights. Several processes: by trainer.devices, or
+    run that was killed goes on with --resume and ends with the same weights; Ctrl-C leaves the last checkpoint, SIGTERM
+    writes one more. Several processes: by trainer.devices, or
     started by torchrun, on one or many machines.
     """
     if list_:

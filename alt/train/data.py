@@ -18,7 +18,7 @@ from alt.data.seeds import derive_seed
 
 from .config import AugmentationSection, TrainConfig
 from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
-from .sources import choose_clips, open_sources
+from .sources import WorldClips, choose_clips, open_sources
 
 
 class ClipTransform:
@@ -87,6 +87,12 @@ class ClipData(LightningDataModule):
         if validation is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
             self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
+
+    def setup(self, stage: str) -> None:
+        """Draws the clips of a generated world, which waits until the model is there: its errors come first."""
+        for source in self.sources[:2]:
+            if isinstance(source, WorldClips):
+                source.render()
 
     def describe_short(self) -> list[str]:
         """Returns a line on each list file with clips that have fewer frames than the model reads."""

@@ -53,8 +53,8 @@ def fit(
         say: receives lines for the user, from the first process only. callbacks: further ones for Lightning.
 
     Raises:
-        UserError: one sentence, for whatever the user can put right. KeyboardInterrupt: Ctrl-C; the last checkpoint is
-            whole in both cases.
+        UserError: one sentence, for whatever the user can put right. KeyboardInterrupt: Ctrl-C. Terminated: SIGTERM,
+            after one more checkpoint. The last checkpoint is whole in every case.
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)

@@ -22,19 +22,25 @@ __all__ = ["Sources", "WorldClips", "choose_clips", "open_list", "open_sources",
 
 
 class WorldClips:
-    """A split of an EntityWorld, rendered once, ``frames`` frames per clip."""
+    """A split of an EntityWorld, ``frames`` frames per clip. :meth:`render` draws them, once."""
 
     def __init__(self, world: World, split: str, frames: int) -> None:
-        from alt.entityworld.world import EntityWorldDataset
+        self._world, self._split, self._count = world, world.split(split), frames
+        self._videos: Tensor | None = None
+        self.labels: Tensor = self._split.labels
+        self.class_names: list[str] = list(self._split.class_names)
 
-        data = EntityWorldDataset(world, split, frames=frames)
-        self._videos: Tensor = data.frames
-        self.labels: Tensor = data.labels
-        self.class_names: list[str] = list(data.class_names)
+    def render(self) -> WorldClips:
+        """Draws all clips and returns itself. Before processes read them: each would draw its own otherwise."""
+        if self._videos is None:
+            self._videos = self._world.render(self._split, frames=self._count).frames
+        return self
 
     def video(self, index: int) -> Tensor:
         """Returns all frames of a clip, uint8 ``[T, 3, H, W]``."""
-        return self._videos[index]
+        videos = self.render()._videos
+        assert videos is not None
+        return videos[index]
 
 
 class Sources(NamedTuple):
@@ -46,7 +52,7 @@ class Sources(NamedTuple):
 
 
 def open_sources(config: TrainConfig) -> Sources:
-    """Opens the clips of a training run.
+    """Opens the clips of a training run. Those of a generated world are not drawn yet.
 
     Raises:
         UserError: a split, folder or list that is not there, or cannot be read.
@@ -54,8 +60,8 @@ def open_sources(config: TrainConfig) -> Sources:
     data, frames = config.data, config.model.frames
     world = None if data.kind == "frames" else open_world(data)
     train, held_out = (data.train_list, data.val_list) if world is None else (data.train_split, data.val_split)
-    validation = open_split(data, held_out, frames, world) if held_out else None
-    return Sources(open_split(data, train, frames, world), validation, world)
+    validation = _find_split(data, held_out, frames, world) if held_out else None
+    return Sources(_find_split(data, train, frames, world), validation, world)
 
 
 def open_world(data: DataSection) -> World:
@@ -69,7 +75,12 @@ def open_world(data: DataSection) -> World:
 
 
 def open_split(data: DataSection, name: str, frames: int, world: World | None) -> Clips:
-    """Opens a split of a world, or a list file under ``data.root``."""
+    """Opens a split of a world, drawn, or a list file under ``data.root``."""
+    found = _find_split(data, name, frames, world)
+    return found.render() if isinstance(found, WorldClips) else found
+
+
+def _find_split(data: DataSection, name: str, frames: int, world: World | None) -> Clips:
     if world is None:
         return open_list(data.root, name, data.labels)
     try:

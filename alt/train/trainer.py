@@ -28,6 +28,7 @@ from .checkpoint import LAST, AtomicCheckpointIO
 from .config import TrainConfig
 from .processes import choose_processes, is_first_process
 from .sampler import SampleIndex, StepSampler
+from .termination import StopOnSigterm
 
 Say = Callable[[str], None]
 
@@ -61,6 +62,7 @@ def build_trainer(
             save_last=True,
             enable_version_counter=False,
         ),
+        StopOnSigterm(folder / LAST),
         LearningRateMonitor(logging_interval="step"),
         *([TQDMProgressBar(refresh_rate=max(1, settings.log_every // 2))] if bar else [Lines(report)]),
         *(callbacks or []),

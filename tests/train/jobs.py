@@ -37,14 +37,14 @@ class Killed(Exception):
     pass
 
 
-def kill_at(step: int, place: str) -> Any:
-    """A Lightning callback that ends its process without warning, at a place of a step (counted from 0)."""
+def kill_at(step: int, place: str, number: int = signal.SIGKILL) -> Any:
+    """A Lightning callback that sends its process a signal at a place of a step (counted from 0)."""
     from lightning.pytorch.callbacks import Callback
 
     class Kill(Callback):
         def _here(self, name: str, trainer: Any) -> None:
             if name == place and trainer.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             self._here("batch", trainer)
@@ -72,7 +72,7 @@ def train(
     folder: str,
     overrides: Sequence[str] = (),
     resume: bool = False,
-    kill: tuple[int, str] | None = None,
+    kill: tuple[int, str] | tuple[int, str, int] | None = None,
     source: str = "entity-world-cpu",
 ) -> dict[str, Any]:
     """A run; what it ended with as plain values."""

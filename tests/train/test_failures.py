@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,7 +107,15 @@ def settings() -> list[str]:
     return [part for change in jobs.BASE for part in ("--set", change)]
 
 
-def test_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "sentence"),
+    [
+        (signal.SIGINT, 130, r"Interrupted; go on from the last checkpoint with --resume\."),
+        (signal.SIGTERM, 143, r"Terminated; the checkpoint is of step \d+, go on from it with --resume\."),
+    ],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_signals(tmp_path: Path, number: int, status: int, sentence: str) -> None:
     folder = tmp_path / "run"
     long = ["--set", "schedule.steps=5000", "--set", "trainer.progress=false", "--out", str(folder)]
     process, told = spawn(tmp_path, "entity-world-cpu", *settings(), *long)
@@ -114,10 +123,10 @@ def test_ctrl_c(tmp_path: Path) -> None:
     deadline = time.monotonic() + 100
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 130
-    assert told.read_text().strip() == "Interrupted; go on from the last checkpoint with --resume."
+    assert process.exitcode == status
+    assert re.fullmatch(sentence, told.read_text().strip())
     assert jobs.parameters(folder)
 
 

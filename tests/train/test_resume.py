@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_killed_between_the_parts_of_a_step(whole: Path, tmp_path: Path) -> None
 
     assert rows(tmp_path) == rows(whole)
     assert [int(step) for step, _ in rows(whole)] == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("step", "place", "every", "kept"),
+    [
+        (4, "batch", 100, 5),  # the step under way is finished
+        (4, "accumulation", 100, 5),
+        pytest.param(3, "validation", 1, 3, marks=pytest.mark.slow),  # left, the checkpoint being of this step
+        pytest.param(3, "validation", 100, 4, marks=pytest.mark.slow),
+        pytest.param(4, "saving", 2, 5, marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_writes_a_checkpoint(whole: Path, tmp_path: Path, step: int, place: str, every: int, kept: int) -> None:
+    changes = [*PARTS, f"trainer.checkpoint_every={every}"]
+    with pytest.raises(RuntimeError, match=r"^Terminated: 143$"):
+        jobs.run(jobs.train, str(tmp_path), changes, kill=(step, place, signal.SIGTERM))
+    assert not (tmp_path / "model.safetensors").exists()
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == kept
+    assert jobs.run(jobs.train, str(tmp_path), changes, resume=True)["steps"] == 8
+    assert jobs.same(jobs.parameters(tmp_path), jobs.parameters(whole))
 
 
 @pytest.mark.slow

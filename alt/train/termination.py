@@ -1,0 +1,65 @@
+"""SIGTERM, which schedulers send before they kill: one more checkpoint, then exit status 143."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from alt.errors import Terminated
+
+__all__ = ["StopOnSigterm"]
+
+
+class StopOnSigterm(Callback):
+    """Ends a run that received SIGTERM with a checkpoint of the step it was at, from which --resume goes on.
+
+    The step under way is finished first, so the checkpoint is one like any other. A validation under way is left if
+    the last checkpoint is of the step before it, and finished otherwise. Several processes stop together if one of
+    them received the signal. Lightning's own handler would stop without a checkpoint and with exit status 0.
+
+    Args:
+        checkpoint: the file to write.
+
+    Raises:
+        Terminated: at the end of the step.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self._received = False
+        self._step = self._saved = -1
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def on_train_start(self, trainer: Trainer, learner: LightningModule) -> None:
+        self._step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            signal.signal(signal.SIGTERM, self._remember)  # Lightning puts back what was there before it
+
+    def on_save_checkpoint(self, trainer: Trainer, learner: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, learner: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:  # between the parts of a step
+            return
+        self._step = trainer.global_step
+        if self._wanted(trainer):
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
+            self._stop()
+
+    def on_validation_batch_end(self, trainer: Trainer, learner: LightningModule, *_: Any) -> None:
+        if self._wanted(trainer) and self._saved == trainer.global_step:
+            self._stop()
+
+    def _wanted(self, trainer: Trainer) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(self._received, all=False))
+
+    def _stop(self) -> None:
+        raise Terminated(f"Terminated; the checkpoint is of step {self._saved}, go on from it with --resume.")
