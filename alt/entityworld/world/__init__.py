@@ -17,7 +17,7 @@ from .classes import FAMILIES, ActionClass
 from .disk import write_to_disk
 from .render import Rendered
 from .vocabulary import Entity
-from .world import ClipSpec, EntityWorldDataset, Images, Split, World
+from .world import EntityWorldDataset, Images, Split, World
 from .world_config import Style, WorldConfig
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "CLIP_STD",
     "FAMILIES",
     "ActionClass",
-    "ClipSpec",
     "Entity",
     "EntityWorldDataset",
     "Images",

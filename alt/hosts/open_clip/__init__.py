@@ -29,7 +29,7 @@ from .attention import read_attention
 from .patched import PATCHED
 from .pooling import pool
 
-__all__ = ["HOST", "OpenClip"]
+__all__ = ["HOST"]
 
 _OWNER = "open_clip's"
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks)\.\d+(?:\.(?P<inside>.*))?$")
