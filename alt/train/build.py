@@ -16,6 +16,26 @@ from .checkpoint import write_errors
 from .config import TrainConfig
 
 
+def check_files(config: TrainConfig) -> None:
+    """Finds missing weights and a missing corpus before anything slow; nothing is read.
+
+    Raises:
+        UserError: a file or a tag of weights that is not there.
+    """
+    from alt.models.clip import check_weights
+    from alt.models.families import BACKBONES, parse_name
+
+    section = config.model
+    try:
+        check_weights(BACKBONES[parse_name(section.name)[1]][0], section.pretrained)
+    except ValueError as error:
+        raise UserError(f"model: {one_line(error, 300)}.") from None
+    if section.init_from is not None and not Path(section.init_from).is_file():
+        raise UserError(f"model.init_from: there is no file {section.init_from}; train the run it names first.")
+    if section.corpus not in (None, "world", "labels") and not Path(section.corpus).is_file():
+        raise UserError(f"model.corpus: there is no file {section.corpus}.")
+
+
 def build_model(
     config: TrainConfig, classes: Sequence[str], world: Any = None, say: Callable[[str], None] = lambda line: None
 ) -> nn.Module:

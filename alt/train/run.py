@@ -14,7 +14,7 @@ from alt.data.clips import ClipError
 from alt.errors import UserError, one_line
 from alt.files import replacing
 
-from .build import build_model, export
+from .build import build_model, check_files, export
 from .checkpoint import LAST, WriteError, read_checkpoint, sweep, write_errors
 from .config import TrainConfig, first_difference, from_tree
 from .data import ClipData
@@ -63,6 +63,7 @@ def fit(
         report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
         resume = False
     done = resume_step(config, last) if resume else 0
+    check_files(config)
     if is_first_process():
         _open_folder(config, folder, last, resume)
     if config.trainer.threads is not None:

@@ -140,7 +140,7 @@ def test_signals(tmp_path: Path, number: int, status: int, sentence: str) -> Non
         (2, ["entity-world-cpu", "--set", "model.name=alt-b17"], "Error: model.name: expected one of"),
         (2, ["entity-world-cpu", "--set", "model.frames=0"], "Error: model.frames must be 1 or more, got 0."),
         (1, ["entity-world-cpu", "--set", "model.pretrained=/no/file"], "Error: model: pretrained: expected"),
-        (1, ["entity-world-cpu", "--set", "model.corpus=/no/corpus.json"], "Error: model: "),
+        (1, ["entity-world-cpu", "--set", "model.corpus=/no/corpus.json"], "Error: model.corpus: there is no file"),
         (1, ["entity-world-cpu", "--set", "model.corpus=null"], "Error: model.corpus must name a corpus"),
         (1, ["entity-world-cpu", "--set", "model.corpus_categories=[smell]"], "Error: model: "),
         (
@@ -228,3 +228,16 @@ def test_the_installed_command(tmp_path: Path) -> None:
     assert "Smoke run: two steps on the small model" in done.stdout
     assert "model.name: alt-b16 -> alt-mini" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.init_from=no.safetensors", "model.pretrained=/no/file", "model.corpus=no.json"]
+)
+def test_missing_files_are_found_before_anything_slow(tmp_path: Path, setting: str, monkeypatch: Any) -> None:
+    from alt.errors import UserError
+    from alt.train import data, fit, load_config
+
+    monkeypatch.setattr(data, "open_sources", lambda config: pytest.fail("clips are rendered first"))
+    with pytest.raises(UserError, match=setting.partition("=")[2]):
+        fit(load_config("entity-world-cpu", [setting]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ COPIERS = {"alt.train.config", "alt.validation"}  # check, copy and print settin
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
     """Fields that code of ours asks for from now on."""
     found: set[tuple[str, str]] = set()
 
@@ -43,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[str, str]]]:
 
     for section in SECTIONS:
         monkeypatch.setattr(section, "__getattribute__", watched(section), raising=False)
-    yield found
+    return found
 
 
 def test_every_field_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
