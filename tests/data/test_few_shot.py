@@ -28,12 +28,12 @@ def test_training_the_protocol_and_the_comparison_draw_the_same_clips(
     from alt.entityworld import method_grid
     from alt.evaluate.protocols import few_shot
     from alt.train.config import load_config
-    from alt.train.data import choose
+    from alt.train.sources import choose_clips
 
     pool = labels()
     expected = few_shot_indices(pool, shots, seed=3)
     overrides = [f"data.shots={shots}", "data.shots_seed=3", "data.limit=null"]
-    assert choose(load_config("entity-world-cpu", overrides), pool).tolist() == expected
+    assert choose_clips(load_config("entity-world-cpu", overrides), pool).tolist() == expected
 
     rows: list[list[int]] = []
 
