@@ -75,12 +75,12 @@ gpu-pack: $(STAMP) ## build/gpu-pack: all that a GPU machine would have to compi
 	    --out "$(if $(PACK),$(PACK),build/gpu-pack)" $(ARGS)
 
 aot: $(STAMP) ## compile every Triton kernel for sm_80, sm_90, sm_100 and write their resources (no GPU needed)
-	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --out docs/kernels_resources.md
+	env -u TRITON_INTERPRET $(BIN)/python -m tools.aot --out docs/kernels_resources.md
 
 # A commit's time chooses the sample, so that four commits see every case and each is repeatable.
 TURN ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 aot-check: $(STAMP) ## compile every Triton kernel and a fourth of the other cases: no spill, no empty kernel
-	env -u TRITON_INTERPRET $(BIN)/python -m alt_kernels.triton.aot --check --sample 4 --turn $(TURN)
+	env -u TRITON_INTERPRET $(BIN)/python -m tools.aot --check --sample 4 --turn $(TURN)
 
 cuda-resources: $(STAMP) ## compile csrc/cuda for sm_80, sm_90, sm_100 and write the kernels' resources (nvcc, no GPU)
 	AK_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0" $(BIN)/python setup.py -q build_ext --build-lib build/cuda

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from alt_kernels.library import OPS
-from alt_kernels.triton import aot, tuning
+from alt_kernels.triton import launch_configs
+from tools import aot
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -32,7 +33,7 @@ def by_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """
     from triton.runtime import interpreter
 
-    monkeypatch.setattr(tuning, "device_name", lambda: request.param)
+    monkeypatch.setattr(launch_configs, "device_name", lambda: request.param)
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *args, **kwargs: None)
     # Nothing is computed: uninitialised results are zeros, which are a plan's indices as well.
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):

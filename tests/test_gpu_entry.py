@@ -443,7 +443,7 @@ def test_everyone_takes_turns() -> None:
 
 def test_every_problem_of_the_tuner_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU all of them, here from a dry run's shapes: each names an entry that is there, and fields that it has."""
-    from alt_kernels.triton import tuning
+    from alt_kernels.triton import launch_configs
 
     small, few = inputs.layer(DRY)._replace(dtype=torch.bfloat16), inputs.corpus(DRY, False)
     for module in (tune, inputs):
@@ -456,7 +456,7 @@ def test_every_problem_of_the_tuner_can_be_built(monkeypatch: pytest.MonkeyPatch
     for name, build in builders:
         problem = build()
         when = {key: 128 if key == "channels" else value for key, value in problem.when.items()}
-        listed = [e for entries in tuning.load(problem.stem).values() for e in entries]  # or a GPU's
+        listed = [e for entries in launch_configs.load(problem.stem).values() for e in entries]  # or a GPU's
         use = next(e["use"] for e in listed if e["when"] == when)
         for changes in problem.axes:
             assert changes, name

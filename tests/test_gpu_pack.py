@@ -182,7 +182,7 @@ def test_a_kernel_is_found_wherever_the_cache_is_unpacked(tmp_path: Path) -> Non
 
 TUNED = """
 import torch, triton
-from alt_kernels.triton import tuner
+from tools import tune as tuner
 from gpu import dry_launch, precompile, tune
 
 triton.knobs.compilation.listener = count = precompile.Count()
@@ -192,7 +192,7 @@ with dry_launch.dry_run():
     tuner.compile_together(problem, tuner.first_sweep(problem)[:4] + [{"R": 3, "num_warps": 4}])
     together = len(count.compiled)
     for use in tuner.first_sweep(problem)[:4]:
-        with tuner.tuning.forced("weighted_merge", use):
+        with tuner.launch_configs.force_config("weighted_merge", use):
             problem.calls[0]()
 print(together - before, len(count.compiled) - together)
 """
@@ -211,16 +211,16 @@ def test_the_tuner_compiles_in_threads_what_it_runs_next(tmp_path: Path) -> None
 
 def test_nothing_is_computed_in_a_dry_run() -> None:
     """Shapes of what would fill a GPU, in no time; outside all is as before."""
-    from alt_kernels.triton import tuning
+    from alt_kernels.triton import launch_configs
 
-    before = tuning.device_name
+    before = launch_configs.device_name
     with dry_launch.dry_run():
         a = torch.randn(30_000, 30_000, dtype=torch.bfloat16)
         b = (a @ a).float().softmax(-1)
         b[:, 0] += 1
         values, index = b[:5].topk(3)
-        assert tuning.device_name() == "any GPU, sm_90"
+        assert launch_configs.device_name() == "any GPU, sm_90"
     assert (b.shape, b.dtype, values.shape, index.dtype) == (a.shape, torch.float32, (5, 3), torch.int64)
     assert b.T.data_ptr() == b.data_ptr()
-    assert tuning.device_name is before
+    assert launch_configs.device_name is before
     assert torch.equal(torch.ones(3) + 1, torch.full((3,), 2.0))

@@ -76,6 +76,8 @@ TENSORS = {"torch", "numpy"}
 OUTSIDE: dict[str, set[str]] = {room: TENSORS for room in ROOMS if room.startswith("alt_kernels")}
 OUTSIDE["alt_kernels.triton"] = TENSORS | {"triton"}
 OUTSIDE_LAZY = {"alt_kernels.ops": {"triton"}}
+# Folders of the repository that a wheel does not have.
+NOT_INSTALLED = {"tools", "benchmarks", "tests", "examples"}
 # Slow or optional: at the top of a file only in the rooms that are about them, elsewhere inside a function.
 HEAVY = {
     *("triton", "open_clip", "torchvision", "timm", "transformers"),
@@ -167,6 +169,8 @@ def violation(found: Import) -> str | None:
         return f"{room} may import {sorted(ROOMS[room]) or 'nothing of ours'}"
     if top in sys.stdlib_module_names:
         return None
+    if top in NOT_INSTALLED:
+        return f"{top} is not installed with the packages"
     usable = OUTSIDE.get(room)
     if usable is not None and top not in usable | (set() if found.at_top else OUTSIDE_LAZY.get(room, set())):
         return f"{room} uses {sorted(usable)} only"
@@ -229,6 +233,7 @@ def test_no_import_cycles() -> None:
         ("alt_kernels.reference.weighted_merge", "def f():\n    import alt_kernels.triton.x", "may import"),
         ("alt_kernels.ops.weighted_merge", "from .bipartite_soft_matching import x", "each other"),
         ("alt_kernels.ops.weighted_merge", "import triton", "only"),
+        ("alt_kernels.triton.weighted_merge", "def f():\n    from tools import aot", "not installed"),
         ("alt_kernels.checks", "import open_clip", "only"),
         ("alt_kernels.checks", "def f():\n    import timm", "only"),
         ("alt.patch.schedule", "import open_clip", "inside a function"),

@@ -25,14 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
 from .cosine_gumbel_assign_shared import (
     LOG2E,
-    NAMES,
-    NONE,
-    SEED,
     TENSOR,
-    aot_cases,
     draw_noise,
     load_rows,
     load_tile,
@@ -42,7 +37,6 @@ from .cosine_gumbel_assign_shared import (
     prepare,
     row_plan,
     select_config,
-    signature,
     with_noise,
 )
 from .hardware import exp2_of, rounded_product
@@ -290,26 +284,3 @@ def gumbel_assignment(
     if hard:
         output = entities.index_select(0, index).to(dtype)
     return output, index, normalizer
-
-
-def _aot() -> list[AotCase]:
-    stem = "cosine_gumbel_assign"
-    cases = [
-        case
-        for dtype in NAMES
-        for depth in (512, 768)
-        for mode in ("hard", "soft")
-        for noise, kind in (("seed", SEED), ("tensor", TENSOR), ("no noise", NONE))
-        if depth == 512 or kind == SEED
-        for case in aot_cases(
-            _assign, stem, mode, f"{mode} {noise}", dtype, depth, NOISE=kind, SOFT=mode == "soft", SPLIT=False
-        )
-    ]
-    for soft, width in ((False, 16), (True, 128)):
-        join = {"D": 512, "SOFT": soft, "R": 32, "BC": width}
-        types = signature(_join, "bf16", join, index_part_ptr="*i64", out_ptr="*bf16")
-        cases.append(AotCase(f"join {'soft' if soft else 'hard'} d=512 bf16", _join, types, join, 4, 1, False))
-    return cases
-
-
-AOT = _aot()

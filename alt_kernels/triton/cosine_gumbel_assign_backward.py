@@ -29,15 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
 from .cosine_gumbel_assign_entities import STEM, _entity_values, _grad_entities, finish
 from .cosine_gumbel_assign_shared import (
     LOG2E,
-    NAMES,
-    NOISES,
-    SEED,
     TENSOR,
-    aot_cases,
     draw_noise,
     load_rows,
     load_tile,
@@ -350,17 +345,3 @@ def gumbel_assignment_backward(
     )  # fmt: skip
     finish(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau
-
-
-def _aot() -> list[AotCase]:
-    cases = []
-    for dtype in NAMES:
-        for label, kind, depth in NOISES:
-            cases += aot_cases(_delta, STEM, "delta", f"delta {label}", dtype, depth, NOISE=kind)
-            written = {"part_ptr": f"*{dtype}"}
-            cases += aot_cases(_grad_x, STEM, "rows", f"rows {label}", dtype, depth, written, NOISE=kind)
-        cases += aot_cases(_grad_x, STEM, "rows", "rows, split, seed", dtype, 512, {"part_ptr": "*fp32"}, NOISE=SEED)
-    return cases
-
-
-AOT = _aot()

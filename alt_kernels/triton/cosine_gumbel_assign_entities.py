@@ -10,18 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
 from .cosine_gumbel_assign_shared import (
     LOG2E,
-    NAMES,
-    NOISES,
-    SEED,
-    aot_cases,
     draw_noise,
     load_rows,
     noise_shift,
     power_below,
-    signature,
 )
 from .hardware import exp2_of
 from .philox import place_of, tile_columns
@@ -250,22 +244,3 @@ def finish(part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Te
         part, along, rows, inverse, scale, tau, out, count, splits,
         D=depth, R=16, BC=width, num_warps=4, num_stages=1,
     )  # fmt: skip
-
-
-def _aot() -> list[AotCase]:
-    cases = []
-    for dtype in NAMES:
-        for label, kind, depth in NOISES:
-            cases += aot_cases(_grad_entities, STEM, "entities", f"entities {label}", dtype, depth, NOISE=kind)
-            rest = {"NOISE": kind, "HARD": False, "SPARSE": False}
-            cases += aot_cases(_entity_values, STEM, "values", f"values soft {label}", dtype, depth, **rest)
-        for label, sparse in (("hard", False), ("hard, sparse", True)):
-            rest = {"NOISE": SEED, "HARD": True, "SPARSE": sparse}
-            cases += aot_cases(_entity_values, STEM, "values", f"values {label}", dtype, 512, **rest)
-    finish = {"D": 512, "R": 16, "BC": 128}
-    types = signature(_finish, "bf16", finish, row_ptr="*bf16", out_ptr="*bf16")
-    cases.append(AotCase("finish d=512 bf16", _finish, types, finish, 4, 1, False))
-    return cases
-
-
-AOT = _aot()

@@ -191,7 +191,7 @@ def one(session: Any, section: str, budget: Any) -> dict[str, Any]:
 
 def apply(path: Path) -> int:
     """Write the configurations of a kept `tune.json` into this checkout."""
-    from alt_kernels.triton import tuner
+    from tools import tune as tuner
 
     record = json.loads(path.read_text())
     for stem, entries in record["configs"].items():

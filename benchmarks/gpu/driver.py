@@ -57,7 +57,7 @@ def _way(value: Any) -> bool:
 
 def not_launched(seen: Launches) -> list[str]:
     """Kernels of the lists AOT that were not launched, and ways through kernels that were not taken."""
-    from alt_kernels.triton import aot
+    from tools import aot
 
     every = {case.kernel.__name__ for stem in aot.modules() for case in aot.cases(stem)}
     missing = sorted(every - {name for name, _ in seen})

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from alt_kernels import library
-from alt_kernels.triton import tuning
-from alt_kernels.triton.aot_driver import Driver, stopped_launches
+from alt_kernels.triton import launch_configs
+from tools.aot_driver import Driver, stopped_launches
 
 #: Checks of values, which are not there: module of the reference, function.
 VALUE_CHECKS = (("weighted_merge", "check_plan"), ("unmerge", "check_plan"), ("cosine_gumbel_assign", "check_tau"))
@@ -77,18 +77,18 @@ def dry_run(target: int = 90) -> Iterator[None]:
     """Triton for a GPU of architecture ``target`` that nothing is launched on, and :class:`DryRun`."""
     import triton
 
-    name, active = tuning.device_name, triton.runtime.driver._active
+    name, active = launch_configs.device_name, triton.runtime.driver._active
     checks = [(importlib.import_module(f"alt_kernels.reference.{stem}"), check) for stem, check in VALUE_CHECKS]
     before = [getattr(module, check) for module, check in checks]
     for module, check in checks:
         setattr(module, check, lambda *_: None)
-    tuning.device_name = lambda: GPU.format(target)  # type: ignore[assignment]
+    launch_configs.device_name = lambda: GPU.format(target)  # type: ignore[assignment]
     triton.runtime.driver.set_active(Driver(target))
     try:
         with stopped_launches(), DryRun():
             yield
     finally:
-        tuning.device_name = name  # type: ignore[method-assign]
+        launch_configs.device_name = name  # type: ignore[method-assign]
         triton.runtime.driver._active = active
         for (module, check), function in zip(checks, before, strict=True):
             setattr(module, check, function)

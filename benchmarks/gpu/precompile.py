@@ -86,12 +86,13 @@ def towers() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def tune() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yields the configurations of the tuner's first sweep: each one change away from the one in use."""
-    from alt_kernels.triton import tuner, tuning
+    from alt_kernels.triton import launch_configs
+    from tools import tune as tuner
 
     from . import tune as section
 
     def run(problem: Any, use: Any) -> None:
-        with tuning.forced(problem.stem, use):
+        with launch_configs.force_config(problem.stem, use):
             problem.calls[0]()
 
     for name, build in section.problems(session()):

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from alt_kernels.triton import tuner, tuning
-from alt_kernels.triton.tuner import Problem, axes_of
+from alt_kernels.triton import launch_configs
+from tools import tune as tuner
+from tools.tune import Problem, axes_of
 
 from . import clock, entrants
 from .inputs import TAU, corpus, layer, merging, packed, random, sets_of, token_sizes
@@ -22,7 +23,7 @@ LEAST = 6.0  # seconds in which a search with a filled cache gets to a second ax
 
 
 def run(session: Session, budget: Budget) -> Record:
-    name = tuning.device_name()
+    name = launch_configs.device_name()
     timer = timer_of(session)
     found: list[tuner.Search] = []
     broken: list[str] = []
@@ -226,6 +227,6 @@ def assignment_backward(session: Session) -> Problem:
 
 def _listed(stem: str, when: dict[str, int]) -> dict[str, int]:
     """The sizes of the default's entry that would be used: what is tuned takes its place."""
-    default = tuning.load(stem)["default"]
-    use = tuning.nearest(default, when)
+    default = launch_configs.load(stem)["default"]
+    use = launch_configs.nearest(default, when)
     return dict(next(entry["when"] for entry in default if entry["use"] is use))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from alt_kernels.triton.aot_driver import Driver
+from tools.aot_driver import Driver
 
 from .arithmetic import Array
 from .machine import Machine
@@ -118,11 +118,11 @@ def install() -> None:
     from triton import knobs
     from triton.runtime.jit import JITFunction
 
-    from alt_kernels.triton import tuning
+    from alt_kernels.triton import launch_configs
 
     if knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are Python functions under it and are not compiled")
-    tuning.device_name = lambda: f"emulated, sm_{TARGET}"  # type: ignore[assignment]  # its configurations as well
+    launch_configs.device_name = lambda: f"emulated, sm_{TARGET}"  # type: ignore[assignment]  # its configurations as well
     triton.runtime.driver.set_active(Driver(TARGET))  # type: ignore[arg-type]
 
     def stop_at_ptx(backend: Any, stages: dict[str, Any], *rest: Any) -> None:
@@ -150,10 +150,10 @@ def main(only: str = "") -> None:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from alt_kernels.triton import aot
+    from tools import aot
 
     install()
-    for stem, number, name in aot.chosen(only):
+    for stem, number, name in aot.select_cases(only):
         case = aot.cases(stem)[number]
         if TARGET in (case.targets or (TARGET,)):
             options = {"num_warps": case.num_warps, "num_stages": case.num_stages}

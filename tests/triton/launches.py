@@ -19,8 +19,8 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from alt_kernels.triton.aot_driver import Driver
 from tests.ptx.launch import GRIDS
+from tools.aot_driver import Driver
 
 ON = "cuda" if sys.argv[1:] == ["fake"] else "cpu"  # where the tensors are
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from alt_kernels.triton import aot
-from alt_kernels.triton.aot_case import AotCase
+from tools import aot
+from tools.aot_case import AotCase
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = AotCase("case C=8", None, {"x": "*bf16"}, {"C": 8, "R": 2, "FLAG": True}, 4, 2, dots=True)
@@ -22,7 +22,7 @@ CASE = AotCase("case C=8", None, {"x": "*bf16"}, {"C": 8, "R": 2, "FLAG": True},
 
 def run(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "alt_kernels.triton.aot", *arguments]
+    command = [sys.executable, "-m", "tools.aot", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
@@ -108,16 +108,16 @@ def test_defects_that_no_reason_excuses() -> None:
 
 
 def test_samples_hold_every_kernel_and_together_everything() -> None:
-    work = [(stem, i, target) for stem, i, _ in aot.chosen() for target in aot.TARGETS]
+    work = [(stem, i, target) for stem, i, _ in aot.select_cases() for target in aot.TARGETS]
     kernels = {(aot.cases(stem)[i].kernel.__name__, target) for stem, i, target in work}
     everything = set()
     for turn in range(4):
-        sample = aot.sampled(work, 4, turn)
+        sample = aot.sample_cases(work, 4, turn)
         assert {(aot.cases(stem)[i].kernel.__name__, target) for stem, i, target in sample} == kernels
         assert len(sample) < 0.4 * len(work)
         everything |= set(sample)
     assert everything == set(work)
-    assert aot.sampled(work, 1, 5) == work
+    assert aot.sample_cases(work, 1, 5) == work
 
 
 def test_the_exit_status_is_that_of_the_check(

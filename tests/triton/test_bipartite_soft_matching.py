@@ -12,7 +12,7 @@ from torch import Tensor
 from alt_kernels import Matching, testing
 from alt_kernels.reference import bipartite_soft_matching as reference
 from alt_kernels.triton import bipartite_soft_matching as matching
-from alt_kernels.triton import tuning
+from alt_kernels.triton import launch_configs
 
 from ..ops.test_bipartite_soft_matching import EXTREMES, LAYOUTS, choices, loops
 
@@ -300,7 +300,8 @@ def test_a_shrinking_sequence_compiles_nothing_new() -> None:
     """Every N of a bucket has the same constants, and no kernel looks at the value of N, r or P."""
     for itemsize, channels in itertools.product((2, 4), (64, 80, 768)):
         found = {
-            str(tuning.config("bipartite_soft_matching", **matching._sizes(n, channels, itemsize))) for n in range(257)
+            str(launch_configs.config("bipartite_soft_matching", **matching._sizes(n, channels, itemsize)))
+            for n in range(257)
         }
         assert len(found) == 1
     for kernel in (matching._match_image, matching._match_tiles, matching._rank_tiles, matching._plan_tiles):
@@ -317,7 +318,7 @@ def launch_options(kernel: object) -> set[str]:
 
 def test_configurations_hold_an_image() -> None:
     """One program needs a row of its tile for every token of A."""
-    for entries in tuning.load("bipartite_soft_matching").values():
+    for entries in launch_configs.load("bipartite_soft_matching").values():
         wanted = set(itertools.product(matching.TOKENS, matching.CHANNELS, (2, 4)))
         assert {tuple(entry["when"].values()) for entry in entries} == wanted
         for entry in entries:

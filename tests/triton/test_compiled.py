@@ -39,7 +39,7 @@ def emulated(report: str) -> set[str]:
 
 
 def test_every_kernel_on_compiled_code(tmp_path: Path) -> None:
-    from alt_kernels.triton import aot
+    from tools import aot
 
     report = emulate(tmp_path, "tests/triton/compiled.py")
     kernels = {case.kernel.__name__ for stem in aot.modules() for case in aot.cases(stem)}

@@ -19,7 +19,7 @@ from alt_kernels.reference import cosine_gumbel_assign as reference
 from alt_kernels.triton import cosine_gumbel_assign as forward_module
 from alt_kernels.triton import cosine_gumbel_assign_backward as backward_module
 from alt_kernels.triton import cosine_gumbel_assign_shared as shared
-from alt_kernels.triton import philox, tuning
+from alt_kernels.triton import launch_configs, philox
 from alt_kernels.triton.cosine_gumbel_assign import gumbel_assignment
 from alt_kernels.triton.cosine_gumbel_assign_backward import gumbel_assignment_backward
 from alt_kernels.triton.philox import gumbel_of_words, gumbel_tile, tile_columns
@@ -396,7 +396,9 @@ def test_what_ships_for_hopper(hard: bool, monkeypatch: pytest.MonkeyPatch) -> N
     """The tiles of sm_90 at a full row, several of them, a full wave and a split one."""
 
     def configuration(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
-        return shared.kernel_fields(tuning.load(stem)["sm_90"][0]["use"], prefix, depth) | {"programs": 2 - hard}
+        return shared.kernel_fields(launch_configs.load(stem)["sm_90"][0]["use"], prefix, depth) | {
+            "programs": 2 - hard
+        }
 
     monkeypatch.setattr(forward_module, "select_config", configuration)
     monkeypatch.setattr(backward_module, "select_config", configuration)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alt_kernels.triton import cosine_gumbel_assign_shared as shared
-from alt_kernels.triton import tuning
+from alt_kernels.triton import launch_configs
 
 STEMS = {
     "cosine_gumbel_assign": ("hard", "soft"),
@@ -53,7 +53,7 @@ def test_no_other_split_takes_fewer_turns(length: int, tile: int, others: int, p
 def test_rows_that_cannot_stay_come_in_short_steps(depth: int) -> None:
     """Steps as wide as those of rows that stay would not fit, several stages of them, the memory of any GPU."""
     for stem, prefixes in STEMS.items():
-        for entries in tuning.load(stem).values():
+        for entries in launch_configs.load(stem).values():
             for entry in entries:
                 for prefix in prefixes:
                     step = shared.kernel_fields(entry["use"], prefix, depth)["BD"]

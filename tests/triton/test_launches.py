@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from alt_kernels.triton import aot
+from tools import aot
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from alt_kernels import Matching, testing
 from alt_kernels.reference import merge_layer_norm as reference
 from alt_kernels.reference import weighted_merge as merge_reference
+from alt_kernels.triton import launch_configs
 from alt_kernels.triton import merge_layer_norm as kernels
-from alt_kernels.triton import tuning
 
 pytestmark = pytest.mark.usefixtures("guarded")
 
@@ -194,7 +194,10 @@ def test_backward(
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tuned = {**tuning.config("merge_layer_norm_backward", channels=128), "programs": 5}  # several rows a program
+    tuned = {
+        **launch_configs.config("merge_layer_norm_backward", channels=128),
+        "programs": 5,
+    }  # several rows a program
     monkeypatch.setattr(kernels, "config", lambda *args, **sizes: tuned)
     check_backward(backward_inputs(inputs(shape, dtypes, sized=shape[5] != 67)), device)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alt_kernels import testing
 from alt_kernels.reference import proportional_attention as reference
-from alt_kernels.triton import attention_tiles, tuning
+from alt_kernels.triton import attention_tiles, launch_configs
 from alt_kernels.triton import proportional_attention as forward
 from alt_kernels.triton import proportional_attention_backward as backward
 
@@ -204,7 +204,7 @@ def test_whole_head_and_two_kernels(device: torch.device, monkeypatch: pytest.Mo
     """A tuner may choose either form of the backward, and either softmax, at any number of keys up to 256."""
     q, k, v = draw(device, dtype, 75, 100, 64, batch=1)
     size = testing.random_size(1, 100, seed=3).to(device)
-    chosen = tuning.config
+    chosen = launch_configs.config
 
     def other(stem: str, **sizes: int) -> dict[str, int]:
         use = chosen(stem, **sizes)
@@ -225,7 +225,7 @@ def test_whole_head_and_two_kernels(device: torch.device, monkeypatch: pytest.Mo
 # What sm_90 has of its own: three tiles of keys, a softmax in two passes, one program for 256 keys backward.
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "device_name", lambda: "any, sm_90")
+    monkeypatch.setattr(launch_configs, "device_name", lambda: "any, sm_90")
 
 
 @pytest.mark.usefixtures("hopper")
@@ -266,7 +266,7 @@ def test_layouts_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch, ke
     grad, ones = torch.randn(q.shape).to(q), torch.ones(1, keys, device=device)
     for one, two in zip(run(q, k, v, None, 0.125, grad), run(q, k, v, ones, 0.125, grad), strict=True):
         testing.assert_same_bits(one, two)
-    chosen = tuning.config
+    chosen = launch_configs.config
 
     def single(stem: str, **sizes: int) -> dict[str, int]:
         use = chosen(stem, **sizes)
@@ -329,10 +329,10 @@ def test_refused(device: torch.device) -> None:
 
 def test_configurations() -> None:
     """Every entry holds the keys of its bucket where it says so, and every kernel is compiled ahead of time."""
-    for entries in tuning.load(forward.STEM).values():
+    for entries in launch_configs.load(forward.STEM).values():
         for when, use in (entry.values() for entry in entries):
             assert not use["resident"] or sum(forward.key_tiles(use, when["keys"])) >= when["keys"]
-    for entries in tuning.load(backward.STEM).values():
+    for entries in launch_configs.load(backward.STEM).values():
         for when, use in (entry.values() for entry in entries):
             assert not use["whole_head"] or use["key_cols"] >= when["keys"]
     cases = forward.AOT + backward.AOT

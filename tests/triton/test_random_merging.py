@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alt_kernels import Matching, testing
 from alt_kernels.reference import bipartite_soft_matching as matching_reference
 from alt_kernels.triton import bipartite_soft_matching as matching
-from alt_kernels.triton import tuning
+from alt_kernels.triton import launch_configs
 
 from . import test_merge_layer_norm as norm
 from . import test_weighted_merge as merge
@@ -43,7 +43,7 @@ def test_merging(device: torch.device, guarded: None, data: st.DataObject) -> No
     plan = strided(draw, plan)
     use = {"R": draw(st.sampled_from([1, 2, 8, 16])), "num_warps": 4}
     x, y = (draw(laid(torch.randn(batch, n, channels).to(dtype))) for n in (tokens, rows))
-    with tuning.forced("weighted_merge", use):
+    with launch_configs.force_config("weighted_merge", use):
         merge.check_merge(x, plan, "fractional", size, device)
         merge.check_merge_backward(y, plan, size, device)
         merge.check_unmerge(y, x, plan, device)
@@ -70,8 +70,8 @@ def test_merge_layer_norm(device: torch.device, guarded: None, data: st.DataObje
         "eps": norm.EPS,
     }
     with (
-        tuning.forced("merge_layer_norm", {"R": draw(st.sampled_from([1, 2, 8])), "num_warps": 4}),
-        tuning.forced("merge_layer_norm_backward", {"programs": draw(st.integers(1, 9)), "num_warps": 4}),
+        launch_configs.force_config("merge_layer_norm", {"R": draw(st.sampled_from([1, 2, 8])), "num_warps": 4}),
+        launch_configs.force_config("merge_layer_norm_backward", {"programs": draw(st.integers(1, 9)), "num_warps": 4}),
     ):
         norm.check_forward(values, device)
         back = norm.backward_inputs(values)
@@ -96,7 +96,10 @@ def test_matching(device: torch.device, guarded: None, data: st.DataObject) -> N
     tile = {"BB": draw(st.sampled_from([16, 32, 64])), "BC": draw(st.sampled_from([16, 32, 64])), "num_stages": 1}
     whole = draw(st.booleans())
     tile["BA"] = (64 if tokens <= 128 else 128) if whole else draw(st.sampled_from([16, 32]))
-    with pytest.MonkeyPatch.context() as patch, tuning.forced("bipartite_soft_matching", tile | {"num_warps": 4}):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        launch_configs.force_config("bipartite_soft_matching", tile | {"num_warps": 4}),
+    ):
         patch.setattr(matching, "ONE_PROGRAM", 512 if whole else 0)
         patch.setattr(matching, "RANK_ROWS", 32)
         if not whole:

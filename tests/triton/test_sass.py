@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alt_kernels.triton import sass
+from tools import sass
 
 LISTING = """
 _kernel:

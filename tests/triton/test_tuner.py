@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from alt_kernels.triton import tuner, tuning
-from alt_kernels.triton.tuner import Problem, Use, axis
+from alt_kernels.triton import launch_configs
+from tools import tune as tuner
+from tools.tune import Problem, Use, axis
 
 FILE = {
     "default": [
@@ -24,18 +25,18 @@ AXES = [axis("R", 1, 2, 4, 8), axis("num_warps", 2, 4, 8)]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
-    monkeypatch.setattr(tuning, "device_name", lambda: "default")  # also on a GPU that one of these tests names
+    monkeypatch.setattr(launch_configs, "CONFIGS", tmp_path)
+    monkeypatch.setattr(launch_configs, "device_name", lambda: "default")  # also on a GPU that one of these tests names
     (tmp_path / "op.json").write_text(json.dumps(FILE))
-    tuner.forget()
+    tuner.clear_caches()
     yield tmp_path
     monkeypatch.undo()
-    tuner.forget()
+    tuner.clear_caches()
 
 
 def used() -> Use:
     """What a launch would take now."""
-    return tuning.config("op", channels=64)
+    return launch_configs.config("op", channels=64)
 
 
 class Bench:
@@ -117,7 +118,7 @@ def test_what_does_not_run_or_is_wrong_is_dropped(folder: Path) -> None:
 
 
 def test_a_spill_where_the_default_has_none_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuner, "spilled", lambda _: int(used()["R"] == 1))
+    monkeypatch.setattr(tuner, "count_spills", lambda _: int(used()["R"] == 1))
     found = Bench(lambda use: float(use["R"])).search()
     assert found.use["R"] == 2
     assert "R=1: spills" in found.failures
@@ -141,17 +142,17 @@ def test_no_candidate_is_tried_twice(folder: Path) -> None:
 
 
 def test_entries_are_stored_beside_the_default_and_looked_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tuning.load("op")["default"]
+    before = launch_configs.load("op")["default"]
     listed = [{"when": {"channels": 64}, "use": {"R": 8, "num_warps": 2}}]
     tuner.store("op", "NVIDIA H200, sm_90", listed)
-    assert tuning.load("op") == {"default": before, "NVIDIA H200, sm_90": listed}
+    assert launch_configs.load("op") == {"default": before, "NVIDIA H200, sm_90": listed}
     assert used() == before[0]["use"]
-    monkeypatch.setattr(tuning, "device_name", lambda: "NVIDIA H200, sm_90")
+    monkeypatch.setattr(launch_configs, "device_name", lambda: "NVIDIA H200, sm_90")
     assert used() == listed[0]["use"]
-    assert tuning.config("op", channels=512) == before[1]["use"], "what was not tuned is the default's"
+    assert launch_configs.config("op", channels=512) == before[1]["use"], "what was not tuned is the default's"
     tuner.store("op", "NVIDIA H200, sm_90", [{"when": {"channels": 64}, "use": {"R": 1, "num_warps": 1}}])
     assert used() == {"R": 1, "num_warps": 1}
-    assert len(tuning.load("op")["NVIDIA H200, sm_90"]) == 1
+    assert len(launch_configs.load("op")["NVIDIA H200, sm_90"]) == 1
 
 
 def test_a_bad_entry_leaves_the_file_alone(folder: Path) -> None:
@@ -165,7 +166,7 @@ def test_a_bad_entry_leaves_the_file_alone(folder: Path) -> None:
 
 def test_forced_configurations_end_with_their_block(folder: Path) -> None:
     def fails() -> None:
-        with tuning.forced("op", {"R": 16, "num_warps": 1}):
+        with launch_configs.force_config("op", {"R": 16, "num_warps": 1}):
             assert used()["R"] == 16
             raise KeyError
 
@@ -191,7 +192,7 @@ def test_what_counts_as_the_same_result(got: Any, want: Any, same: bool) -> None
     assert tuner.agrees(got, want) is same
 
 
-@pytest.mark.parametrize("stem", sorted(path.stem for path in tuning.CONFIGS.glob("*.json")))
+@pytest.mark.parametrize("stem", sorted(path.stem for path in launch_configs.CONFIGS.glob("*.json")))
 def test_axes_fit_every_default(stem: str) -> None:
     """Fields that the file has, values that the kernels take: powers of two, or 0 and 1 for switches."""
     prefixes = {
@@ -199,7 +200,7 @@ def test_axes_fit_every_default(stem: str) -> None:
         "cosine_gumbel_assign_backward": ("delta_", "rows_", "entities_", "values_"),
         "proportional_attention_backward": ("key_", "query_"),
     }.get(stem, ("",))
-    for entry in tuning.load(stem)["default"]:
+    for entry in launch_configs.load(stem)["default"]:
         for changes in tuner.axes_of(stem, entry["when"], prefixes):
             assert len(changes) > 1 or "resident" in changes[0]
             for change in changes:

@@ -14,9 +14,10 @@ import torch
 
 import alt_kernels  # noqa: F401  registers the ops
 from alt_kernels import library
-from alt_kernels.triton import aot, tuning
+from alt_kernels.triton import launch_configs
+from tools import aot, aot_case
 
-STEMS = sorted(path.stem for path in tuning.CONFIGS.glob("*.json"))
+STEMS = sorted(path.stem for path in launch_configs.CONFIGS.glob("*.json"))
 TWO_GPUS = {
     "default": [
         {"when": {"channels": 64, "depth": 8}, "use": {"R": 1, "num_warps": 1}},
@@ -32,10 +33,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder of configurations, and no memory of those read before."""
 
     def forget() -> None:
-        for function in (tuning.load, tuning.device_name, tuning._config):
+        for function in (launch_configs.load, launch_configs.device_name, launch_configs._config):
             function.cache_clear()
 
-    monkeypatch.setattr(tuning, "CONFIGS", tmp_path)
+    monkeypatch.setattr(launch_configs, "CONFIGS", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     forget()
     yield tmp_path
@@ -64,7 +65,7 @@ def write(folder: Path, content: Any, stem: str = "op") -> None:
 )
 def test_the_nearest_entry_in_logarithms(files: Path, channels: int, depth: int, expected: int) -> None:
     write(files, TWO_GPUS)
-    assert tuning.config("op", channels=channels, depth=depth) == {"R": expected, "num_warps": 1}
+    assert launch_configs.config("op", channels=channels, depth=depth) == {"R": expected, "num_warps": 1}
 
 
 def test_the_gpu_before_the_default(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,32 +73,35 @@ def test_the_gpu_before_the_default(files: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert tuning.config("op", channels=500, depth=8)["R"] == 9
-    assert tuning.config("op", channels=64, depth=8)["R"] == 1, "what was not tuned there is the default's"
-    tuning.device_name.cache_clear()
+    assert launch_configs.config("op", channels=500, depth=8)["R"] == 9
+    assert launch_configs.config("op", channels=64, depth=8)["R"] == 1, "what was not tuned there is the default's"
+    launch_configs.device_name.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU that nobody tuned for")
-    assert tuning.config("op", channels=500, depth=8)["R"] == 2
+    assert launch_configs.config("op", channels=500, depth=8)["R"] == 2
 
 
 def test_a_caller_cannot_change_what_the_next_one_gets(files: Path) -> None:
     write(files, TWO_GPUS)
-    tuning.config("op", channels=64, depth=8)["R"] = 77
-    assert tuning.config("op", channels=64, depth=8)["R"] == 1
+    launch_configs.config("op", channels=64, depth=8)["R"] = 77
+    assert launch_configs.config("op", channels=64, depth=8)["R"] == 1
 
 
 def test_shipped_lists_each_configuration_once(files: Path) -> None:
     same = {**TWO_GPUS, "another GPU, sm_80": TWO_GPUS["default"]}
     write(files, same)
-    assert [(s.use["R"], s.targets) for s in tuning.shipped("op", channels=500, depth=8)] == [(2, ()), (9, (90,))]
-    assert [(s.use["R"], s.targets) for s in tuning.shipped("op", channels=64, depth=8)] == [(1, ())]
+    assert [(s.use["R"], s.targets) for s in aot_case.list_configs("op", channels=500, depth=8)] == [
+        (2, ()),
+        (9, (90,)),
+    ]
+    assert [(s.use["R"], s.targets) for s in aot_case.list_configs("op", channels=64, depth=8)] == [(1, ())]
 
 
 def test_a_call_that_names_other_sizes(files: Path) -> None:
     write(files, TWO_GPUS)
     with pytest.raises(ValueError, match=r"sizes: expected \['channels', 'depth'\] for 'op', got \['channels'\]"):
-        tuning.config("op", channels=64)
+        launch_configs.config("op", channels=64)
     with pytest.raises(ValueError, match=r"stem: expected one of \['op'\], got 'opp'"):
-        tuning.config("opp", channels=64, depth=8)
+        launch_configs.config("opp", channels=64, depth=8)
 
 
 @pytest.mark.parametrize(
@@ -124,20 +128,20 @@ def test_a_call_that_names_other_sizes(files: Path) -> None:
 def test_a_broken_file_is_named(files: Path, content: Any, sentence: str) -> None:
     write(files, content)
     with pytest.raises(ValueError, match=f"op.json: .*{sentence}"):
-        tuning.load("op")
+        launch_configs.load("op")
 
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_every_shipped_file(stem: str) -> None:
     """Readable, warps a power of two up to 32, no two entries for the same sizes."""
-    for entries in tuning.load(stem).values():
+    for entries in launch_configs.load(stem).values():
         sizes = [tuple(entry["when"].items()) for entry in entries]
         assert len(set(sizes)) == len(sizes)
         for entry in entries:
             for key, value in entry["use"].items():
                 if key.endswith("warps") and (value or key == "num_warps"):  # 0: that kernel is not used there
                     assert value in (1, 2, 4, 8, 16, 32)
-            assert tuning.nearest(entries, entry["when"]) == entry["use"]
+            assert launch_configs.nearest(entries, entry["when"]) == entry["use"]
 
 
 @pytest.mark.parametrize("name", sorted(library.OPS))

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Driver:
-    """Answers with its target; whatever a launch itself would need raises AttributeError.
+    """Driver that knows its target only; anything that a real launch needs raises AttributeError.
 
     ``triton.runtime.driver.set_active(Driver(90))`` lets the launchers run up to the launch.
     """
@@ -33,7 +33,7 @@ class Driver:
 
 @contextlib.contextmanager
 def stopped_launches() -> Iterator[None]:
-    """Launches inside bind their arguments, compile or find the kernel in a cache, and stop there."""
+    """Makes launches inside bind their arguments, compile the kernel or find it in a cache, and stop."""
     from triton.runtime.interpreter import GridExecutor
     from triton.runtime.jit import JITFunction
 

@@ -1,15 +1,19 @@
-"""Compile every kernel and shipped configuration ahead of time, without a GPU, and read what came of it.
+"""Compiles every kernel and shipped configuration ahead of time, without a GPU, and checks the compiled code.
 
-``python -m alt_kernels.triton.aot --out docs/kernels_resources.md`` writes the table for sm_80, sm_90 and sm_100;
-the exit status is 1 where a kernel spills registers, or has a half-precision dot without the target's matrix
-instruction, and its :class:`~alt_kernels.triton.aot_case.AotCase` gives no reason; where a kernel takes more shared
-memory than the target has, or came out empty; or where a launcher starts a kernel that no case compiles. ``--only``
-takes a part of a name; with ``--loops`` it prints what the loops of these cases ask of an sm_90 instead
-(:mod:`.sass`). ``--sample 4 --turn n`` compiles every kernel once for every target and a fourth of the other
-cases, another fourth for each n modulo 4.
+``python -m tools.aot --out docs/kernels_resources.md`` writes the table for sm_80, sm_90 and sm_100. The exit status is
+1 if one of these is true:
 
-The cases are the lists ``AOT`` of the modules beside this one. Arguments are as divisible as in a real launch:
-without it the compiler builds another kernel, which nobody runs (no 16-byte access, often spills).
+- a kernel spills registers, or has a half-precision dot without the target's matrix instruction, and its
+  :class:`~tools.aot_case.AotCase` gives no reason;
+- a kernel takes more shared memory than the target has, or came out empty;
+- a launcher starts a kernel that no case compiles.
+
+``--only`` takes a part of a name. With ``--loops`` it prints the cycles of the loops of these cases on an sm_90
+(:mod:`.sass`). ``--sample 4 --turn n`` compiles every kernel once for every target and a fourth of the other cases,
+another fourth for each n modulo 4.
+
+The cases are the lists ``AOT`` in ``aot_cases/``. Arguments are declared as divisible as in a real launch. Otherwise
+the compiler builds a different kernel, which nobody runs (no 16-byte access, often spills).
 """
 
 from __future__ import annotations
@@ -28,40 +32,43 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alt_kernels.triton import launch_configs
+
 from . import sass
 from .aot_case import AotCase
 
 TARGETS = (80, 90, 100)
-# What a half-precision dot becomes: warps' own instruction, the warp group's, tensor memory's.
+# The instruction of a half-precision dot: of a warp, of a warp group, of tensor memory.
 MATRIX = {80: r"HMMA", 90: r"HGMMA", 100: r"UTC[A-Z]*MMA"}
 ANY_MATRIX = r"HMMA|HGMMA|UTC[A-Z]*MMA|[IDQ]GMMA|[ID]MMA|OMMA|QMMA"
-NO_KERNELS = {"__init__", "aot", "aot_case", "aot_driver", "hardware", "host", "sass", "tuner", "tuning"}
+KERNELS = Path(launch_configs.__file__).parent
+CASES = Path(__file__).parent / "aot_cases"
 #: Bytes of shared memory that a program may have, by target.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-#: The smallest of our kernels has three times as many; a kernel that the compiler emptied has about ten.
+#: Our smallest kernel has three times as many; a kernel that the compiler emptied has about ten.
 LEAST_INSTRUCTIONS = 40
 NO_CASE = "--only: no case has {!r} in its name"
 INTERPRETED = "TRITON_INTERPRET is set: kernels are Python functions under it and cannot be compiled; unset it"
 
 
 class Resources(NamedTuple):
-    """Resources of one case on one target, read from the assembler's output."""
+    """The assembler's figures for one case on one target."""
 
     module: str
     case: AotCase
     target: int
-    registers: int  # of each thread
-    stack: int  # bytes of each thread; a spill, since these kernels keep no array
+    registers: int  # per thread
+    stack: int  # bytes per thread; a spill, since these kernels keep no array
     spills: int  # loads and stores of local memory in the code
-    shared: int  # bytes of each program
+    shared: int  # bytes per program
     matrix: Counter[str]  # matrix instructions by name
     accesses: int  # loads and stores of global memory in the code
-    wide: int  # of these, 16 bytes a thread
+    wide: int  # of these, 16 bytes per thread
     instructions: int  # in the code, without padding
     stores: int  # to global memory
 
     def complaints(self) -> list[str]:
-        """Returns everything that is wrong, also where the case gives a reason."""
+        """Returns all objections, whether or not the case gives a reason."""
         found = []
         if self.stack or self.spills:
             found.append(f"spills ({self.stack} bytes of stack, {self.spills} local accesses)")
@@ -70,7 +77,7 @@ class Resources(NamedTuple):
         return found + self.defects()
 
     def defects(self) -> list[str]:
-        """Returns the faults that no reason excuses."""
+        """Returns the objections that no reason excuses."""
         found = []
         if self.shared > SHARED[self.target]:
             found.append(f"{self.shared} bytes of shared memory, of which there are {SHARED[self.target]}")
@@ -80,29 +87,29 @@ class Resources(NamedTuple):
 
 
 def modules() -> list[str]:
-    """The kernel files beside this one."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_KERNELS)
+    """Returns the kernel files that have cases."""
+    return sorted(path.stem for path in CASES.glob("*.py") if path.stem != "__init__")
 
 
 def cases(stem: str) -> list[AotCase]:
-    """The list ``AOT`` of a module; empty where its kernels are listed by another."""
-    return list(getattr(importlib.import_module(f".{stem}", __package__), "AOT", ()))
+    """Returns the cases of a kernel file."""
+    return list(importlib.import_module(f".aot_cases.{stem}", __package__).AOT)
 
 
-def uncovered() -> list[str]:
-    """Kernels that some launcher starts and no case compiles, as ``module: kernel``."""
+def find_uncovered() -> list[str]:
+    """Returns the kernels that some launcher starts and no case compiles, as ``module: kernel``."""
     compiled = {case.kernel.__name__ for stem in modules() for case in cases(stem)}
     launched = {
-        f"{stem}: {name}": name
-        for stem in modules()
-        for name in re.findall(r"^\s+(?:return )?(\w+)\[", (Path(__file__).parent / f"{stem}.py").read_text(), re.M)
-        if hasattr(getattr(importlib.import_module(f".{stem}", __package__), name, None), "params")
+        f"{path.stem}: {name}": name
+        for path in sorted(KERNELS.glob("*.py"))
+        for name in re.findall(r"^\s+(?:return )?(\w+)\[", path.read_text(), re.M)
+        if hasattr(getattr(importlib.import_module(f"alt_kernels.triton.{path.stem}"), name, None), "params")
     }
     return [where for where, name in launched.items() if name not in compiled]
 
 
 def source(case: AotCase) -> Any:
-    """The case as Triton's compiler takes it: types, constants, and which arguments are multiples of 16."""
+    """Returns the case as Triton's compiler takes it: types, constants, and which arguments are multiples of 16."""
     from triton.compiler import ASTSource
 
     kernel = case.kernel
@@ -120,8 +127,8 @@ def source(case: AotCase) -> Any:
     return ASTSource(kernel, signature, dict(case.constants), attributes)
 
 
-def tool(name: str, *arguments: str) -> str:
-    """A disassembler of those that come with Triton."""
+def run_tool(name: str, *arguments: str) -> str:
+    """Returns the output of a disassembler that comes with Triton."""
     import triton
 
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -131,7 +138,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]:
-    """Compile and disassemble; what it uses, and its SASS."""
+    """Compiles and disassembles a case; returns its resources and its SASS."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -143,8 +150,8 @@ def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        usage = tool("cuobjdump", "--dump-resource-usage", str(cubin))
-        listing = tool("nvdisasm", "-c", str(cubin))
+        usage = run_tool("cuobjdump", "--dump-resource-usage", str(cubin))
+        listing = run_tool("nvdisasm", "-c", str(cubin))
     counts = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     opcodes = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing)
     accesses = [name for name in opcodes if re.match(r"(LDG|STG|LDGSTS|UTMALDG|UTMASTG)\b", name)]
@@ -170,14 +177,14 @@ def _work(job: tuple[str, int, int]) -> Resources:
     return compile_case(stem, cases(stem)[index], target)[0]
 
 
-def chosen(only: str = "") -> list[tuple[str, int, str]]:
-    """Module, place in its list and ``module: name`` of every case whose name contains ``only``."""
+def select_cases(only: str = "") -> list[tuple[str, int, str]]:
+    """Returns module, place in its list and ``module: name`` of every case whose name contains ``only``."""
     found = ((stem, i, f"{stem}: {case.name}") for stem in modules() for i, case in enumerate(cases(stem)))
     return [case for case in found if only in case[2]]
 
 
-def sampled(work: list[tuple[str, int, int]], every: int, turn: int) -> list[tuple[str, int, int]]:
-    """The first case of every kernel on every target, and of the others each ``every``-th, ``every`` turns for all."""
+def sample_cases(work: list[tuple[str, int, int]], every: int, turn: int) -> list[tuple[str, int, int]]:
+    """Returns the first case of every kernel on every target and every ``every``-th other, a new part per ``turn``."""
     found, seen, others = [], set(), 0
     for job in work:
         stem, index, target = job
@@ -193,15 +200,15 @@ def sampled(work: list[tuple[str, int, int]], every: int, turn: int) -> list[tup
 def compile_all(
     only: str = "", targets: Iterable[int] = TARGETS, jobs: int | None = None, every: int = 1, turn: int = 0
 ) -> list[Resources]:
-    """Every chosen case on every target, or a sample of them, several at a time."""
+    """Compiles every selected case on every target, or a sample of them, several at a time."""
     targets = tuple(targets)
     work = [
         (stem, i, target)
-        for stem, i, _ in chosen(only)
+        for stem, i, _ in select_cases(only)
         for target in targets
         if target in (cases(stem)[i].targets or targets)
     ]
-    work = sampled(work, every, turn)
+    work = sample_cases(work, every, turn)
     if jobs == 1:
         return [_work(job) for job in work]
     # spawn: a fork of a process that holds a compiler's threads may hang.
@@ -228,21 +235,21 @@ def _row(group: list[Resources]) -> Iterator[str]:
 
 
 def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:
-    """Markdown: a section for each module, a line for each case."""
+    """Returns Markdown: a section per module, a line per case."""
     import triton
 
     names = ", ".join(f"sm_{target}" for target in targets)
     lines = [
         "# Kernels, compiled ahead of time",
         "",
-        "Generated by `python -m alt_kernels.triton.aot --out docs/kernels_resources.md`,"
+        "Generated by `python -m tools.aot --out docs/kernels_resources.md`,"
         f" Triton {triton.__version__}, for {names}.",
         "Nothing here was run: these are the compiler's figures for the shipped configurations, not measured speed.",
         "A column with one value has it on every target; `a / b / c` are the targets in that order.",
         "",
-        "- registers: of each thread (255 is the limit). stack: bytes of each thread; above 0 is a spill.",
-        "- shared: bytes of each program. matrix: matrix instructions in the code.",
-        "- 16-byte: loads and stores of global memory in the code that move 16 bytes a thread, of all of them; the"
+        "- registers: per thread (255 is the limit). stack: bytes per thread; above 0 is a spill.",
+        "- shared: bytes per program. matrix: matrix instructions in the code.",
+        "- 16-byte: loads and stores of global memory in the code that move 16 bytes per thread, of all of them; the"
         " others read the plan and sizes.",
     ]
     for stem in dict.fromkeys(r.module for r in results):
@@ -259,8 +266,8 @@ def table(results: list[Resources], targets: Iterable[int] = TARGETS) -> str:
 
 
 def print_loops(only: str) -> int:
-    """For each chosen case its loops' pipes on sm_90; 2 where no case has ``only`` in its name."""
-    for stem, index, name in (found := chosen(only)):
+    """Prints the pipes of the loops of each selected case on sm_90; returns 2 if there is no such case."""
+    for stem, index, name in (found := select_cases(only)):
         resources, listing = compile_case(stem, cases(stem)[index], 90)
         print(f"{name}: {resources.registers} registers, {resources.stack} stack, {resources.shared:,} shared")
         print(*sass.report(listing), sep="\n")
@@ -270,16 +277,16 @@ def print_loops(only: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m alt_kernels.triton.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the table to this file")
-    parser.add_argument("--check", action="store_true", help="print no table, only what is wrong")
+    parser.add_argument("--check", action="store_true", help="print objections only, no table")
     parser.add_argument("--only", default="", help="a part of 'module: case'")
     parser.add_argument("--target", type=int, action="append", choices=TARGETS, help="80, 90 or 100; more than once")
     parser.add_argument("--list", action="store_true", help="print the cases' names and compile nothing")
     parser.add_argument("--loops", action="store_true", help="print the cycles of the loops of --only's cases on sm_90")
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="every kernel once, every N-th other case")
     parser.add_argument("--turn", type=int, default=0, help="which of the N samples")
-    parser.add_argument("--jobs", type=int, help="compilations at a time; default: one a core")
+    parser.add_argument("--jobs", type=int, help="compilations at a time; default: one per core")
     options = parser.parse_args(arguments)
     import triton
 
@@ -287,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(INTERPRETED, file=sys.stderr)
         return 2
     if options.list:
-        print(*(name for _, _, name in chosen(options.only)), sep="\n")
+        print(*(name for _, _, name in select_cases(options.only)), sep="\n")
         return 0
     if options.loops:
         return print_loops(options.only)
@@ -310,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         for complaint in (r.defects() if r.case.reason else r.complaints())
     ]
     if not options.only:
-        failures += [f"{where}: launched, but in no AOT list" for where in uncovered()]
+        failures += [f"{where}: launched, but in no AOT list" for where in find_uncovered()]
     for failure in failures:
         print(failure, file=sys.stderr)
     print(f"{len(results)} compilations, {len(failures)} complaints", file=sys.stderr)

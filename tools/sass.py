@@ -1,12 +1,13 @@
-"""Cycles of a multiprocessor's pipes per iteration of a compiled loop, read from the assembler's listing.
+"""Reads the cycles of a multiprocessor's pipes that a loop of compiled code takes, from the assembler's listing.
 
-``python -m alt_kernels.triton.aot --loops --only CASE`` prints it for sm_90. For every loop: the instructions of one
-warp's turn, and the cycles for which they keep each pipe of a sub-partition (a fourth of a multiprocessor) busy. The
-largest of them times turns and warps over sub-partitions is a bound that no schedule beats; what a kernel takes is
-above it, by latencies that its other warps do not hide. Bytes from memory and L2 are not counted here.
+``python -m tools.aot --loops --only CASE`` prints it for sm_90. For every loop: the instructions of one
+warp's iteration, and the cycles for which they keep each pipe of a sub-partition (a fourth of a multiprocessor) busy.
+The largest of them, times iterations and warps over sub-partitions, is a bound that no schedule beats. A kernel takes
+longer by the latencies that its other warps do not hide. Bytes from memory and L2 are not counted here.
 
 Rates are those of compute capability 9.0 in the throughput table of NVIDIA's CUDA C++ Programming Guide, and 512
-dense bfloat16 products a cycle of each of the four tensor cores (989 TFLOP/s of an H100 at 1.83 GHz on 132 of them).
+dense bfloat16 products per cycle and tensor core, of which a multiprocessor has four (989 TFLOP/s of an H100 at
+1.83 GHz on 132 multiprocessors).
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ _WIDTH = {"64": 2, "128": 4}
 
 
 class Loop(NamedTuple):
-    """A loop's body, without the loops inside it."""
+    """Body of a loop, without the loops inside it."""
 
     start: int  # address of its first instruction; -1: the code outside all loops
     end: int
     depth: int  # 0: the kernel itself, 1: an outermost loop
     instructions: int
     matrix: int
-    cycles: dict[str, float]  # of one turn of one warp, by pipe; "issue" is a cycle an instruction
+    cycles: dict[str, float]  # of one iteration of one warp, by pipe; "issue" is one cycle per instruction
 
     @property
     def bound(self) -> tuple[str, float]:
-        """The busiest pipe and its cycles."""
+        """Returns the busiest pipe and its cycles."""
         pipe = max(self.cycles, key=lambda name: self.cycles[name])
         return pipe, self.cycles[pipe]
 
 
 def matrix_cycles(opcode: str) -> float:
-    """Cycles for which a matrix instruction keeps its sub-partition's tensor core busy; 0 for unknown shapes."""
+    """Returns the cycles that a matrix instruction occupies its sub-partition's tensor core; 0 for unknown shapes."""
     # A warp group's, on all four tensor cores: k is 16 for half precision, 8 for tf32, which runs at half the rate.
     if shape := re.match(r"[HIQ]GMMA\.64x(\d+)x\d+", opcode):
         return 64 * int(shape[1]) * 16 / (4 * PRODUCTS)
@@ -65,7 +66,7 @@ def matrix_cycles(opcode: str) -> float:
 
 
 def cost(opcode: str) -> tuple[str, float]:
-    """(pipe, cycles of a sub-partition) of one instruction of one warp."""
+    """Returns the pipe and its cycles for one instruction of one warp."""
     for pattern, pipe, cycles in RATES:
         if re.match(pattern, opcode):
             if pipe == "tensor":
@@ -77,9 +78,9 @@ def cost(opcode: str) -> tuple[str, float]:
 
 
 def loops(sass: str) -> list[Loop]:
-    """The whole kernel without its loops, then every loop of a listing (``nvdisasm -c``) in the order of its code.
+    """Returns the whole kernel without its loops, then every loop of a listing (``nvdisasm -c``) in code order.
 
-    A branch back closes a loop; the branch to itself that pads a kernel's end is none.
+    A backward branch closes a loop; the branch to itself that pads a kernel's end does not count.
     """
     code: list[tuple[int, str, str]] = []
     labels: dict[str, int] = {}
@@ -97,7 +98,7 @@ def loops(sass: str) -> list[Loop]:
         target = re.search(r"\((\.L_\w+)\)", rest)
         if opcode.startswith("BRA") and target and labels.get(target[1], address) < address:
             spans.add((labels[target[1]], address))
-    # Two branches to one label are one loop with two ways back: its farther end.
+    # Two branches to one label are one loop, which ends at the farther branch.
     ends = {start: max(end for first, end in spans if first == start) for start, _ in spans}
     whole = {-1: code[-1][0]} if code else {}
     return [_loop(start, end, whole | ends, code) for start, end in sorted((whole | ends).items())]
@@ -119,7 +120,7 @@ def _loop(start: int, end: int, ends: dict[int, int], code: list[tuple[int, str,
 
 
 def report(sass: str) -> list[str]:
-    """A line for each loop."""
+    """Returns one line per loop."""
     lines = []
     for loop in loops(sass):
         pipe, busy = loop.bound

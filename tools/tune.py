@@ -1,11 +1,11 @@
-"""A bounded search over launch configurations; it measures nothing itself and knows no GPU.
+"""Bounded search over launch configurations, independent of the clock and the GPU.
 
-From the configuration in use, one axis after the other (a field, or fields that go together) is tried at its other
-values, the nearest first; the fastest in one interleaved contest against the incumbent takes its place if it is faster
-by a margin that noise does not reach. What a sweep needs is compiled at once, in threads, where no cache has it. A
-candidate must run (a tile that does not fit the shared memory raises when it is launched), must not spill registers
-where the incumbent does not, and must give the incumbent's result. Two sweeps at most, or until the time is up.
-``benchmarks/gpu/tune.py`` brings the problems and the clock; ``make gpu SECTIONS=tune`` runs it.
+The search starts from the configuration in use. One axis after the other (a field, or fields that go together) is tried
+at its other values, the nearest first. The fastest candidate of an interleaved contest replaces the incumbent if it is
+faster by a margin above noise. Kernels of a sweep that no cache has are compiled at once, in threads. A candidate must
+run (a tile that does not fit the shared memory raises at launch), must not spill registers where the incumbent does
+not, and must give the incumbent's result. There are at most two sweeps, within the given time.
+``benchmarks/gpu/tune.py`` provides the problems and the clock; ``make gpu SECTIONS=tune`` runs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import tuning
+from alt_kernels.triton import launch_configs
+
 from .aot_driver import stopped_launches
 
 Use = dict[str, int]
@@ -37,7 +38,7 @@ WARPS = (1, 2, 4, 8, 16)
 
 
 class Problem(NamedTuple):
-    """A launch to tune: the entry's sizes, and calls of the op on one set of inputs after the other."""
+    """Problem to tune: the entry's sizes, and calls of the op on one set of inputs after the other."""
 
     stem: str
     when: Use
@@ -46,7 +47,7 @@ class Problem(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Result of one problem: seconds per call before and after, ``tried`` with the time over the incumbent's."""
+    """Result of one problem: seconds per call before and after; ``tried`` holds ratios to the incumbent's time."""
 
     stem: str
     when: Use
@@ -60,7 +61,7 @@ class Search(NamedTuple):
 
 
 def axis(name: str, *values: int) -> list[Use]:
-    """Changes of one field."""
+    """Returns the changes of one field."""
     return [{name: value} for value in values]
 
 
@@ -126,8 +127,8 @@ def _power(count: int) -> int:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[Any]]:
-    """The compiled kernels that are launched inside, which know their spills; none under the interpreter."""
+def record_launches() -> Iterator[list[Any]]:
+    """Yields the list of compiled kernels launched inside, which know their spills; empty under the interpreter."""
     from triton.runtime.jit import JITFunction
 
     launched: list[Any] = []
@@ -145,20 +146,20 @@ def watched() -> Iterator[list[Any]]:
         JITFunction.run = original  # type: ignore[method-assign]
 
 
-def spilled(launched: Sequence[Any]) -> int:
+def count_spills(launched: Sequence[Any]) -> int:
     return sum(int(getattr(kernel, "n_spills", 0) or 0) for kernel in launched)
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """Returns the tensors of a result, flat."""
+def flatten(value: Any) -> list[Tensor]:
+    """Returns the tensors of a call's result."""
     if isinstance(value, Tensor):
         return [value]
-    return [t for part in value for t in tensors(part)] if isinstance(value, (tuple, list)) else []
+    return [t for part in value for t in flatten(part)] if isinstance(value, (tuple, list)) else []
 
 
 def agrees(got: Any, want: Any) -> bool:
-    """Floats to a few roundings of half precision of the largest; of integers, which ties may change, 99 of 100."""
-    pairs = list(zip(tensors(got), tensors(want), strict=True))
+    """True if floats agree to a few half-precision roundings of the largest, and 99 of 100 integers (ties differ)."""
+    pairs = list(zip(flatten(got), flatten(want), strict=True))
     for left, right in pairs:
         if left.shape != right.shape or left.dtype != right.dtype:
             return False
@@ -174,16 +175,17 @@ def agrees(got: Any, want: Any) -> bool:
 
 def in_use(problem: Problem) -> Use:
     """Returns the configuration that launches of the problem take now."""
-    return dict(tuning.nearest(tuning.listed(tuning.load(problem.stem), tuning.device_name()), problem.when))
+    entries = launch_configs.list_entries(launch_configs.load(problem.stem), launch_configs.device_name())
+    return dict(launch_configs.nearest(entries, problem.when))
 
 
 def first_sweep(problem: Problem) -> list[Use]:
-    """Returns the configuration in use, then each that differs from it along one axis, in the order of a search."""
+    """Returns the start of a search: the configuration in use, then each that differs from it along one axis."""
     start = in_use(problem)
-    return [start, *(use for changes in problem.axes for _, use in along(changes, start))]
+    return [start, *(use for changes in problem.axes for _, use in nearest_first(changes, start))]
 
 
-def along(changes: Sequence[Use], start: Use) -> list[tuple[Use, Use]]:
+def nearest_first(changes: Sequence[Use], start: Use) -> list[tuple[Use, Use]]:
     """Returns the changes of one axis with the configurations that they make of ``start``, the nearest first.
 
     Changes of fields that ``start`` has not, and those that change nothing, are left out.
@@ -213,7 +215,7 @@ def compile_together(problem: Problem, uses: Sequence[Use]) -> None:
         stopped_launches(),
     ):
         for use in uses:
-            with tuning.forced(problem.stem, use), contextlib.suppress(Exception):
+            with launch_configs.force_config(problem.stem, use), contextlib.suppress(Exception):
                 problem.calls[0]()
 
 
@@ -238,11 +240,11 @@ def search(
     seen = {_key(default)}
 
     def run(use: Use) -> tuple[Any, int]:
-        with tuning.forced(stem, use), watched() as launched:
-            return problem.calls[0](), spilled(launched)
+        with launch_configs.force_config(stem, use), record_launches() as launched:
+            return problem.calls[0](), count_spills(launched)
 
     def unseen(axes: Sequence[Sequence[Use]]) -> list[Use]:
-        return [use for changes in axes for _, use in along(changes, best) if _key(use) not in seen]
+        return [use for changes in axes for _, use in nearest_first(changes, best) if _key(use) not in seen]
 
     want, allowed = run(default)
     before = after = 0.0
@@ -261,7 +263,7 @@ def search(
                 prepare(problem, unseen(problem.axes[number:]))
                 prepared = best
             candidates: dict[str, Use] = {}
-            for change, use in along(changes, best):
+            for change, use in nearest_first(changes, best):
                 if _key(use) in seen:
                     continue
                 seen.add(_key(use))
@@ -304,7 +306,7 @@ def search(
 
 def _with(stem: str, use: Use, call: Call) -> Call:
     def run() -> Any:
-        with tuning.forced(stem, use):
+        with launch_configs.force_config(stem, use):
             return call()
 
     return run
@@ -319,7 +321,7 @@ def _text(change: Use) -> str:
 
 
 def entries(found: Sequence[Search]) -> dict[str, list[dict[str, Any]]]:
-    """By stem, what differs from the default, as ``configs/<stem>.json`` lists it."""
+    """Returns, by stem, the entries that differ from the default, as ``configs/<stem>.json`` lists them."""
     kept: dict[str, list[dict[str, Any]]] = {}
     for result in found:
         if result.use != result.default:
@@ -328,14 +330,14 @@ def entries(found: Sequence[Search]) -> dict[str, list[dict[str, Any]]]:
 
 
 def store(stem: str, device: str, listed: Sequence[Mapping[str, Any]]) -> None:
-    """Put entries of a GPU into the op's file: those of the same sizes are replaced, the others stay.
+    """Writes entries of a GPU to the op's file: those of the same sizes are replaced, the others stay.
 
     Raises:
         ValueError: ``device`` is "default", which is chosen by hand, or an entry is not as the file's others.
     """
     if device == "default":
         raise ValueError("device: expected the name of a GPU, got 'default', which is not tuned on one")
-    path = tuning.CONFIGS / f"{stem}.json"
+    path = launch_configs.CONFIGS / f"{stem}.json"
     before = path.read_text()
     devices = json.loads(before)
     sizes = [entry["when"] for entry in listed]
@@ -346,16 +348,16 @@ def store(stem: str, device: str, listed: Sequence[Mapping[str, Any]]) -> None:
         lines = ",\n".join(f"    {json.dumps(entry)}" for entry in group)
         blocks.append(f"  {json.dumps(name)}: [\n{lines}\n  ]")
     path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
-    forget()
+    clear_caches()
     try:
-        tuning.load(stem)
+        launch_configs.load(stem)
     except (ValueError, KeyError) as error:
         path.write_text(before)
-        forget()
+        clear_caches()
         raise ValueError(f"listed: {error}") from error
 
 
-def forget() -> None:
-    """Files are read anew; what was looked up before is looked up again."""
-    for function in (tuning.load, tuning._config):
+def clear_caches() -> None:
+    """Clears the caches, so that files and configurations are read again."""
+    for function in (launch_configs.load, launch_configs._config):
         function.cache_clear()
