@@ -27,6 +27,7 @@ from .options import (
 )
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
+from .settings import describe_settings
 
 if TYPE_CHECKING:
     from alt.evaluate.execute import Evaluated, Placement
@@ -69,6 +70,10 @@ def evaluate(
     Without --data the evaluation of a configuration is executed on its data: supervised, few-shot, linear-probe or
     zero-shot, with its frames and views. With --data a list of clips is tested, with --views.
     """
+    if "help" in (set_ or []):
+        for line in describe_settings(config):
+            typer.echo(line)
+        return
     from alt.evaluate.execute import Placement
 
     seen = parse_views(views)

@@ -12,6 +12,7 @@ import typer
 from alt.errors import UsageError, UserError
 
 from .logs import logger
+from .settings import complete_setting
 
 if TYPE_CHECKING:
     from alt.evaluate.views import Views
@@ -64,7 +65,8 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Change one setting of the configuration, for example optim.lr=1e-5; repeatable.",
+        help="Change one setting of the configuration, for example optim.lr=1e-5; repeatable. 'help' lists them.",
+        autocompletion=complete_setting,
     ),
 ]
 Root = Annotated[

@@ -10,6 +10,7 @@ import typer
 from alt.errors import UsageError, UserError
 
 from .options import Overrides
+from .settings import complete_setting, describe_settings
 
 
 def train(
@@ -21,7 +22,12 @@ def train(
     ] = "",
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, as with --set.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Settings to change, as with --set.",
+            show_default=False,
+            autocompletion=complete_setting,
+        ),
     ] = None,
     set_: Overrides = None,
     out: Annotated[
@@ -39,11 +45,15 @@ def train(
 
     The folder of the run gets the configuration, the last checkpoint, metrics.csv and in the end model.safetensors. A
     run that was killed goes on with --resume and ends with the same weights; Ctrl-C leaves the last checkpoint, SIGTERM
-    writes one more. Several processes: by trainer.devices, or
-    started by torchrun, on one or many machines.
+    writes one more. The configuration says where it runs (trainer.accelerator), and on how many devices; torchrun
+    starts it on one or many machines.
     """
     if list_:
         _list()
+        return
+    if "help" in (set_ or []):
+        for line in describe_settings(config or None):
+            typer.echo(line)
         return
     if not config or "=" in config:
         raise UsageError("Name a configuration: a YAML file or one of those that 'alt train --list' shows.")

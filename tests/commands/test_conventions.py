@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import alt
 from alt.cli import build_app
 from alt.commands import cost as cost_module
+from alt.commands.settings import complete_setting
 from alt.errors import Terminated, UsageError, UserError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "command_line.md"
@@ -246,6 +247,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_without_typer_the_script_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom alt.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "alt: the command line needs typer; install it with: pip install 'alt-kernels[models]'\n"
+
+
 def test_version_is_what_a_bug_report_needs() -> None:
     import torch
 
@@ -280,3 +288,35 @@ def test_entityworld_compares_by_default() -> None:
     group = get_command(build_app()).commands["entityworld"]  # type: ignore[attr-defined]
     context = group.make_context("entityworld", ["--seeds", "2"], parent=typer.Context(group))
     assert [*context._protected_args, *context.args] == ["compare", "--seeds", "2"]
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+def test_set_help_lists_every_setting_of_the_configuration() -> None:
+    from alt.train.config import load_config
+    from alt.train.parse import flat
+    from alt.validation import plain
+
+    config = load_config("entity-world-cpu")
+    listed = {line.split()[0]: line for line in run("train", "entity-world-cpu", "--set", "help").stdout.splitlines()}
+    assert {key for key in flat(plain(config)) if key != "model.options"} <= listed.keys()
+    assert f" {config.optim.lr} " in listed["optim.lr"]
+    assert listed["trainer.precision"].endswith("32-true | bf16-mixed | 16-mixed")
+    assert "model.options.strategy" in listed
+    assert {line.split()[0] for line in run("train", "--set", "help").stdout.splitlines()} >= {"optim.lr", "seed"}
+
+
+def test_set_completes_keys_and_values() -> None:
+    assert complete_setting("optim.l") == ["optim.lr="]
+    assert complete_setting("trainer.strategy=") == [f"trainer.strategy={x}" for x in ("auto", "ddp", "fsdp")]
+    assert complete_setting("trainer.progress=f") == ["trainer.progress=false"]
+    assert complete_setting("nothing") == []
+
+
+def test_a_bare_setting_is_as_good_as_set() -> None:
+    spelled = run("train", "entity-world-cpu", "--set", "optim.lr=0.5", "--show")
+    bare = run("train", "entity-world-cpu", "optim.lr=0.5", "--show")
+    assert bare.exit_code == 0, bare.output
+    assert bare.stdout == spelled.stdout
+    assert "lr: 0.5" in bare.stdout

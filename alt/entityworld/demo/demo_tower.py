@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alt.data.pixels import denormalise
 from alt.data.seeds import seeded
-from alt.errors import UserError, one_line
+from alt.errors import UsageError, UserError, one_line
 from alt.hosts import find_host, find_tower
 
 __all__ = ["Tower", "load_tower"]
@@ -59,7 +59,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
     if model not in known:
         near = [name for name in known if name.lower().replace("_", "-") == model.lower().replace("_", "-")]
         hint = f"did you mean '{near[0]}'?" if near else "open_clip.list_models() lists them, for example ViT-B-16."
-        raise UserError(f"--model: open_clip has no model '{model}'; {hint}")
+        raise UsageError(f"--model: open_clip has no model '{model}'; {hint}")
     if pretrained is not None:
         model = _model_of_tag(open_clip, model, pretrained)
     with _quiet(), seeded(seed):
@@ -93,7 +93,7 @@ def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
     if fitting:
         return fitting[0]
     listed = ", ".join(sorted(set().union(*tags.values()))) or "none"
-    raise UserError(
+    raise UsageError(
         f"--pretrained: open_clip has no weights '{tag}' for {plain} and no such file exists; it has {listed}."
     )
 
