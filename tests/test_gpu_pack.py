@@ -209,6 +209,19 @@ def test_the_tuner_compiles_in_threads_what_it_runs_next(tmp_path: Path) -> None
     assert done.stdout.split() == ["4", "0"]
 
 
+def test_a_pack_is_for_every_gpu_that_was_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After tuning on one, its launches take other kernels than those of its architecture."""
+    from alt_kernels.triton import launch_configs
+
+    tuned = [{"when": {"channels": 64}, "use": {"R": 1}}]
+    lists = dict.fromkeys(("default", "sm_90", "NVIDIA H200, sm_90", "NVIDIA A100, sm_80"), tuned)
+    (tmp_path / "op.json").write_text(json.dumps(lists))
+    monkeypatch.setattr(launch_configs, "CONFIGS", tmp_path)
+    assert dry_launch.gpus() == ["any GPU, sm_90", "NVIDIA H200, sm_90"]
+    with dry_launch.dry_run("NVIDIA H200, sm_90"):
+        assert launch_configs.device_name() == "NVIDIA H200, sm_90"
+
+
 def test_nothing_is_computed_in_a_dry_run() -> None:
     """Shapes of what would fill a GPU, in no time; outside all is as before."""
     from alt_kernels.triton import launch_configs

@@ -23,8 +23,14 @@ from tools.aot_driver import Driver, stopped_launches
 
 #: Checks of values, which are not there: module of the reference, function.
 VALUE_CHECKS = (("weighted_merge", "check_plan"), ("unmerge", "check_plan"), ("cosine_gumbel_assign", "check_tau"))
-#: The list of launch configurations that is looked up: of an architecture, whatever the GPU is called.
-GPU = "any GPU, sm_{}"
+#: A GPU that no list of launch configurations names: it takes those of its architecture.
+ANY = "any GPU, sm_90"
+
+
+def gpus(target: int = 90) -> list[str]:
+    """Returns the names of GPUs whose launches differ: those that some list was tuned for, and any other."""
+    listed = {name for path in launch_configs.CONFIGS.glob("*.json") for name in launch_configs.load(path.stem)}
+    return [ANY, *sorted(name for name in listed if name.endswith(f", sm_{target}"))]
 
 
 def _meta(value: Any) -> Any:
@@ -73,8 +79,8 @@ class DryRun(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def dry_run(target: int = 90) -> Iterator[None]:
-    """Triton for a GPU of architecture ``target`` that nothing is launched on, and :class:`DryRun`."""
+def dry_run(gpu: str = ANY) -> Iterator[None]:
+    """Run the code inside as on ``gpu``, whose name ends in its architecture: :class:`DryRun`, and no launch starts."""
     import triton
 
     name, active = launch_configs.device_name, triton.runtime.driver._active
@@ -82,8 +88,8 @@ def dry_run(target: int = 90) -> Iterator[None]:
     before = [getattr(module, check) for module, check in checks]
     for module, check in checks:
         setattr(module, check, lambda *_: None)
-    launch_configs.device_name = lambda: GPU.format(target)  # type: ignore[assignment]
-    triton.runtime.driver.set_active(Driver(target))
+    launch_configs.device_name = lambda: gpu  # type: ignore[assignment]
+    triton.runtime.driver.set_active(Driver(int(gpu.rpartition("_")[2])))
     try:
         with stopped_launches(), DryRun():
             yield

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TARGET = 90
 CHOICES = ("kernels", "towers", "tune")
 
 
@@ -143,21 +142,23 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
     import triton
 
-    from .dry_launch import dry_run
+    from .dry_launch import dry_run, gpus
 
     torch.set_num_threads(1)
     triton.knobs.compilation.listener = count = Count()
     begin = time.monotonic()
-    with dry_run(TARGET):
+    for gpu in gpus():
         for what in options.what or CHOICES:
-            for number, (name, run) in enumerate(globals()[what]()):
-                if number % parts != part:
-                    continue
-                try:
-                    run()
-                except Exception as error:
-                    count.failed.append(f"{what}: {name}: {type(error).__name__}: {str(error)[:200]}")
-            print(f"{what}: {count.report()}"[:300], f"{time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            with dry_run(gpu):
+                for number, (name, run) in enumerate(globals()[what]()):
+                    if number % parts != part:
+                        continue
+                    try:
+                        run()
+                    except Exception as error:
+                        count.failed.append(f"{what}: {name}: {type(error).__name__}: {str(error)[:200]}")
+            state = f"{gpu}: {what}: {count.report()}"[:300]
+            print(state, f"{time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     launchers = compile_launchers(count.launchers)
     print(json.dumps(count.report() | {"launchers": len(count.launchers) + 1, "launchers_built": launchers}))
     return 0
