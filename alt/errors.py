@@ -4,18 +4,18 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can put right: a file, a class, a checkpoint. The text is one complete sentence."""
+    """A file, class or checkpoint that the user can put right. The message is one complete sentence."""
 
 
 class UsageError(UserError):
-    """A value that an option does not take. The text is one complete sentence that names the option."""
+    """A value that an option does not accept. The message is one complete sentence that names the option."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. Not caught, it ends the process with status 143 and without a traceback.
+    """Raised on SIGTERM. Uncaught, it ends the process with status 143 and no traceback.
 
     Args:
-        message: one sentence for the user: what is on the disk, and how to go on.
+        message: one sentence for the user: what was saved, and how to continue.
     """
 
     STATUS = 143

@@ -1,4 +1,4 @@
-"""Writing a file so that the one that was there before survives whatever goes wrong."""
+"""Atomic file writes: the previous file survives any failure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
-    """Yields the path of a temporary file in the same folder, which takes the place of ``path`` at the end.
+    """Yields the path of a temporary file in the same folder, which replaces ``path`` at the end.
 
-    The data is on the disk (fsync) before the old file goes, in one step (``os.replace``): a reader, a full disk,
-    Ctrl-C or a killed process find the old file or the new one, whole. The temporary file is removed on any error.
+    The data is synced to disk before ``os.replace`` swaps the files in one step. A reader, a full disk, Ctrl-C or a
+    killed process find either the old file or the new one, whole. The temporary file is removed on any error.
 
     Args:
-        path: the file to write; its folder is made if it is missing.
-        what: what is being written, for the sentence of the error: "the model".
+        path: the file to write. A missing folder is created.
+        what: the thing being written, for the error message: "the model".
 
     Raises:
-        OSError: it could not be written (disk full, no permission); one sentence, of the same errno.
+        OSError: the file could not be written (disk full, no permission). The message is one sentence; errno is kept.
     """
     target = Path(path)
     temporary: Path | None = None
@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        kept = ", the file of before is unchanged" if target.exists() else ""
+        kept = ", the previous file is unchanged" if target.exists() else ""
         raise OSError(error.errno, f"could not save {what} to {target}: {reason}{kept}") from error
     finally:
         if temporary is not None:
@@ -55,7 +55,7 @@ def _default_mode() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk; not every system lets a folder be opened for it."""
+    """Syncs a folder so that the rename reaches the disk. Some systems cannot open a folder; then nothing is done."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:

@@ -26,7 +26,7 @@ def attach(package: str) -> tuple[Callable[[str], object], Callable[[], list[str
         package: ``__name__`` of the package.
 
     Raises:
-        ImportError: the package's source is not there to be read.
+        ImportError: the package's source cannot be read.
     """
     homes = _homes(package)
 
@@ -43,7 +43,7 @@ def attach(package: str) -> tuple[Callable[[str], object], Callable[[], list[str
 
 
 def _homes(package: str) -> dict[str, str]:
-    """Public name -> the module it lies in, as the package's source writes it (``.regions``)."""
+    """Maps each public name to its module, as the package's source writes it (``.regions``)."""
     spec = sys.modules[package].__spec__
     loader = None if spec is None else spec.loader
     source = loader.get_source(package) if isinstance(loader, InspectLoader) else None

@@ -1,6 +1,6 @@
-"""Dataclasses that check themselves, with pydantic, and say in one sentence what does not fit.
+"""Dataclasses that check themselves with pydantic and report the first error in one sentence.
 
-Numbers, texts and booleans are not converted into one another; an integer passes as a float and a list as a tuple.
+Numbers, texts and booleans are not converted into one another. An integer is accepted as a float, a list as a tuple.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 def expected(what: str) -> PydanticCustomError:
-    """Returns the error of a value that should be ``what``: "NAME must be WHAT, got VALUE"."""
+    """Returns the error for a value that should be ``what``: "NAME must be WHAT, got VALUE"."""
     return PydanticCustomError("expected", "{what}", {"what": what})
 
 
@@ -52,7 +52,7 @@ def _share(value: float) -> float:
 
 
 def _reduction(value: Any) -> Any:
-    """Tokens merged per block: a whole number, a share, or one whole number per block."""
+    """Checks tokens merged per block: a whole number, a share, or one whole number per block."""
     if isinstance(value, list | tuple):
         if all(hasattr(item, "__index__") and not isinstance(item, bool) for item in value):
             return tuple(operator.index(item) for item in value)
@@ -73,15 +73,15 @@ Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), AfterValidator(_share)]
 Reduction = Annotated[int | float | tuple[int, ...], BeforeValidator(_reduction)]
 Group = BeforeValidator(lambda value: {} if value is None else value)
-"""An empty group of a YAML file is no group at all: its settings are the defaults."""
+"""A settings group of a YAML file; an empty one gets the default settings."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def checked(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass that checks its fields.
 
-    ``cls(...)`` raises TypeError for a value of another type or an unknown name, and ValueError for a value that is
-    out of range, with :func:`describe`'s sentence. Nested mappings are read by :func:`from_mapping`.
+    ``cls(...)`` raises TypeError for a wrong type or an unknown name, and ValueError for a value out of range. The
+    message is :func:`describe`'s. :func:`from_mapping` reads nested mappings.
     """
     made: Any = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
     check: Callable[..., None] = made.__init__
@@ -100,14 +100,14 @@ def checked(cls: type[T]) -> type[T]:
 
 
 def from_mapping(cls: type[T], values: Any, prefix: str = "") -> T:
-    """Returns a checked dataclass of nested mappings.
+    """Builds a checked dataclass from nested mappings.
 
     Args:
         cls: made by :func:`checked`. values: a mapping.
-        prefix: put before every name in the sentence, such as "model.options.".
+        prefix: put before every name in the message, such as "model.options.".
 
     Raises:
-        ValueError: one sentence that names the setting.
+        ValueError: a setting is wrong. The message is one sentence that names it.
     """
     try:
         return TypeAdapter(cls).validate_python(values)
@@ -135,7 +135,7 @@ _EXPECTED = {
 
 
 def describe(error: ValidationError, cls: type, prefix: str = "") -> str:
-    """Returns one sentence for the first thing that is wrong."""
+    """Returns one sentence on the first error."""
     detail = error.errors(include_url=False)[0]
     path = [str(part) for part in detail["loc"] if not isinstance(part, int)]
     name = prefix + ".".join(path) if path else prefix.rstrip(".") or "the configuration"
@@ -160,7 +160,7 @@ def _limit(detail: ErrorDetails) -> str:
 
 
 def _names(cls: Any, path: Sequence[str]) -> list[str]:
-    """Names of the fields of a nested dataclass."""
+    """Returns the field names of a nested dataclass."""
     for part in path:
         cls = cls.__pydantic_fields__[part].annotation
     return list(cls.__pydantic_fields__)

@@ -1,4 +1,4 @@
-"""The text corpus: entities that the regions of a video are aligned with."""
+"""The text corpus: the entities with which the regions of a video are aligned."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The text corpus of ALT: entities {unit, description} by category, and their frozen text embeddings.
 
-Plain data. It knows neither models nor kernels: whoever embeds it brings an encoder with ``embed(texts)``.
+A corpus is plain data. It imports neither models nor kernels: the caller passes an encoder with ``embed(texts)``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from alt.files import replacing
 __all__ = ["CATEGORIES", "Corpus", "Entity", "TextEmbedder"]
 
 CATEGORIES = ("object", "body_part", "scene", "motion", "label")
-"""What an entity is: the four categories of the paper, and ``label`` for corpora whose entities are action labels."""
+"""Categories of entities: the paper's four, and ``label`` for corpora whose entities are action labels."""
 
 _FORMAT = 1
 
 
 class Entity(NamedTuple):
-    """One entity: what it is called, what it looks like, its category, and the label it was found in ("" if none)."""
+    """One entity: its name, a description, its category, and the action label that it was found in ("" if none)."""
 
     unit: str
     description: str
@@ -36,7 +36,7 @@ class Entity(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What the text encoder reads: ``"{unit}: {description}"``, the bare unit where there is no description."""
+        """Returns the text to embed: ``"{unit}: {description}"``, or the unit alone if the description is empty."""
         return f"{self.unit}: {self.description}" if self.description else self.unit
 
 
@@ -48,20 +48,20 @@ class TextEmbedder(Protocol):
 class Corpus:
     """K entities and, once embedded, the rows S ``[K, d]`` that regions choose from (ALT, section 3.2).
 
-    Immutable: ``subset``, ``expand`` and ``embed`` return new corpora. The embeddings are data, not parameters:
-    float32 rows of length 1, without gradient, on the CPU.
+    A corpus is immutable: ``subset``, ``expand`` and ``embed`` return new corpora. Embeddings are data, not
+    parameters: float32 rows of length 1 on the CPU, without gradient.
 
     Args:
         units: K names, none empty.
         descriptions: K one-line descriptions; "" for none.
         categories: K of ``CATEGORIES``.
-        sources: K labels the entities were found in; empty for none at all.
-        embeddings: ``[K, d]`` float, rows of any length but zero (they are normalised here), or None.
+        sources: K action labels in which the entities were found; empty if none is known.
+        embeddings: ``[K, d]`` float with non-zero rows, which are normalised here; or None.
 
     Raises:
-        ValueError: no entity at all, sequences of different lengths, an empty unit, an unknown category, embeddings
-            of another shape, or with a row that is zero or not finite.
-        TypeError: a text is not a str, embeddings are not a float tensor.
+        ValueError: there is no entity, the sequences differ in length, a unit is empty, a category is unknown,
+            the embeddings have another shape, or one of their rows is zero or not finite.
+        TypeError: a text is not a str, or the embeddings are not a float tensor.
     """
 
     units: tuple[str, ...]
@@ -95,14 +95,14 @@ class Corpus:
 
     @classmethod
     def from_entities(cls, entities: Iterable[Sequence[str]]) -> Corpus:
-        """A corpus of tuples (unit, description, category[, source])."""
+        """Returns a corpus of tuples (unit, description, category[, source])."""
         rows = [tuple(entity) if len(entity) == 4 else (*entity, "") for entity in entities]
         units, descriptions, categories, sources = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(units, descriptions, categories, sources)
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> Corpus:
-        """The labels themselves as entities, verbatim (what the paper does for Something-Something v2)."""
+        """Returns a corpus whose entities are the labels, verbatim (the paper's choice for Something-Something v2)."""
         if isinstance(labels, str):
             raise TypeError("labels must be a sequence of str, got one str")
         names = list(dict.fromkeys(labels))
@@ -119,23 +119,23 @@ class Corpus:
 
     @property
     def texts(self) -> list[str]:
-        """The K texts that are embedded, ``"{unit}: {description}"``."""
+        """Returns the K texts to embed, ``"{unit}: {description}"``."""
         return [entity.text for entity in self]
 
     @property
     def width(self) -> int | None:
-        """d of the embeddings, None before they are there."""
+        """Returns d, the width of the embeddings, or None before the corpus is embedded."""
         return None if self.embeddings is None else self.embeddings.shape[1]
 
     def counts(self) -> dict[str, int]:
-        """Number of entities by category, of those that occur."""
+        """Returns the number of entities per category, for the categories that occur."""
         return {name: self.categories.count(name) for name in CATEGORIES if name in self.categories}
 
     def subset(self, categories: str | Iterable[str]) -> Corpus:
-        """The entities of some categories, in their order, embeddings included.
+        """Returns the entities of some categories in their order, embeddings included.
 
         Raises:
-            ValueError: an unknown category, or none of the entities is of one of them.
+            ValueError: a category is unknown, or no entity belongs to any of them.
         """
         wanted = (categories,) if isinstance(categories, str) else tuple(categories)
         _check_categories(wanted, "categories")
@@ -145,12 +145,12 @@ class Corpus:
         return self._rows(rows)
 
     def expand(self, other: Corpus) -> Corpus:
-        """All entities of this corpus, then those of ``other`` whose text is new (the reuse rule for a new dataset).
+        """Returns this corpus followed by the entities of ``other`` whose text is new (the rule for a new dataset).
 
-        Rows of this corpus keep their numbers, so what was aligned with it stays valid.
+        Rows of this corpus keep their numbers, so earlier alignments stay valid.
 
         Raises:
-            ValueError: one of the two is embedded and the other is not, or their embeddings differ in width.
+            ValueError: only one of the two is embedded, or their embeddings differ in width.
         """
         if (self.embeddings is None) != (other.embeddings is None):
             here, there = ("not embedded", "is") if self.embeddings is None else ("embedded", "is not")
@@ -180,15 +180,15 @@ class Corpus:
         )
 
     def embed(self, text_encoder: TextEmbedder) -> Corpus:
-        """This corpus with the embeddings of its texts by a frozen encoder (``embed(texts) -> [n, d]``)."""
+        """Returns this corpus with its texts embedded by a frozen encoder (``embed(texts) -> [n, d]``)."""
         with torch.no_grad():
             return replace(self, embeddings=text_encoder.embed(self.texts))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes ``path`` (JSON) and, if embedded, a ``.safetensors`` of the same name beside it; returns the former.
+        """Writes ``path`` (JSON) and, if embedded, a ``.safetensors`` file of the same name; returns the JSON path.
 
         Raises:
-            OSError: a file could not be written; the one of before is unchanged.
+            OSError: a file could not be written. The previous file is unchanged.
         """
         target = _json_path(path)
         document = {
@@ -211,8 +211,8 @@ class Corpus:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: the JSON file, or the embeddings that it names, is not there.
-            ValueError: it is no corpus file, or the embeddings are those of other texts.
+            FileNotFoundError: the JSON file or the embeddings that it names are missing.
+            ValueError: the file is not a corpus, or the embeddings belong to other texts.
         """
         source = _json_path(path)
         try:
@@ -237,7 +237,7 @@ class Corpus:
             return replace(corpus, embeddings=opened.get_tensor("embeddings"))
 
     def fingerprint(self) -> str:
-        """SHA-256 of the texts in order: which embeddings belong to them."""
+        """Returns the SHA-256 of the texts in order, by which embeddings are matched to them."""
         return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
 
     def _rows(self, rows: list[int]) -> Corpus:
@@ -259,7 +259,7 @@ def _check_categories(categories: tuple[str, ...], name: str) -> None:
 
 
 def _unit_rows(embeddings: Tensor, count: int) -> Tensor:
-    """Checked rows of length 1; rows that are so already stay bit for bit as they are."""
+    """Checks rows and scales them to length 1; rows of length 1 are returned bit for bit."""
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         raise TypeError("embeddings must be a float tensor [K, d]")
     if embeddings.dim() != 2 or embeddings.shape[0] != count or embeddings.shape[1] == 0:

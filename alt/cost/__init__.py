@@ -1,4 +1,4 @@
-"""What a forward pass costs, in multiply-accumulates: of an image tower, or of a whole video model."""
+"""The cost of a forward pass in multiply-accumulates, for an image tower or a whole video model."""
 
 from .count import count_macs
 from .report import COMPONENTS, CONVENTION, CostReport

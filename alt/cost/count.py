@@ -1,7 +1,7 @@
 """count_macs: multiply-accumulates of one forward pass.
 
-The pass is traced, not modelled: a fake copy of the model runs once on one fake image or clip, so the shapes are real,
-nothing is computed, and no weight, flag or random state of the caller's model is touched.
+The pass is traced, not modelled. A fake copy of the model runs once on one fake image or clip, so shapes are real and
+nothing is computed. Weights, flags and random state of the caller's model are untouched.
 """
 
 from __future__ import annotations
@@ -26,28 +26,30 @@ __all__ = ["count_macs"]
 
 
 def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -> CostReport:
-    """Returns the multiply-accumulates (the literature's GFLOPs) of a clip through an image tower or a video model.
+    """Counts the multiply-accumulates of a clip through an image tower or a video model.
 
-    One forward pass is traced in evaluation mode: a tower on one image, multiplied by ``frames``; a video model on one
-    clip. Counted are convolutions, matrix products, both products of attention, the matching of tokens and the
-    similarities of tokens and entities; not counted are normalisations, activations, softmax, additions and the
-    gathers that merge tokens and fetch entities (0.05 to 0.5 % together). For ViT blocks of width w, with n tokens
-    coming in and r merged away, that is ``4 n w^2 + 2 n^2 w + 8 (n - r) w^2`` per block, plus the patch embedding, the
-    output projection and the matching. ``CostReport`` says what the paper's convention adds.
+    The literature prints multiply-accumulates as GFLOPs. One forward pass is traced in evaluation mode: a tower on one
+    image, multiplied by ``frames``, or a video model on one clip. The count includes convolutions, matrix products,
+    both products of attention, token matching, and the similarities of tokens and entities. It leaves out
+    normalisations, activations, softmax, additions, and the gathers that merge tokens and fetch entities, together
+    0.05 to 0.5 %. A ViT block of width w that merges r of n tokens costs ``4 n w^2 + 2 n^2 w + 8 (n - r) w^2``, plus
+    its matching. The patch embedding and the output projection come on top. ``CostReport`` lists what the paper's
+    convention adds.
 
     Args:
-        model: a video model; a model that a host knows (open_clip's), of which the image tower is counted; or such a
-            tower. Patched by ``alt.patch_clip`` or not, on any device (on ``meta`` it needs no memory). Not changed.
-        frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model knows its
-            own number, and takes no other.
-        views: int >= 1, passes per video (spatial crops x temporal clips), by which everything is multiplied.
+        model: a video model, a model that a host knows (open_clip's), or its image tower. Of a host's model only the
+            image tower is counted. The model may be patched by ``alt.patch_clip``. Any device will do; on ``meta``
+            it needs no memory. It is not changed.
+        frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model accepts
+            only its own number.
+        views: int >= 1, passes per video (spatial crops x temporal clips). Every count is multiplied by it.
 
     Returns:
         CostReport(native, paper_convention, by_component, by_convention), integers.
 
     Raises:
-        TypeError: ``model`` is neither, or ``frames`` or ``views`` is not an int.
-        ValueError: one of them is below 1, or ``frames`` is not what the video model was made for.
+        TypeError: ``model`` is none of these, or ``frames`` or ``views`` is not an int.
+        ValueError: ``frames`` or ``views`` is below 1, or ``frames`` differs from the video model's own number.
 
     Source: Chen et al., arXiv 2311.15619, the table of r against GFLOPs, whose unit is the multiply-accumulate.
     """
@@ -62,7 +64,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
     height, width = host.image_size(original.get_submodule(tower.removesuffix(".")))
     shape = (1, 3, height, width) if own_frames is None else (1, frames, 3, height, width)
     with warnings.catch_warnings(), _mha_fast_path_off():
-        warnings.simplefilter("ignore")  # what patching says about clipped blocks was said to the caller's model
+        warnings.simplefilter("ignore")  # patching the caller's model already warned about clipped blocks
         fake_mode = FakeTensorMode()
         with FakeCopyMode(fake_mode):
             traced = copy.deepcopy(original)
@@ -84,7 +86,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
 
 @contextlib.contextmanager
 def _mha_fast_path_off() -> Iterator[None]:
-    """Switches off nn.MultiheadAttention's evaluation fast path, one fused operation that no counter sees into."""
+    """Switches off nn.MultiheadAttention's evaluation fast path: one fused operation that no counter sees into."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -98,7 +100,7 @@ def _autocast_device(device: torch.device) -> str:
 
 
 def _drop_user_hooks(tower: nn.Module) -> None:
-    """Removes hooks from the copy: one that keeps or prints activations must not see the fake ones of the trace."""
+    """Removes forward hooks, which must not keep or print the fake activations of the trace."""
     for module in tower.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             getattr(module, hooks).clear()
@@ -117,9 +119,9 @@ def _check_count(name: str, value: int) -> int:
 
 
 def _find(model: nn.Module) -> tuple[nn.Module, Host, str, int | None]:
-    """Returns what to run, the host of its image tower, the tower's path and the frames of a clip.
+    """Returns the module to run, the host of its image tower, the tower's path and the frames per clip.
 
-    The path is "" for a tower, else it ends with a dot. The frames are None unless it is a video model.
+    The path is "" for a tower and otherwise ends with a dot. The frames are None unless it is a video model.
     """
     expected = "model must be a video model, an open_clip model or its image tower"
     if not isinstance(model, nn.Module):

@@ -18,29 +18,31 @@ COMPONENTS = (
     "head",
     "other",
 )
-"""Keys of ``CostReport.by_component``: the patch convolution; q, k, v and output projections; q k^T and A v of
-the blocks; token matching; the two MLP layers; pooling and the projection to the joint space, of all tokens in a video
-model; similarities of tokens and entities; everything trained between the tower and the head, and adapters inside the
-tower; scores of the classes; anything else. An image tower has nothing under alignment, adapter and head."""
+"""Keys of ``CostReport.by_component``, in order:
+
+the patch convolution; q, k, v and output projections; q k^T and A v of the blocks; token matching; the two MLP layers;
+pooling and the projection to the joint space (of all tokens in a video model); similarities of tokens and entities;
+modules between the tower and the head, and adapters inside the tower; scores of the classes; anything else. An image
+tower has nothing under alignment, adapter and head."""
 
 CONVENTION = ("dense_merging", "dense_assignment", "layer_norm")
-"""Keys of ``CostReport.by_convention``: what the paper's convention counts beyond what is done here."""
+"""Keys of ``CostReport.by_convention``: operations that the paper's convention adds to ours."""
 
 
 class CostReport(NamedTuple):
-    """Multiply-accumulates (MACs), which is what the literature prints as "GFLOPs" (1 GFLOP there = 1e9 MACs).
+    """Multiply-accumulates (MACs), which the literature prints as "GFLOPs" (1 GFLOP there = 1e9 MACs).
 
-    native: int, what this implementation does for all frames of all views.
-    paper_convention: int, ``native`` and the sum of ``by_convention``: how we read the ALT paper (arXiv 2311.15619)
-        to have counted, which explains all nine of its GFLOPs within 0.75 %. No operation of ours costs that much.
+    native: int, the cost of this implementation for all frames of all views.
+    paper_convention: int, ``native`` plus the sum of ``by_convention``. This is our reading of how the ALT paper (arXiv
+        2311.15619) counted; it explains all nine of its GFLOPs within 0.75 %. Our operations cost less.
     by_component: dict of int over ``COMPONENTS``; sums exactly to ``native``.
     by_convention: dict of int over ``CONVENTION``.
 
-        - dense_merging: ``n^2 w + n (n - r) w`` for every frame and every block that merges r of its n tokens of width
-          w: a dense n x n similarity at full width, and merging by a dense (n - r) x n matrix product.
+        - dense_merging: ``n^2 w + n (n - r) w`` per frame and merging block of n tokens of width w: a dense n x n
+          similarity at full width, and merging by a dense (n - r) x n matrix product.
         - dense_assignment: ``n K d`` for n aligned tokens and K entities of width d: the one-hot matrix times the
-          corpus as a matrix product. Here it is a gather.
-        - layer_norm: 5 for every element that a LayerNorm with weights writes (4 without), as fvcore counts.
+          corpus. Here it is a gather.
+        - layer_norm: 5 per element that a LayerNorm with weights writes (4 without), as fvcore counts.
     """
 
     native: int

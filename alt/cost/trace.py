@@ -1,4 +1,4 @@
-"""Sits inside a traced forward pass and books every operation under a component."""
+"""The dispatch mode that books every operation of a traced forward pass under a component."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .report import COMPONENTS, CONVENTION
 
 __all__ = ["FLOPS_PER_MAC", "Trace", "extra_formulas"]
 
-FLOPS_PER_MAC = 2  # the formulas of PyTorch and of alt_kernels count 2 operations for a multiply-accumulate
+FLOPS_PER_MAC = 2  # the formulas of PyTorch and of alt_kernels count 2 operations per multiply-accumulate
 
 
 class Trace(TorchDispatchMode):
-    """Books what a FlopCounterMode around it charges for each operation, and notes what the convention adds.
+    """Books the charges of the surrounding FlopCounterMode per component, and what the paper's convention adds.
 
     flops: component -> floating-point operations. convention: see ``CostReport.by_convention``, in MACs.
 
     Args:
-        model: what runs. counter: the counter that charges. host: of its image tower.
+        model: the traced model. counter: the FlopCounterMode. host: of the model's image tower.
         tower: path of the image tower inside ``model``, with a dot at the end; "" if it is the tower itself.
     """
 
@@ -36,8 +36,8 @@ class Trace(TorchDispatchMode):
         self.flops = dict.fromkeys(COMPONENTS, 0)
         self.convention = dict.fromkeys(CONVENTION, 0)
         self._matched = False
-        # Views of a weight share its storage, so a product is booked under the weight it uses even where a
-        # patched block reads the weight itself and never calls the module that owns it.
+        # Views of a weight share its storage. So a product is booked under its weight even if a patched block reads
+        # the weight and never calls the module that owns it.
         self._parameter_of = {
             p.untyped_storage()._cdata: name for name, p in model.named_parameters(remove_duplicate=False)
         }
@@ -55,7 +55,7 @@ class Trace(TorchDispatchMode):
         return out
 
     def _weight(self, args: tuple[Any, ...]) -> str | None:
-        """Returns the name of the parameter among the operands, if one is."""
+        """Returns the name of the parameter among the operands, or None."""
         for arg in args:
             if isinstance(arg, torch.Tensor) and arg.dim() > 1:
                 found = self._parameter_of.get(arg.untyped_storage()._cdata)
@@ -64,7 +64,7 @@ class Trace(TorchDispatchMode):
         return None
 
     def _module(self) -> str:
-        """Returns the path, from the model, of the innermost module that is running."""
+        """Returns the path, from the model, of the innermost running module."""
         return max(self.counter.mod_tracker.parents, key=len).partition(".")[2]
 
     def _component(self, op: str, weight: str | None) -> str:
@@ -77,13 +77,11 @@ class Trace(TorchDispatchMode):
             inside = path.removeprefix(self.tower)
             return component_in_tower(self.host, op, None if weight is None else inside, inside)
         if path == self.tower.removesuffix(".") or self.tower.startswith(f"{path}."):
-            return component_in_tower(
-                self.host, op, None, ""
-            )  # between the tower's blocks and what follows: its projection
+            return component_in_tower(self.host, op, None, "")  # after the tower's blocks: its projection
         return "head" if path == "head" or path.startswith("head.") else "adapter"
 
     def _note(self, op: str, args: tuple[Any, ...], out: Any) -> None:
-        """Adds what the paper's convention counts for an operation."""
+        """Adds what the paper's convention counts beyond an operation."""
         if op.startswith("alt_kernels::bipartite_matching"):
             self._matched = True
         elif op in ("alt_kernels::weighted_merge", "alt_kernels::merge_layer_norm") and self._matched:
@@ -117,18 +115,18 @@ def component_in_tower(host: Host, op: str, weight: str | None, path: str) -> st
     if part not in ("attention", "block"):
         return part
     if weight is None:
-        return "attention"  # what a block does without a weight of its own: q k^T and A v
+        return "attention"  # operations of a block that use no weight: q k^T and A v
     return "attention_projections" if part == "attention" else "other"
 
 
 def _sdpa_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    """Returns the operations (2 per multiply-accumulate) of q [B,H,N,D] k^T [B,H,D,M] and A v [B,H,M,E]."""
+    """Counts the operations of q [B,H,N,D] k^T [B,H,D,M] and A v [B,H,M,E], 2 per multiply-accumulate."""
     batch, heads, n, d = query
     m, e = key[-2], value[-1]
     return FLOPS_PER_MAC * batch * heads * n * m * (d + e)
 
 
 def extra_formulas() -> dict[Any, Any]:
-    """Returns formulas of fused attention for which PyTorch's own counter charges nothing."""
+    """Returns formulas for fused attention, for which PyTorch's counter has none."""
     names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
     return {getattr(torch.ops.aten, name): _sdpa_flops for name in names if hasattr(torch.ops.aten, name)}

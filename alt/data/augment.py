@@ -1,8 +1,8 @@
-"""Augmentation of clips, one draw for all frames of a clip, and mixing of a batch.
+"""Augmentation of clips, with one draw for all frames of a clip, and mixing of a batch.
 
-Every draw is a function of (seed, epoch, sample number), never of the order in which loaders come to a sample: a run
-that was killed and resumed sees the same pictures. ``ClipAugment.draw`` makes the draws as plain numbers and ``apply``
-uses them, so that what happened to a clip can be told and repeated.
+Every draw is a function of (seed, epoch, sample number), never of the order in which loaders reach a sample. So a run
+that was killed and resumed sees the same pictures. ``ClipAugment.draw`` returns the draws as plain numbers and
+``apply`` uses them, so the augmentation of a clip can be recorded and repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Draws(NamedTuple):
-    """What is done to a clip."""
+    """The augmentation drawn for one clip."""
 
     crop: tuple[int, int, int, int]  # top, left, height, width
     flip: bool
@@ -25,11 +25,12 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipAugment:
-    """Multi-scale crop, flip, colour jitter, grayscale; one draw a clip. Clips ``[T, 3, H, W]``, uint8 or in [0, 1].
+    """Multi-scale crop, flip, colour jitter and grayscale, drawn once per clip.
 
-    Crop: sides ``s * min(H, W)`` with s of ``scales``, height and width at most ``max_distort`` steps of the list
-    apart, at one of 13 fixed places (TSN's MultiScaleCrop), resized to ``size``. A ``flip`` mirrors left and right:
-    switch it off where a direction is part of the label, as in the embedded world.
+    Clips are ``[T, 3, H, W]``, uint8 or in [0, 1]. The crop is TSN's MultiScaleCrop: sides ``s * min(H, W)`` with s of
+    ``scales``, at one of 13 fixed places, resized to ``size``. Height and width are at most ``max_distort`` steps of
+    the list apart. ``flip`` mirrors left and right: switch it off where a label depends on direction, as in
+    EntityWorld.
     """
 
     size: int
@@ -45,18 +46,21 @@ class ClipAugment:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise ValueError(f"size: at least 1 pixel, got {self.size}")
+            raise ValueError(f"size: expected at least 1 pixel, got {self.size}")
         if not self.scales or not all(0 < s <= 1 for s in self.scales):
-            raise ValueError(f"scales: numbers in (0, 1], got {self.scales}")
+            raise ValueError(f"scales: expected numbers in (0, 1], got {self.scales}")
         for name in ("flip", "jitter", "gray"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue: in [0, 0.5] of a turn, got {self.hue}")
+            raise ValueError(f"hue: expected a share of a turn in [0, 0.5], got {self.hue}")
 
     @classmethod
     def embedded(cls, size: int, **changes: float) -> ClipAugment:
-        """For an embedded world: no flip (left and right are labels), mild crops, colours kept (they tell objects)."""
+        """Returns the augmentation for EntityWorld: mild crops, no flip and no colour change.
+
+        Labels there depend on left and right, and objects are told apart by colour.
+        """
         mild = {
             "flip": 0.0,
             "jitter": 0.5,
@@ -69,7 +73,7 @@ class ClipAugment:
         return cls(size, scales=(1.0, 0.917), **{**mild, **changes})  # type: ignore[arg-type]
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> Draws:
-        """All draws of one clip. The same number of random numbers is used whatever comes out."""
+        """Returns all draws of one clip. The number of random numbers used does not depend on the outcome."""
         u = torch.rand(12, generator=generator, dtype=torch.float64).tolist()
         base = min(height, width)
         sides = [int(base * s) for s in self.scales]
@@ -99,7 +103,7 @@ class ClipAugment:
         return Draws((top, left, crop_h, crop_w), flip < self.flip, jitter, gray < self.gray)
 
     def apply(self, clip: Tensor, draws: Draws) -> Tensor:
-        """The clip ``[T, 3, size, size]`` in its own dtype; every frame is treated alike."""
+        """Returns the augmented clip ``[T, 3, size, size]`` in its own dtype; all frames are treated alike."""
         from torchvision.transforms.v2 import functional as F
 
         clip = F.resized_crop(clip, *draws.crop, [self.size, self.size], antialias=True)
@@ -121,12 +125,12 @@ class ClipAugment:
 
     def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         if clip.ndim != 4 or clip.shape[1] != 3:
-            raise ValueError(f"clip: [T, 3, H, W], got {list(clip.shape)}")
+            raise ValueError(f"clip: expected [T, 3, H, W], got {list(clip.shape)}")
         return self.apply(clip, self.draw(clip.shape[-2], clip.shape[-1], generator))
 
 
 def _contrast(clip: Tensor, factor: float) -> Tensor:
-    """Away from or towards the mean grey of the whole clip: torchvision takes it of each frame, which would flicker."""
+    """Scales contrast about the mean grey of the whole clip: torchvision's mean per frame would flicker."""
     from torchvision.transforms.v2 import functional as F
 
     mean = F.rgb_to_grayscale(clip.to(torch.float32)).mean()
@@ -137,7 +141,7 @@ def _contrast(clip: Tensor, factor: float) -> Tensor:
 
 
 def _fixed_places(height: int, width: int, crop_h: int, crop_w: int) -> list[tuple[int, int]]:
-    """Thirteen (top, left): a 3 x 3 grid over the room that the crop leaves, and the middles of its quarters."""
+    """Returns 13 (top, left) offsets: a 3 x 3 grid over the free room, and the centres of its quarters."""
     down, right = (height - crop_h) / 4, (width - crop_w) / 4
     grid = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)] + [(i, j) for i in (1, 3) for j in (1, 3)]
     return [(int(i * down), int(j * right)) for i, j in grid]
@@ -147,11 +151,11 @@ def _fixed_places(height: int, width: int, crop_h: int, crop_w: int) -> list[tup
 
 
 def smooth_labels(labels: Tensor, classes: int, smoothing: float = 0.1) -> Tensor:
-    """Soft targets float32 ``[B, C]``: ``(1 - s) onehot + s / C``; rows sum to 1."""
+    """Returns soft targets, float32 ``[B, C]``: ``(1 - s) onehot + s / C``. Rows sum to 1."""
     if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing: in [0, 1), got {smoothing}")
+        raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing}")
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
-        raise ValueError(f"labels: in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
+        raise ValueError(f"labels: expected numbers in [0, {classes}), got {int(labels.min())} to {int(labels.max())}")
     targets = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
     return targets.scatter_add_(
         1, labels.view(-1, 1).to(torch.int64), torch.full((len(labels), 1), 1.0 - smoothing, device=labels.device)
@@ -159,7 +163,7 @@ def smooth_labels(labels: Tensor, classes: int, smoothing: float = 0.1) -> Tenso
 
 
 class MixDraw(NamedTuple):
-    """What is done to a batch: ``kind`` is none, mixup or cutmix; ``weight`` is the share of a sample's own label."""
+    """The mixing drawn for a batch. ``kind``: none, mixup or cutmix. ``weight``: the share of a sample's own label."""
 
     kind: str
     weight: float
@@ -168,11 +172,11 @@ class MixDraw(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup (Zhang et al. 2018) or CutMix (Yun et al. 2019) of a batch with itself in reverse order, soft labels.
+    """Mixes a batch with itself in reverse order, with soft labels.
 
-    ``x' = w x + (1 - w) x[::-1]`` with w ~ Beta(a, a); CutMix pastes a box of area 1 - w, the same in every frame, and
-    w is then the area that is left. ``switch`` is the chance of CutMix where both are on, ``probability`` that of
-    mixing at all.
+    Mixup (Zhang et al. 2018): ``x' = w x + (1 - w) x[::-1]`` with w ~ Beta(a, a). CutMix (Yun et al. 2019) pastes a
+    box of area 1 - w, the same in every frame; w becomes the share of the area that is left. ``probability`` is the
+    chance of mixing at all, and ``switch`` the chance of CutMix where both are on.
     """
 
     classes: int
@@ -185,7 +189,7 @@ class Mix:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}: the parameter of a Beta distribution, 0 for off, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected a Beta parameter, or 0 for off, got {getattr(self, name)}")
         for name in ("switch", "probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
@@ -208,7 +212,7 @@ class Mix:
         return MixDraw("cutmix", 1.0 - area / (height * width), (top, left, bottom, right))
 
     def apply(self, clips: Tensor, labels: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """Clips ``[B, ..., H, W]`` (float) and soft targets ``[B, C]``; inputs are left as they are."""
+        """Returns mixed clips ``[B, ..., H, W]`` (float) and soft targets ``[B, C]``. Inputs are not changed."""
         targets = smooth_labels(labels, self.classes, self.smoothing)
         if draw.kind == "none":
             return clips, targets
@@ -223,14 +227,14 @@ class Mix:
 
     def __call__(self, clips: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if not clips.is_floating_point():
-            raise TypeError(f"clips: floating point for mixing, got {clips.dtype}")
+            raise TypeError(f"clips: expected floating point for mixing, got {clips.dtype}")
         if len(clips) != len(labels):
-            raise ValueError(f"labels: one for each of {len(clips)} clips, got {len(labels)}")
+            raise ValueError(f"labels: expected one for each of {len(clips)} clips, got {len(labels)}")
         return self.apply(clips, labels, self.draw(clips.shape[-2], clips.shape[-1], generator))
 
 
 def _beta(a: float, generator: torch.Generator) -> float:
-    """Beta(a, a) from an explicit generator, which torch.distributions does not take: two gammas."""
+    """Draws from Beta(a, a) as a ratio of gammas: torch.distributions accepts no generator."""
     shape = torch.full((2,), a, dtype=torch.float64)
     first, second = torch._standard_gamma(shape, generator=generator).tolist()
     total = first + second

@@ -1,4 +1,4 @@
-"""Test clips as a model reads them: every view of every video, CLIP-normalised."""
+"""Test clips as a model reads them: all views of every video, normalised as CLIP expects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ClipViews", "Clips"]
 
 
 class Clips(Protocol):
-    """Where clips come from: list files (:class:`alt.data.clips.ClipFiles`) or a generated world."""
+    """A source of clips: list files (:class:`alt.data.clips.ClipFiles`) or a generated world."""
 
     labels: Tensor
     class_names: list[str]
@@ -27,7 +27,7 @@ class Clips(Protocol):
 class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Items (clip float32, label) of test clips.
 
-    The clip is ``[T, 3, size, size]``: the middle frame of every segment, centre crop; or with several views
+    A single view is ``[T, 3, size, size]``: the middle frame of every segment, centre crop. Several views are
     ``[clips * crops, T, 3, size, size]``. A video shorter than T repeats frames in order.
 
     Args:
@@ -46,7 +46,7 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def describe_short(self) -> str | None:
-        """Returns a line on the clips read so far that have fewer than T frames; None if there are none."""
+        """Returns a line that names the clips read so far with fewer than T frames, or None."""
         return self.source.describe_short(self.frames) if isinstance(self.source, ClipFiles) else None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:

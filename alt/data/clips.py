@@ -1,11 +1,11 @@
 """Clips on disk: a folder of frames, or an array in a file; lists of them with labels.
 
-Readable are folders of pictures (in natural order: frame 2 before frame 10), zip archives of pictures, and ``.npy``,
-``.npz`` and ``.pt`` files with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a
+A clip is a folder of pictures in natural order (frame 2 before frame 10), a zip archive of pictures, or a ``.npy``,
+``.npz`` or ``.pt`` file with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a
 decoder, which is not part of this package: ``register_decoder(".mp4", function)`` adds one.
 
-A list file has a line ``path label`` for every clip, the label a number or a name of the label file; a label file is a
-CSV of ``id,name`` with a header.
+A list file has one line ``path label`` per clip. The label is a number or a name of the label file, a CSV of
+``id,name`` with a header.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _DECODERS: dict[str, Callable[[Path], Tensor]] = {}
 
 
 class ClipError(ValueError):
-    """A clip or a list that cannot be used; the text is one sentence with the path in it."""
+    """A clip or a list cannot be used. The message is one sentence that names the path."""
 
     def __init__(self, text: str) -> None:
-        # Of a loading process torch makes it again from that one's whole traceback, whose last line is the sentence.
+        # torch rebuilds an error of a loading process from its whole traceback, whose last line is the message.
         last = text.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
 
 
 def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
-    """Let ``read_clip`` open files with this suffix: ``decode(path)`` returns uint8 ``[F, 3, H, W]``."""
+    """Lets ``read_clip`` open files with this suffix: ``decode(path)`` returns uint8 ``[F, 3, H, W]``."""
     if not suffix.startswith("."):
-        raise ValueError(f"suffix: with its dot, such as '.mp4', got {suffix!r}")
+        raise ValueError(f"suffix: expected one with its dot, such as '.mp4', got {suffix!r}")
     _DECODERS[suffix.lower()] = decode
 
 
@@ -109,12 +109,12 @@ def _load_array(path: Path) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(loaded))
     except ClipError:
         raise
-    except Exception as error:  # the loaders raise whatever the damaged bytes lead them to
+    except Exception as error:  # damaged bytes can make the loaders raise anything
         raise ClipError(f"{path}: not a readable array file ({_reason(error)})") from None
 
 
 def as_frames(array: Tensor, name: str = "clip") -> Tensor:
-    """An array as frames uint8 ``[F, 3, H, W]``; ClipError on another shape, type or range."""
+    """Returns an array as frames, uint8 ``[F, 3, H, W]``; raises ClipError for another shape, type or range."""
     if array.ndim == 4 and array.shape[1] != 3 and array.shape[3] == 3:
         array = array.permute(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape[2:]:
@@ -132,9 +132,10 @@ def as_frames(array: Tensor, name: str = "clip") -> Tensor:
 
 
 def read_clip(path: str | Path) -> Tensor:
-    """A clip from disk, uint8 ``[F, 3, H, W]``.
+    """Reads a clip from disk, uint8 ``[F, 3, H, W]``.
 
-    ClipError, one sentence, where the path is missing, the file cannot be read or the shape is another.
+    Raises:
+        ClipError: the path is missing, the file cannot be read, or its array has another shape.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -163,7 +164,7 @@ class Entry(NamedTuple):
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """Class names in the order of their numbers from a CSV with the columns ``id`` and ``name``."""
+    """Reads class names, in the order of their numbers, from a CSV with the columns ``id`` and ``name``."""
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -180,9 +181,9 @@ def read_labels(path: str | Path) -> list[str]:
 
 
 def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None) -> list[Entry]:
-    """Lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
+    """Reads lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
 
-    The label is the last word, a number; or, with ``names``, the longest of these names that ends the line.
+    The label is the last word, a number. With ``names`` it may also be a name: the longest one that ends the line.
     """
     path = Path(path)
     base = path.parent if root is None else Path(root)
@@ -213,7 +214,7 @@ def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[
 
 
 def write_clip(path: Path, frames: Tensor) -> None:
-    """One clip uint8 ``[F, 3, H, W]``: by its suffix an array file, else a folder of PNG pictures; nothing is lost."""
+    """Writes a clip, uint8 ``[F, 3, H, W]``, without loss: an array file if the suffix says so, else a PNG folder."""
     frames = as_frames(frames.cpu(), "frames")
     suffix = path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +225,7 @@ def write_clip(path: Path, frames: Tensor) -> None:
     elif suffix == ".pt":
         torch.save(frames, path)
     elif suffix:
-        raise ValueError(f"path: a folder, or a file of {', '.join(sorted(ARRAYS))}, got {path.name!r}")
+        raise ValueError(f"path: expected a folder, or a file of {', '.join(sorted(ARRAYS))}, got {path.name!r}")
     else:
         from PIL import Image
 
@@ -236,14 +237,14 @@ def write_clip(path: Path, frames: Tensor) -> None:
 def write_clips(
     folder: str | Path, clips: Tensor, labels: Sequence[int] | Tensor, names: Sequence[str], form: str = "frames"
 ) -> Path:
-    """Clips uint8 ``[N, F, 3, H, W]`` with a list file and a label file; returns the path of the list, ``list.txt``.
+    """Writes clips, uint8 ``[N, F, 3, H, W]``, with a label file and a list file, ``list.txt``, whose path it returns.
 
-    ``form``: ``frames`` (a folder of PNGs a clip), ``npy``, ``npz`` or ``pt``.
+    ``form``: ``frames`` (one folder of PNGs per clip), ``npy``, ``npz`` or ``pt``.
     """
     if form not in ("frames", "npy", "npz", "pt"):
-        raise ValueError(f"form: one of frames, npy, npz, pt, got {form!r}")
+        raise ValueError(f"form: expected one of frames, npy, npz, pt, got {form!r}")
     if len(clips) != len(labels):
-        raise ValueError(f"labels: one for each of {len(clips)} clips, got {len(labels)}")
+        raise ValueError(f"labels: expected one for each of {len(clips)} clips, got {len(labels)}")
     folder = Path(folder)
     suffix = "" if form == "frames" else f".{form}"
     lines = []
@@ -261,18 +262,18 @@ class ClipFiles:
     """The clips of a list file: whole videos, their labels and the names of the classes.
 
     A clip with fewer frames than a model reads is no error: its frames repeat in order (:func:`sample_test`).
-    :meth:`describe_short` names those that were read so far, in whichever process that was.
+    :meth:`describe_short` names the short clips read so far, by any process.
 
     Args:
         list_file: lines ``path label``. labels: CSV of ``id,name``; None: the labels are numbers.
-        root: the folder that the list, the label file and the clips in the list are relative to. None: the clips are
-            relative to the folder of the list, and the two files to the working directory.
+        root: the list, the label file and the clips are relative to this folder. None: clips are relative to the
+            folder of the list, and the two files to the working directory.
 
     Attributes:
         labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
 
     Raises:
-        ClipError: there is no such folder or file, or it cannot be used.
+        ClipError: a folder or file is missing or cannot be used.
     """
 
     def __init__(self, list_file: str | Path, labels: str | Path | None = None, root: str | Path | None = None) -> None:
@@ -295,7 +296,7 @@ class ClipFiles:
         return frames
 
     def describe_short(self, frames: int) -> str | None:
-        """Returns a line on the clips read so far that have fewer than ``frames`` frames; None if there are none."""
+        """Returns a line that names the clips read so far with fewer than ``frames`` frames, or None."""
         short = ((self._frames > 0) & (self._frames < frames)).nonzero()[:, 0].tolist()
         if not short:
             return None

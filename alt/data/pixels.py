@@ -1,4 +1,4 @@
-"""Between stored pixels and what an image tower expects."""
+"""Conversion between stored pixels and the input of an image tower."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """Returns pictures as a tower expects them: float32, in [0, 1], then ``(x - mean) / std`` per channel.
+    """Returns pictures as a tower expects them: scaled to [0, 1], then ``(x - mean) / std`` per channel, float32.
 
     Args:
         frames: uint8, or floats in [0, 1], ``[..., 3, H, W]``. mean, std: of the tower's training data, per channel.
@@ -22,13 +22,13 @@ def normalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[f
         ValueError: the third dimension from the end does not have three channels.
     """
     if frames.ndim < 3 or frames.shape[-3] != 3:
-        raise ValueError(f"frames: [..., 3, H, W], got {list(frames.shape)}")
+        raise ValueError(f"frames: expected [..., 3, H, W], got {list(frames.shape)}")
     unit = frames.to(torch.float32) if frames.is_floating_point() else frames.to(torch.float32) / 255.0
     return (unit - _per_channel(mean, frames)) / _per_channel(std, frames)
 
 
 def denormalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD) -> Tensor:
-    """Returns the uint8 pictures whose :func:`normalise` is ``frames``, ``[..., 3, H, W]``; values are rounded."""
+    """Reverses :func:`normalise`: returns uint8 pictures ``[..., 3, H, W]``, values rounded."""
     unit = frames.to(torch.float32) * _per_channel(std, frames) + _per_channel(mean, frames)
     return unit.clamp(0, 1).mul(255.0).round().to(torch.uint8)
 

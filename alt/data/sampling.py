@@ -1,8 +1,8 @@
-"""Which frames and which crops of a video a model sees (sparse segment sampling, views).
+"""Selection of frames and crops of a video: sparse segment sampling and views.
 
-Sparse sampling (TSN, Wang et al. 2016; the ALT paper's hyper-parameters): a video of F frames is divided into T equal
-segments and one frame is taken of each, at random in training, the middle one in testing. Views are "frames x spatial
-crops x temporal clips" in the papers' tables; the score of a video is the sum of the views' softmax.
+Sparse sampling (TSN, Wang et al. 2016; the ALT paper's hyper-parameters) divides a video of F frames into T equal
+segments and takes one frame of each: a random one in training, the middle one in testing. The papers' tables write
+views as "frames x spatial crops x temporal clips". The score of a video is the sum of its views' softmax.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from torch import Tensor
 
 def _check(length: int, frames: int) -> None:
     if length < 1:
-        raise ValueError(f"length: a video has at least 1 frame, got {length}")
+        raise ValueError(f"length: expected a video of at least 1 frame, got {length}")
     if frames < 1:
-        raise ValueError(f"frames: at least 1 frame is sampled, got {frames}")
+        raise ValueError(f"frames: expected at least 1 frame, got {frames}")
 
 
 def segment_bounds(length: int, frames: int) -> Tensor:
-    """Bounds of T segments of F frames, int64 ``[T + 1]``: ``floor(t F / T)``. A segment may be empty where F < T."""
+    """Returns the bounds of T segments of F frames, int64 ``[T + 1]``: ``floor(t F / T)``.
+
+    Segments may be empty if F < T.
+    """
     _check(length, frames)
     return torch.arange(frames + 1, dtype=torch.int64) * length // frames
 
 
 def sample_train(length: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
-    """One random frame of every segment, int64 ``[T]``, ascending, each in ``[0, length)``.
+    """Returns one random frame per segment, int64 ``[T]``, ascending, each in ``[0, length)``.
 
-    The draw of segment t is ``floor(F (t + U) / T)``, U uniform in [0, 1): where F is a multiple of T this is a uniform
-    frame of the segment, and a video shorter than T repeats frames in order.
+    Segment t draws ``floor(F (t + U) / T)`` with U uniform in [0, 1). If F is a multiple of T, this is a uniform frame
+    of the segment. A video shorter than T repeats frames in order.
     """
     _check(length, frames)
     offset = torch.rand(frames, generator=generator, dtype=torch.float64)
@@ -37,31 +40,31 @@ def sample_train(length: int, frames: int, generator: torch.Generator | None = N
 
 
 def sample_test(length: int, frames: int, clips: int = 1, clip: int = 0) -> Tensor:
-    """The middle frame of every segment, int64 ``[T]``: ``floor(F (t + (clip + 1/2) / clips) / T)``.
+    """Returns the middle frame of every segment, int64 ``[T]``: ``floor(F (t + (clip + 1/2) / clips) / T)``.
 
-    With several temporal clips, clip k takes the k-th of the evenly spaced places of every segment, so that the clips
-    of a long video share no frame; one clip takes the middle.
+    With several temporal clips, clip k takes the k-th of ``clips`` evenly spaced places per segment, so the clips of
+    a long video share no frame.
     """
     _check(length, frames)
     if not 0 <= clip < clips:
-        raise ValueError(f"clip: in [0, {clips}), got {clip}")
+        raise ValueError(f"clip: expected a number in [0, {clips}), got {clip}")
     numerator = (torch.arange(frames, dtype=torch.int64) * 2 * clips + 2 * clip + 1) * length
     return numerator // (2 * clips * frames)
 
 
 def take_frames(video: Tensor, frames: int, seed: int | None) -> Tensor:
-    """Returns ``frames`` of a video ``[F, ...]``: a random one per segment, decided by ``seed``; None: the middle."""
+    """Returns ``frames`` frames of a video ``[F, ...]``: a random one per segment, or the middle with None."""
     if seed is None:
         return video[sample_test(len(video), frames)]
     return video[sample_train(len(video), frames, torch.Generator().manual_seed(seed))]
 
 
 def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tuple[int, int]]:
-    """(top, left) of square crops: the centre, or both ends and the middle of the longer side."""
+    """Returns (top, left) of square crops: the centre, or both ends and the middle of the longer side."""
     if size > min(height, width):
         raise ValueError(f"size: a crop of {size} does not fit into frames of {height} x {width}")
     if crops not in (1, 3):
-        raise ValueError(f"crops: 1 (centre) or 3 (along the longer side), got {crops}")
+        raise ValueError(f"crops: expected 1 (centre) or 3 (along the longer side), got {crops}")
     top, left = round((height - size) / 2), round((width - size) / 2)
     if crops == 1:
         return [(top, left)]
@@ -71,7 +74,7 @@ def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tup
 
 
 def resize_short_side(clip: Tensor, size: int) -> Tensor:
-    """Frames ``[..., H, W]`` (uint8 or float) with the shorter side ``size``, bilinear with antialiasing."""
+    """Resizes frames ``[..., H, W]`` (uint8 or float) to a shorter side of ``size``, bilinear with antialiasing."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = clip.shape[-2:]
@@ -84,13 +87,13 @@ def resize_short_side(clip: Tensor, size: int) -> Tensor:
 def make_views(
     video: Tensor, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
 ) -> Tensor:
-    """All views of a video ``[F, 3, H, W]``, clip by clip: ``[clips * crops, T, 3, size, size]``.
+    """Returns all views of a video ``[F, 3, H, W]``, clip by clip: ``[clips * crops, T, 3, size, size]``.
 
-    The short side is first resized to ``resize``; without it to ``size`` for three crops, and to ``size * 256 / 224``
-    (rounded) for the centre crop, unless the video's short side is ``size`` already.
+    The short side is first resized to ``resize``. Without it, the side becomes ``size`` for three crops and
+    ``size * 256 / 224`` (rounded) for the centre crop, unless it is ``size`` already.
     """
     if video.ndim != 4:
-        raise ValueError(f"video: [F, 3, H, W], got {list(video.shape)}")
+        raise ValueError(f"video: expected [F, 3, H, W], got {list(video.shape)}")
     if resize is None:
         resize = size if crops == 3 or min(video.shape[-2:]) == size else round(size * 256 / 224)
     found = []

@@ -2,7 +2,7 @@
 
     generator = make_generator("order", seed=0, epoch=3)
 
-A run that was killed can begin at any step, because no state has to be saved.
+A run can resume at any step, because no generator state has to be saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-# Purpose -> number. Part of what a seed gives: a change here changes the data order of every saved run.
+# Purpose -> number. A change here changes the data order of every saved run.
 _PURPOSES = {
     "order": 0x0DE5,  # of the clips in an epoch
     "augmentation": 0xA06,  # of a clip in an epoch
@@ -29,14 +29,14 @@ _MASK = (1 << 64) - 1
 
 
 def derive_seed(purpose: str, **numbers: int) -> int:
-    """Returns one 63-bit seed from named integers (splitmix64 over each); near inputs give unrelated seeds.
+    """Returns a 63-bit seed from named integers (splitmix64 over each); near inputs give unrelated seeds.
 
     Args:
         purpose: one of the purposes of this module; seeds of two purposes are unrelated.
         numbers: any of seed, epoch, step, part, rank, clip, in any order.
 
     Raises:
-        ValueError: an unknown purpose or name.
+        ValueError: the purpose or a name is unknown.
     """
     if purpose not in _PURPOSES:
         raise ValueError(f"purpose: expected one of {', '.join(_PURPOSES)}, got {purpose!r}")
@@ -64,9 +64,9 @@ def make_numpy_generator(seed: int, stream: int) -> np.random.Generator:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global CPU generator inside the block; afterwards it is in the state of before.
+    """Seeds torch's global CPU generator inside the block, and restores its state afterwards.
 
-    For constructors that draw their weights from it. Generators of GPUs are not touched.
+    Meant for constructors that draw their weights from it. Generators of GPUs are not touched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -165,7 +165,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"could not save the corpus to .*: No space left on device, the file of before"):
+    with pytest.raises(OSError, match=r"could not save the corpus to .*: No space left on device, the previous file"):
         Corpus.from_labels(["jumping"]).save(path)
     assert path.read_bytes() == before
     assert {file.name for file in tmp_path.iterdir()} == {"corpus.json", "corpus.safetensors"}

@@ -94,7 +94,7 @@ def test_disjoint_from_the_tests_of_the_world() -> None:
 
 
 def test_too_few_are_named() -> None:
-    with pytest.raises(ValueError, match="shots: 3 samples of every class are wanted, class 1 has 2"):
+    with pytest.raises(ValueError, match="shots: expected 3 samples of every class, class 1 has 2"):
         few_shot_indices([0, 0, 0, 1, 1], 3)
     with pytest.raises(ValueError, match="class 2 has 0"):
         few_shot_indices([0, 0, 1, 1], 1, classes=3)

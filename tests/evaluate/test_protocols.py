@@ -30,7 +30,7 @@ def test_few_shot_runner_trains_once_a_shot_and_seed() -> None:
     assert table[2].mean == pytest.approx(22.0)
     assert table[2].std == pytest.approx(1.0)
     assert str(table[4]) == "42.0 ± 1.0"
-    with pytest.raises(ValueError, match="shots: 17 samples of every class are wanted, class 2 has 16"):
+    with pytest.raises(ValueError, match="shots: expected 17 samples of every class, class 2 has 16"):
         few_shot(LABELS, train_and_test, shots=(17,))
 
 

@@ -244,7 +244,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, request: pytest.Fixture
     path = save_model(tiny_alt(), tmp_path / "model.safetensors")
     before = path.read_bytes()
     request.getfixturevalue("small_files")
-    with pytest.raises(OSError, match=r"could not save the model to .*, the file of before is unchanged") as caught:
+    with pytest.raises(OSError, match=r"could not save the model to .*, the previous file is unchanged") as caught:
         save_model(with_corpus(), path)
     assert caught.value.errno == errno.EFBIG
     assert "\n" not in str(caught.value)

@@ -74,7 +74,7 @@ def no_space(folder: str) -> str:
 def test_no_space_left(tmp_path: Path) -> None:
     said = jobs.run(no_space, str(tmp_path))
     assert said.startswith("Could not save the checkpoint to ")
-    assert "No space left on device, the file of before is unchanged." in said
+    assert "No space left on device, the previous file is unchanged." in said
     assert [f.name for f in tmp_path.iterdir()] == ["last.ckpt"]
 
 
@@ -148,7 +148,7 @@ def test_signals(tmp_path: Path, number: int, status: int, sentence: str) -> Non
             ["entity-world-cpu", "--set", "model.init_from=no.safetensors"],
             "Error: model.init_from: there is no file",
         ),
-        (1, ["entity-world-cpu", "--set", "data.shots=9"], "Error: data.shots: 9 samples of every class are wanted"),
+        (1, ["entity-world-cpu", "--set", "data.shots=9"], "Error: data.shots: expected 9 samples of every class"),
         (1, ["entity-world-cpu", "--set", "trainer.accelerator=gpu"], "Error: trainer.accelerator is gpu, but"),
         (2, [], "Error: Name a configuration"),
     ],
