@@ -13,7 +13,7 @@ import torch
 
 from alt.evaluate.tradeoff import Point, Tradeoff, rows_of
 from alt.models.video_model import VideoModel
-from alt.patch.schedule import tilted
+from alt.patch.schedule import tilt
 
 from .method_grid import Budget, Method, accuracy, build, train_head
 from .token_cache import TokenCache
@@ -80,7 +80,7 @@ def train_tradeoff(
 def _schedule(cache: TokenCache, point: Point) -> int | tuple[int, ...]:
     if point.inflection == 0:
         return point.r
-    return tilted(point.r, point.inflection, cache.num_blocks)
+    return tilt(point.r, point.inflection, cache.num_blocks)
 
 
 def _trained(cache: TokenCache, method: Method, r: int, seed: int, budget: Budget) -> VideoModel:

@@ -91,9 +91,9 @@ def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
     changed = copy.deepcopy(model, memo)
     try:
         if inflection and isinstance(r, int) and r > 0:
-            from alt.patch.schedule import tilted
+            from alt.patch.schedule import tilt
 
-            r = tilted(r, inflection, model.backbone.num_blocks)
+            r = tilt(r, inflection, model.backbone.num_blocks)
         changed.r = r
     except (ValueError, TypeError) as error:
         raise UsageError(f"--r: {one_line(error, 300)}.") from None

@@ -1,4 +1,4 @@
-"""Foreign models: one host per family answers what alt asks of them, and no other room knows their attributes.
+"""Foreign models. One host per family answers alt's questions; no other room knows the attributes of such models.
 
 ``docs/hosts.md`` lists the questions and shows how to add a host.
 """
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 _REGISTERED: list[Host] = []
-# Package of a foreign model -> our module with its ``HOST``. Imported only where the package is: a model of a package
-# that nobody has imported cannot exist.
+# Package of a foreign model -> our module with its ``HOST``. It is imported only once the package itself is: no model
+# of a package exists before that.
 _BUILT_IN = {"open_clip": "alt.hosts.open_clip"}
 
 
 def register(host: Host) -> Host:
-    """Adds a host and returns it. A host of the same name is replaced; later hosts are asked first.
+    """Adds a host and returns it. It replaces a host of the same name. Later hosts are asked first.
 
     Raises:
         TypeError: ``host`` is not an instance of a :class:`Host`.

@@ -1,4 +1,4 @@
-"""The questions that alt asks a foreign model. One host answers them for one family of models.
+"""The questions that alt asks about a foreign model. One host answers them for one family of models.
 
 Nothing outside ``alt.hosts`` knows the attribute names of a foreign model. ``docs/hosts.md`` shows how to add a host.
 """
@@ -22,7 +22,7 @@ COMPONENTS = ("patch_embedding", "attention", "mlp", "block", "pooling", "other"
 class Embedded(NamedTuple):
     """Tokens before the first block: protected tokens first, then patches in row-major order.
 
-    x: ``[B, N, C]``. size: float32 ``[B, N]``, how many patches each stands for, 0 for padding; None: 1 each.
+    x: ``[B, N, C]``. size: float32 ``[B, N]``, the patches behind each token, 0 for padding; None: 1 each.
     positions: float32 ``[B, N, P]``, coordinates for attention that rotates q and k; None: positions are part of x.
     """
 
@@ -32,10 +32,10 @@ class Embedded(NamedTuple):
 
 
 class Projected(NamedTuple):
-    """What a block's attention computes from its input.
+    """Queries, keys and values of a block.
 
     q, k, v: ``[B, H, N, D]`` in one dtype, normalised and rotated as the host does. scale: of the logits, None for
-    ``D ** -0.5``. keys: ``[B, H, N, D]``, what matching compares: k before rotation and in its own dtype.
+    ``D ** -0.5``. keys: ``[B, H, N, D]``, compared by matching: k before rotation, in its own dtype.
     """
 
     q: Tensor
@@ -46,18 +46,18 @@ class Projected(NamedTuple):
 
 
 class HostAttention(ABC):
-    """Self-attention of one block. Made anew for every call, so it holds the module and no results."""
+    """Self-attention of one block. It is created for every call, and holds the module and no results."""
 
     @abstractmethod
     def can_fuse(self) -> bool:
-        """Returns True if reading the module's weights is all that calling the module would do.
+        """Returns True if reading the module's weights replaces calling it.
 
-        False wherever the module carries hooks, is a wrapper or a foreign class, or drops attention weights.
+        False if the module carries hooks, is a wrapper or an unknown class, or drops attention weights.
         """
 
     @abstractmethod
     def project(self, x: Tensor, positions: Tensor | None) -> Projected:
-        """Projects ``x`` ``[B, N, C]`` with the module's weights. Called only where :meth:`can_fuse`."""
+        """Projects ``x`` ``[B, N, C]`` with the module's weights. Called only if :meth:`can_fuse`."""
 
     @abstractmethod
     def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class HostAttention(ABC):
 
     @abstractmethod
     def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:
-        """Calls the module itself, hooks included, with ``bias`` ``[B, N]`` added to the logits of every key."""
+        """Calls the module itself, hooks included, with ``bias`` ``[B, N]`` added to the logits of the keys."""
 
 
 class BlockParts(NamedTuple):
-    """A pre-norm block, taken apart.
+    """The parts of a pre-norm block.
 
     ::
 
@@ -85,8 +85,8 @@ class BlockParts(NamedTuple):
         attention: see :class:`HostAttention`.
         after_attention: norm, residual scale and drop path of the attention branch, in the host's order.
         feed_forward: MLP, residual scale and drop path of the second branch.
-        guests: tokens ``[B, m, C]`` made from x ``[B, N, C]`` that join q, k and v of this block and are dropped
-            after its attention (X-CLIP's messages). They are of size 1 and never merge. None: there are none.
+        guests: makes tokens ``[B, m, C]`` from x ``[B, N, C]`` that join q, k and v of this block and are dropped
+            after its attention (X-CLIP's messages). They have size 1 and never merge. None: there are none.
     """
 
     norm_1: nn.Module
@@ -98,7 +98,7 @@ class BlockParts(NamedTuple):
 
 
 class Host(ABC):
-    """Answers for one family of image towers. A subclass has no state, so that patched models can be pickled.
+    """Answers the questions for one family of image towers. Subclasses have no state, so patched models pickle.
 
     Attributes:
         name: of the host, ``"open_clip"``.
@@ -116,15 +116,15 @@ class Host(ABC):
 
     @abstractmethod
     def find_tower(self, model: nn.Module) -> nn.Module | None:
-        """Returns the image tower of a model, or the tower itself; None if the model is of another family."""
+        """Returns the image tower of a model, or the tower itself; None for a model of another family."""
 
     @abstractmethod
     def check_tower(self, tower: nn.Module) -> None:
-        """Raises TypeError, with what is supported and what came, unless every part of the tower is known."""
+        """Raises TypeError, which names the supported and the actual class, unless every part of the tower is known."""
 
     @abstractmethod
     def parts(self, tower: nn.Module) -> list[tuple[str, nn.Module]]:
-        """Returns the modules whose class patching exchanges, each with its role in words."""
+        """Returns the modules whose class is exchanged by patching, each with its role in words."""
 
     @abstractmethod
     def blocks(self, tower: nn.Module) -> Sequence[nn.Module]:
@@ -132,9 +132,9 @@ class Host(ABC):
 
     @abstractmethod
     def block_parts(self, block: nn.Module, tower: nn.Module, index: int) -> BlockParts:
-        """Takes the block of number ``index`` apart, whose weights may partly lie in the tower (rotary frequencies).
+        """Returns the parts of block number ``index``; some weights may lie in the tower (rotary frequencies).
 
-        ``block`` is the module that runs: inside a wrapper it is not ``blocks(tower)[index]``.
+        ``block`` is the running module. Inside a wrapper it is not ``blocks(tower)[index]``.
 
         Raises:
             TypeError: its attention is of a kind whose keys are not known.
@@ -142,7 +142,7 @@ class Host(ABC):
 
     @abstractmethod
     def component(self, path: str) -> str:
-        """Returns which of :data:`COMPONENTS` a parameter or module belongs to, by its path in the tower."""
+        """Returns the entry of :data:`COMPONENTS` for a parameter or module, by its path in the tower."""
 
     # --- sizes ---
 
@@ -156,7 +156,7 @@ class Host(ABC):
 
     @abstractmethod
     def num_protected(self, tower: nn.Module) -> int:
-        """Returns how many leading tokens are no patches and never merge: class, distillation, registers."""
+        """Returns the number of leading tokens that are not patches and never merge: class, distillation, registers."""
 
     def num_tokens(self, tower: nn.Module) -> int:
         """Returns the number of tokens at the native image size, protected ones included."""
@@ -173,25 +173,25 @@ class Host(ABC):
     def embed(self, tower: nn.Module, images: Tensor) -> Embedded:
         """Turns images ``[B, 3, H, W]`` into the tokens that enter the first block.
 
-        A tower with other inputs gets them as one object, as its patched class hands them to ``encode``.
+        A tower with other inputs gets them as one object, as its patched class passes them to ``encode``.
         """
 
     def run_blocks(self, tower: nn.Module, x: Tensor, merge: TrunkMerge) -> Tensor:
-        """Sends tokens through the blocks. A host whose blocks sit in a module with a call of its own calls that."""
+        """Sends tokens through the blocks. If the blocks sit in a module that is called itself, the host calls it."""
         return merge.run(x, self.blocks(tower), self.checkpointing(tower))
 
     @abstractmethod
     def pool(self, tower: nn.Module, x: Tensor, size: Tensor | None) -> Tensor:
-        """Returns what the model returns for an image, ``[B, d]``, of the last block's tokens ``[B, n, C]``.
+        """Pools the last block's tokens ``[B, n, C]`` to the model's embedding of an image, ``[B, d]``.
 
-        ``size`` ``[B, n]`` are the patches that each token stands for, by which a pooling of several tokens weighs.
+        ``size`` ``[B, n]`` is the number of patches behind each token, the weight of a token in a mean.
         """
 
     @abstractmethod
     def project(self, tower: nn.Module, x: Tensor, size: Tensor | None) -> Tensor:
         """Returns ``[B, 1 + n - num_protected, d]`` in the joint space: :meth:`pool`, then every region.
 
-        The final norm and projection are applied to each region as they are to what is pooled.
+        Each region gets the final norm and projection that the pooled token gets.
         """
 
     @abstractmethod
@@ -199,7 +199,7 @@ class Host(ABC):
         """Returns d, the number of channels of the joint space.
 
         Raises:
-            TypeError: the tower has no projection that could be applied to single tokens.
+            TypeError: the tower has no projection that applies to single tokens.
         """
 
     @abstractmethod
@@ -213,10 +213,10 @@ class Host(ABC):
     # --- weights and pictures ---
 
     def describe(self, tower: nn.Module) -> dict[str, Any]:
-        """Returns the sizes from which :meth:`build` makes a tower of the same parameters, as JSON values.
+        """Returns the sizes from which :meth:`build` makes a tower with the same parameters, as JSON values.
 
         Raises:
-            TypeError: the host cannot build towers, so that models with one cannot be saved as one file.
+            TypeError: the host cannot build towers, so models with such a tower cannot be saved as one file.
         """
         raise TypeError(f"a model cannot be saved as one file with {self.supports}: the host has no describe()")
 
@@ -234,7 +234,7 @@ class Host(ABC):
 
     @abstractmethod
     def mean_std(self, tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Returns mean and standard deviation of the red, green and blue of pictures in [0, 1] that the tower wants."""
+        """Returns the mean and standard deviation per channel that the tower expects of pictures in [0, 1]."""
 
     # --- the text tower ---
 
@@ -247,7 +247,7 @@ class Host(ABC):
         raise TypeError(f"{type(model).__name__} has no text tower")
 
     def drop_tower(self, model: Any) -> None:
-        """Removes the image tower from a model whose text tower alone is wanted, to free its memory."""
+        """Removes the image tower, to free its memory if only the text tower is needed."""
         raise TypeError(f"{type(model).__name__} has no text tower")
 
     def token_embedding(self, model: Any) -> nn.Module:

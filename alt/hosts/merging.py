@@ -1,7 +1,7 @@
-"""What a patched class is handed when it is to merge tokens, and the mix-ins for blocks and towers.
+"""Interfaces between patched classes and ``alt.patch``, and mix-ins for patched blocks and towers.
 
 A patched class derives from a mix-in and from its foreign class. It is importable, so models pickle. It adds one
-keyword argument, ``merge``, and is the foreign class without it. The objects are made by ``alt.patch``.
+keyword argument, ``merge``; without it, it behaves as the foreign class. ``alt.patch`` creates the objects.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class BlockMerge(Protocol):
 class TrunkMerge(Protocol):
     """One call of all blocks.
 
-    size: ``[B, n]`` of the tokens so far, None while nothing has merged. take: numbers of the blocks whose output is
-    kept in ``intermediates``, copied back to the tokens of the input.
+    size: current token sizes ``[B, n]``, None while nothing has merged. take: numbers of the blocks whose output is
+    kept in ``intermediates``, copied back to the input tokens.
     """
 
     size: Tensor | None
@@ -39,12 +39,12 @@ class TrunkMerge(Protocol):
 
 
 class TowerMerge(Protocol):
-    """The patch of a tower, which has it as ``_alt_patch``."""
+    """The patch of a tower, stored as its ``_alt_patch``."""
 
     host: Any
 
     def encode(self, tower: Any, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkMerge]:
-        """Embeds images and runs the blocks: the tokens of the last block, with their sizes."""
+        """Embeds images and runs the blocks; returns the tokens of the last block and the run with their sizes."""
         ...
 
     def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkMerge:
@@ -52,7 +52,7 @@ class TowerMerge(Protocol):
         ...
 
     def finish(self, x: Tensor, merge: Any) -> Tensor:
-        """Checks what came out of the blocks, hooks included, and keeps the trace if asked for."""
+        """Checks the output of the blocks, hooks included, and keeps the trace if requested."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Facts about a foreign module: its name, what it carries, whether it is exactly of a known class."""
+"""Facts about a foreign module: its name, its hooks, and whether its class is exactly a known one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def qualified_name(module: nn.Module) -> str:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Returns True if calling the module does more than its class's forward (hooks, or a forward set on it)."""
+    """Returns True if calling the module does more than its class's forward (hooks, or a forward on the instance)."""
     return any(getattr(module, name, None) for name in _HOOKS) or "forward" in module.__dict__
 
 
 def require_class(module: nn.Module, known: Iterable[type], role: str, owner: str) -> None:
-    """Raises TypeError unless a module is exactly of one of the ``known`` classes.
+    """Raises TypeError unless a module's class is exactly one of ``known``.
 
     Args:
-        role: of the module, in words. owner: whose classes they are, ``"open_clip's"``.
+        role: of the module, in words. owner: of the classes, ``"open_clip's"``.
     """
     known = tuple(known)
     if type(module) in known:
@@ -42,6 +42,6 @@ def require_class(module: nn.Module, known: Iterable[type], role: str, owner: st
 
 
 def require_unsharded(tower: nn.Module) -> None:
-    """Raises TypeError if parameters of the tower are sharded already."""
+    """Raises TypeError if parameters of the tower are already sharded."""
     if any(type(p).__name__ == "DTensor" for p in tower.parameters()):
         raise TypeError("the model's parameters are already sharded; patch first, then call fully_shard")

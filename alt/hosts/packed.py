@@ -1,7 +1,7 @@
 """Attention modules with one packed projection ``in_proj_weight``, bare or inside peft's LoRA wrappers.
 
-``torch.nn.MultiheadAttention`` is one; other packages keep its parameter layout. A LoRA wrapper of peft adds
-``delta`` to that weight; the keys that matching compares have it too.
+``torch.nn.MultiheadAttention`` is one, and other packages keep its parameter layout. A LoRA wrapper of peft adds
+``delta`` to that weight, and the keys for matching include it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def require_packed(base: Any) -> None:
     if base.in_proj_weight is None:
         raise TypeError(
             f"patching supports self-attention with one packed in_proj_weight; this {qualified_name(base)} "
-            "projects query, key and value apart"
+            "projects query, key and value separately"
         )
 
 
@@ -43,7 +43,7 @@ def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 class PackedAttention(HostAttention):
-    """What modules with a packed projection share. ``module`` may be a LoRA wrapper, ``base`` is inside it."""
+    """Base of attention modules with a packed projection. ``module`` may be a LoRA wrapper around ``base``."""
 
     def __init__(self, module: Any, base: Any) -> None:
         self.module = module
@@ -54,7 +54,7 @@ class PackedAttention(HostAttention):
         return split_heads(F.linear(x, base.in_proj_weight, base.in_proj_bias), base.num_heads)
 
     def normalise_keys(self, k: Tensor) -> Tensor:
-        """Applies the module's norm of keys, without its hooks: they fire once, in the attention itself."""
+        """Applies the module's norm of keys without its hooks, which fire once, in the attention itself."""
         return k
 
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
@@ -90,7 +90,7 @@ class MultiheadAttention(PackedAttention):
     def can_fuse(self) -> bool:
         if has_hooks(self.module):
             return False
-        # Parametrized weights are read by attribute, as the host does.
+        # Parametrized weights may be fused: they are read by attribute, as the host reads them.
         exact = type_before_parametrizations(self.module)
         return exact is nn.MultiheadAttention and not (self.module.training and self.module.dropout > 0)
 
@@ -99,7 +99,7 @@ class MultiheadAttention(PackedAttention):
         return Projected(q, k, v, None, k)
 
     def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
-        # As nn.MultiheadAttention does it: out_proj is read, never called.
+        # nn.MultiheadAttention too reads out_proj and never calls it.
         out = self.base.out_proj
         return F.linear(y.transpose(1, 2).reshape(x.shape), out.weight, out.bias)
 
@@ -113,7 +113,7 @@ class MultiheadAttention(PackedAttention):
 
 
 def _lora_deltas(module: Any) -> list[Tensor]:
-    """Returns what the active LoRA adapters add to the packed input projection of the module inside."""
+    """Returns the terms that active LoRA adapters add to the packed input projection of the wrapped module."""
     deltas = []
     while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
         ours = getattr(module, "parameter_name", "in_proj_weight") == "in_proj_weight"

@@ -1,4 +1,4 @@
-"""How readers of merged tokens weigh them: every token counts as the patches that it stands for."""
+"""Weights of merged tokens in means and attention: each token counts as the patches behind it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["KeySizes", "key_bias", "size_weighted_mean"]
 
 
 class KeySizes:
-    """Sizes on their way into a pooler's call. An object, because wrappers such as FSDP2 cast bare tensors."""
+    """Carries sizes into a pooler's call. It is an object because wrappers such as FSDP2 cast bare tensors."""
 
     def __init__(self, size: Tensor) -> None:
         self.size = size
@@ -18,7 +18,7 @@ class KeySizes:
 def key_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Returns ``log s`` ``[B, N]`` in the dtype of the queries, to be added to the logits of the keys.
 
-    None without sizes. The logarithm is taken in float32 or better.
+    Without sizes the result is None. The logarithm is taken in float32 or better.
     """
     return None if size is None else size.to(torch.promote_types(size.dtype, dtype)).log().to(dtype)
 
@@ -26,8 +26,8 @@ def key_bias(size: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def size_weighted_mean(tokens: Tensor, size: Tensor | None) -> Tensor:
     """Returns ``sum_i s_i x_i / sum_i s_i`` of ``tokens`` ``[B, n, C]`` with sizes ``[B, n]``: ``[B, C]``.
 
-    It is the mean over the patches that were merged, if every patch had its token's value. Sums are in float32 or
-    better. Without sizes it is the plain mean.
+    This is the mean over patches if each has the value of its token. Sums are in float32 or better. Without sizes it
+    is the plain mean.
     """
     if size is None:
         return tokens.mean(dim=1)

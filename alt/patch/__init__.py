@@ -1,4 +1,4 @@
-"""Token merging inside an existing CLIP image tower: reversible, and without a change to its parameters."""
+"""Token merging inside an existing CLIP image tower, reversible and without new parameters."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ def patch_clip(
 ) -> PatchHandle:
     """Merges similar tokens inside every block of an image tower, in place and reversibly.
 
-    In each block, between attention and MLP, the r most similar pairs of tokens (cosine of the keys' mean
-    over heads, bipartite) become their size-weighted mean; attention adds ``log s_j`` to the logits of key j.
-    Class tokens and other tokens that are no patches never merge. Bolya et al. 2023 (ToMe), section 3; ALT, Eq. 2.
+    Between attention and MLP of each block, the r most similar pairs of tokens become their size-weighted mean.
+    Similarity is the cosine of the keys averaged over heads, and pairs are bipartite. Attention adds ``log s_j`` to the
+    logits of key j. Class tokens and other tokens that are not patches never merge. Source: Bolya et al. 2023 (ToMe),
+    section 3; ALT, Eq. 2.
 
-    Parameters, buffers and ``state_dict`` stay as they are; with r = 0 outputs equal the unpatched model's to
-    rounding. Pooling over tokens weighs them by size; ``forward_intermediates`` returns the full grid;
-    ``output_tokens`` returns the merged tokens. Works in training, under autocast, gradient checkpointing,
-    ``torch.compile(fullgraph=True)``, DDP and FSDP2 (patch first, then ``fully_shard``).
+    Parameters, buffers and ``state_dict`` do not change. With r = 0 outputs equal the unpatched model's to rounding.
+    Pooling weighs tokens by size. ``forward_intermediates`` returns the full grid, ``output_tokens`` the merged tokens.
+    Training, autocast, gradient checkpointing, ``torch.compile(fullgraph=True)``, DDP and FSDP2 are supported (patch
+    first, then ``fully_shard``).
 
     Args:
         model: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``VisionTransformer``, that tower itself,
             or a model of another host (:func:`alt.hosts.register`). Only the image tower is patched.
-        r: int: tokens each block removes; list: one int per block; float in [0, 0.5]: share of each block's
+        r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens.
-        inflection: in [-1, 1], tilts a constant r over depth: linear from int(r (1 - inflection)) to
-            2 r minus that; 1 merges late, -1 early.
-        prop_attn: add log s to attention logits (off, sizes still weigh the merges and the pooling).
+        inflection: in [-1, 1], tilts a constant r over depth, linearly from int(r (1 - inflection)) to
+            2 r minus that. 1 merges late, -1 early.
+        prop_attn: add log s to attention logits. If off, sizes still weigh merges and pooling.
         trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
-        strict: raise where r is more than a block can lose, instead of one ``UserWarning`` that names the
-            blocks.
+        strict: raise if r exceeds what a block can lose, instead of one ``UserWarning`` that names the blocks.
 
     Returns:
         The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
 
     Raises:
-        TypeError: the model, one of its parts or an argument is of an unsupported type.
-        ValueError: the model is patched already; r or inflection out of range; ``strict`` and r too large.
+        TypeError: the model, one of its parts or an argument has an unsupported type.
+        ValueError: the model is already patched, r or inflection is out of range, or r is too large under ``strict``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}")
     host, tower = find_tower(model)
     if is_patched(tower):
-        raise ValueError("the model is patched already: use alt.get_handle(model), or alt.unpatch(model) first")
+        raise ValueError("the model is already patched: use alt.get_handle(model), or alt.unpatch(model) first")
     host.check_tower(tower)
     for name, flag in (("prop_attn", prop_attn), ("trace_source", trace_source), ("strict", strict)):
         if not isinstance(flag, bool):
@@ -83,10 +83,10 @@ def patch_clip(
 
 
 def get_handle(model: nn.Module) -> PatchHandle:
-    """Returns the handle of a patched model, also of one that was copied, unpickled, wrapped or sharded since.
+    """Returns the handle of a patched model, even if it was copied, unpickled, wrapped or sharded since.
 
     Raises:
-        ValueError: nothing in the model is patched, or more than one tower is.
+        ValueError: the model has no patched tower, or more than one.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

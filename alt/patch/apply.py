@@ -1,4 +1,4 @@
-"""The patch on a tower: foreign classes exchanged for their subclasses that merge, and back."""
+"""Applies the patch to a tower by exchanging classes for subclasses that merge, and reverts it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def settings_of(tower: nn.Module) -> PatchSettings:
 
 
 def apply(host: Host, tower: nn.Module, settings: PatchSettings) -> None:
-    """Gives every part of a tower its patched class. No attribute is added but ``_alt_patch`` on the tower."""
+    """Gives every part of a tower its patched class. The only new attribute is ``_alt_patch`` on the tower."""
     tower._alt_patch = settings  # type: ignore[assignment]
     for _, module in host.parts(tower):
         module.__class__ = host.patched[type(module)]
 
 
 def revert(host: Host, tower: nn.Module) -> None:
-    """Gives every part its host's class back.
+    """Restores the original class of every part.
 
     Raises:
-        RuntimeError: a part was sharded, wrapped or given another forward. Nothing is changed then.
+        RuntimeError: a part was sharded, wrapped or given another forward. The tower is unchanged.
     """
     original = {patched: foreign for foreign, patched in host.patched.items()}
     parts = host.parts(tower)

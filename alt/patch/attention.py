@@ -1,8 +1,8 @@
 """Self-attention of a block with token sizes, and the keys that matching compares.
 
-Two paths with the same result. Fused: the module's weights feed ``proportional_attention``, and the keys are the
-very ones it used. Unfused, through the module's own call, wherever the module carries hooks or is a wrapper: the
-sizes go in as an additive mask, and the keys come from a projection of their own.
+There are two paths with the same result. The fused path passes the module's weights to ``proportional_attention`` and
+reuses its keys. A module that carries hooks or is a wrapper takes the unfused path through its own call: sizes are an
+additive mask, and the keys are projected separately.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def self_attention(
     *,
     want_keys: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns ``(y [B, N, C], keys)`` of ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
+    """Returns ``(y [B, N, C], keys)`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
 
-    ``keys`` ``[B, H, N, D]`` are after q/k normalisation and before rotation, and without gradient. They are None
-    unless asked for. ``positions`` ``[B, N, P]`` go to hosts that rotate q and k.
+    ``keys`` ``[B, H, N, D]`` are normalised but not rotated, and have no gradient. They are None unless requested.
+    ``positions`` ``[B, N, P]`` go to hosts that rotate q and k.
     """
     if attention.can_fuse():
         projected = attention.project(x, positions)
         y = proportional_attention(projected.q, projected.k, projected.v, size, scale=projected.scale)
         return attention.join_heads(y, x), projected.keys.detach() if want_keys else None
-    # The keys first: some wrappers swap their weights for the length of their call.
+    # Keys first: some wrappers swap their weights during their call.
     keys = attention.project_keys(x, positions) if want_keys else None
     return attention.call_module(x, key_bias(size, x.dtype), positions), keys

@@ -1,4 +1,4 @@
-"""The handle of a patched tower: what a person holds to change, inspect and remove the patch."""
+"""The handle of a patched tower, with which users change, inspect and remove the patch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .trunk import TrunkCall
 
 
 class PatchHandle:
-    """Returned by :func:`alt.patch_clip`; a context manager that removes the patch on leaving.
+    """Returned by :func:`alt.patch_clip`; as a context manager it removes the patch on exit.
 
-    Holds no state of its own: two handles of one tower are the same patch.
+    A handle has no state: two handles of one tower control the same patch.
     """
 
     def __init__(self, tower: nn.Module) -> None:
@@ -35,7 +35,7 @@ class PatchHandle:
 
     @property
     def host(self) -> Host:
-        """Returns the host that answers for the tower."""
+        """Returns the host of the tower."""
         return self._settings.host
 
     @property
@@ -48,11 +48,11 @@ class PatchHandle:
         return self._settings
 
     def remove(self) -> None:
-        """Makes the tower bit for bit what it was before the patch: same classes, parameters and attributes.
+        """Restores the tower bit for bit: same classes, parameters and attributes as before the patch.
 
         Raises:
-            ValueError: the patch was removed before.
-            RuntimeError: a part was sharded (``fully_shard``) or wrapped after patching; nothing was changed.
+            ValueError: the patch was already removed.
+            RuntimeError: a part was sharded (``fully_shard``) or wrapped after patching. The tower is unchanged.
         """
         self._live()
         revert(self.host, self.tower)
@@ -64,12 +64,12 @@ class PatchHandle:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_live:  # it may have been removed inside
+        if self._is_live:  # the patch may have been removed inside the block
             revert(self.host, self.tower)
 
     @property
     def r(self) -> Reduction:
-        """Returns the tokens removed per block: an int, one int per block, or a float share. May be set."""
+        """Tokens removed per block: an int, a tuple with one entry per block, or a float share. May be set."""
         return self._live().r
 
     @r.setter
@@ -82,10 +82,10 @@ class PatchHandle:
         return self._live().inflection
 
     def schedule(self, num_tokens: int | None = None) -> Schedule:
-        """Returns what every block removes of ``num_tokens`` input tokens (None: the tower's own number).
+        """Returns what each block removes from ``num_tokens`` input tokens (None: the tower's own number).
 
-        ``num_tokens`` counts the protected tokens: 197 for ViT-B/16 at 224 pixels. Never warns or raises on
-        clipping, which ``Schedule.clipped`` names.
+        ``num_tokens`` includes protected tokens: 197 for ViT-B/16 at 224 pixels. Clipping neither warns nor raises
+        here; ``Schedule.clipped`` names the blocks.
         """
         settings = self._live()
         if num_tokens is None:
@@ -103,7 +103,7 @@ class PatchHandle:
     def encode(self, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
         """Returns the merged tokens ``[B, n, C]`` of the last block, and the run with their sizes and plans.
 
-        Final norm, pooling and projection are left to the caller. With ``frames`` > 1 that many images in a row are
+        The caller applies final norm, pooling and projection. With ``frames`` > 1, that many consecutive images form
         one sequence.
         """
         return self._live().encode(self.tower, images, frames)
@@ -113,12 +113,12 @@ class PatchHandle:
         if not settings.trace_source:
             raise ValueError(f"handle.{name} needs patch_clip(..., trace_source=True)")
         if settings.trace is None:
-            raise ValueError(f"handle.{name} is of the last forward, and there was none since patching or copying")
+            raise ValueError(f"handle.{name} needs a forward, and there was none since patching or copying")
         return settings.trace
 
     @property
     def sizes(self) -> Tensor:
-        """Returns ``[B, n]`` float32: how many input tokens every output token of the last forward stands for."""
+        """Returns the number of input tokens behind every output token of the last forward, float32 ``[B, n]``."""
         trace = self._trace("sizes")
         if trace.size is None:
             return torch.ones(trace.batch, trace.num_tokens, device=trace.device)
@@ -126,13 +126,13 @@ class PatchHandle:
 
     @property
     def source(self) -> Tensor:
-        """Returns ``[B, N]`` int: the output row of every input token of the last forward."""
+        """Returns the output row of every input token of the last forward, int ``[B, N]``."""
         self._trace("source")
         return self.sources[-1]
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
-        """Returns ``source`` as it was after each block, for pictures of the merged regions."""
+        """Returns ``source`` after each block, for pictures of the merged regions."""
         trace = self._trace("sources")
         identity = torch.arange(trace.num_tokens, dtype=torch.int32, device=trace.device)
         row = identity.expand(trace.batch, -1).contiguous()

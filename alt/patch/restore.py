@@ -1,4 +1,4 @@
-"""Merged tokens copied back to the grid that they came from."""
+"""Copies merged tokens back to the grid of their patches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from alt_kernels import Matching, source_map, unmerge
 
 
 def restore_grid(x: Tensor, matchings: list[Matching | None]) -> Tensor:
-    """Returns ``x`` ``[B, n, C]`` after a chain of plans (None where nothing merged) at the N input tokens.
+    """Copies ``x`` ``[B, n, C]``, merged by a chain of plans, back to the N input tokens.
 
-    One pass whatever the depth: the chain is first composed to a single plan, whose rows the gradient then
-    sums in a fixed order.
+    A plan is None where nothing merged. The chain is first composed into a single plan, so one pass suffices at any
+    depth, and the gradient sums rows in a fixed order.
     """
     plans = [plan for plan in matchings if plan is not None]
     if not plans:

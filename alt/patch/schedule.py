@@ -1,4 +1,4 @@
-"""How many tokens every block removes: ``r`` in its three forms, and what becomes of it at a token count."""
+"""Schedules of token merging: the three forms of ``r``, and the tokens each block removes at a token count."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from typing import NamedTuple, SupportsIndex
 
 Reduction = int | float | tuple[int, ...]
-"""``r`` after checking: tokens a block, a share of a block's unprotected tokens, or one number per block."""
+"""``r`` after checking: tokens per block, a share of a block's unprotected tokens, or one number for each block."""
 
-# A share is meant as the decimal it is written as: 0.29 of 100 tokens is 29, though 0.29 * 100 is 28.999....
+# A share means its decimal: 0.29 of 100 tokens is 29, although 0.29 * 100 is 28.999....
 _SHARE_SLACK = 1e-9
 
 
 class Schedule(NamedTuple):
-    """What every block does to the tokens.
+    """Token counts per block.
 
     Attributes:
         removed: tokens merged away by each block.
         tokens: tokens left after each block.
-        clipped: indices of the blocks that cannot lose as many tokens as asked for, and lose fewer.
+        clipped: indices of the blocks that cannot lose the requested number of tokens, and lose fewer.
     """
 
     removed: tuple[int, ...]
@@ -32,9 +32,9 @@ def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float,
     """Returns ``r`` in its checked form.
 
     Raises:
-        TypeError: r or inflection is of another type (bool included).
-        ValueError: r < 0, a share outside [0, 0.5], a list of another length than the tower's number of
-            blocks, inflection outside [-1, 1], or a non-zero inflection with an r that is not one int.
+        TypeError: r or inflection has another type (bool included).
+        ValueError: r is negative, a share lies outside [0, 0.5], a list does not have one entry per block,
+            inflection lies outside [-1, 1], or inflection is non-zero and r is not one int.
     """
     if isinstance(inflection, bool) or not isinstance(inflection, (int, float)):
         raise TypeError(f"inflection must be a number in [-1, 1], got {type(inflection).__name__}")
@@ -69,11 +69,11 @@ def _count(value: object, name: str) -> int:
     return count
 
 
-def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
-    """Returns a constant r tilted over depth: linear from ``a = int(r (1 - inflection))`` to ``2 r - a``, each int().
+def tilt(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
+    """Tilts a constant r over depth, linearly from ``a = int(r (1 - inflection))`` to ``2 r - a``, rounded down.
 
-    inflection 1 goes from 0 to 2 r, -1 from 2 r to 0, and 0 is r everywhere; one block alone keeps r. (ToMe,
-    Bolya et al. 2023, "decreasing schedule".)
+    Inflection 1 goes from 0 to 2 r, and -1 from 2 r to 0. A single block keeps r. Source: ToMe, Bolya et al. 2023,
+    "decreasing schedule".
     """
     if num_blocks == 1 or inflection == 0:
         return (r,) * num_blocks
@@ -82,8 +82,8 @@ def tilted(r: int, inflection: float, num_blocks: int) -> tuple[int, ...]:
     return tuple(int(first + step * i) for i in range(num_blocks))
 
 
-def times(r: Reduction, images: int) -> Reduction:
-    """Returns the ``r`` of several images in one sequence, each losing what it would lose alone. A share stays."""
+def scale_reduction(r: Reduction, images: int) -> Reduction:
+    """Returns the ``r`` for a sequence of several images that removes as much per image; a share does not change."""
     if isinstance(r, tuple):
         return tuple(count * images for count in r)
     return r if isinstance(r, float) else r * images
@@ -92,11 +92,11 @@ def times(r: Reduction, images: int) -> Reduction:
 def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: int, num_protected: int) -> Schedule:
     """Returns the schedule of ``num_blocks`` blocks that start with ``num_tokens`` tokens.
 
-    A block of n tokens can lose at most ``(n - num_protected) // 2``, for only every other token can move.
+    A block of n tokens can lose at most ``(n - num_protected) // 2``, because only every other token can move.
     """
     if isinstance(r, tuple) and len(r) != num_blocks:
-        raise ValueError(f"r has {len(r)} entries but the tower now has {num_blocks} blocks; set handle.r anew")
-    wanted = r if isinstance(r, tuple) else tilted(r, inflection, num_blocks) if isinstance(r, int) else None
+        raise ValueError(f"r has {len(r)} entries but the tower now has {num_blocks} blocks; set handle.r again")
+    wanted = r if isinstance(r, tuple) else tilt(r, inflection, num_blocks) if isinstance(r, int) else None
     removed, tokens, clipped = [], [], []
     count = num_tokens
     for i in range(num_blocks):
@@ -114,7 +114,7 @@ def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: 
 
 
 def clipping_message(schedule: Schedule, r: Reduction, num_tokens: int) -> str:
-    """Returns one sentence for the warning, or for the error with ``strict=True``."""
+    """Returns the sentence of the warning, or of the error with ``strict=True``."""
     blocks = ", ".join(str(i) for i in schedule.clipped)
     counts = ", ".join(str(schedule.removed[i]) for i in schedule.clipped)
     asked = list(r) if isinstance(r, tuple) else r

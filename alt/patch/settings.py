@@ -1,4 +1,4 @@
-"""What a patched tower knows about its patch: one plain object on the tower, copied and pickled with it."""
+"""The settings of a patch: one plain object on the tower, copied and pickled with it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from alt.hosts import Embedded, Host
 from alt_kernels import Matching
 
-from .schedule import Reduction, Schedule, clipping_message, make_schedule, times
+from .schedule import Reduction, Schedule, clipping_message, make_schedule, scale_reduction
 from .trunk import TrunkCall
 
 
 class Trace(NamedTuple):
-    """What the last forward did: the plan of every block (None where nothing merged) and the final sizes."""
+    """Record of the last forward: the plan of every block (None where nothing merged) and the final sizes."""
 
     batch: int
     num_tokens: int
@@ -26,10 +26,10 @@ class Trace(NamedTuple):
 
 
 class PatchSettings:
-    """The settings of one patch. Read by the forward; nothing in it changes what a second forward computes.
+    """The settings of one patch. A forward reads them and changes nothing that a later forward depends on.
 
-    Lives in the tower's ``__dict__`` (not a module, no tensors but the trace), so ``state_dict`` does not see
-    it, while ``copy.deepcopy`` and ``pickle`` take it along, without the trace.
+    The object lives in the tower's ``__dict__`` and is not a module, so ``state_dict`` does not see it.
+    ``copy.deepcopy`` and ``pickle`` copy it without its trace.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class PatchSettings:
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
     def schedule(self, num_blocks: int, num_tokens: int, frames: int = 1) -> Schedule:
-        """Returns the schedule at a token count. Warns (or raises, ``strict``) the first time a count clips r.
+        """Returns the schedule at a token count; warns (or raises, ``strict``) the first time that a count clips r.
 
-        ``frames`` images in one sequence lose r tokens each, all over the sequence.
+        Of ``frames`` images in one sequence, each contributes r to the tokens that a block removes from the sequence.
         """
-        r = times(self.r, frames)
+        r = scale_reduction(self.r, frames)
         if torch.compiler.is_compiling():
-            # A graph cannot warn; the native token count had its warning when the model was patched.
+            # A graph cannot warn. Patching already warned about the native token count.
             schedule = make_schedule(r, self.inflection, num_blocks, num_tokens, self.num_protected)
             if self.strict and schedule.clipped:
                 raise ValueError(clipping_message(schedule, r, num_tokens))
@@ -75,13 +75,13 @@ class PatchSettings:
         return known
 
     def adopt(self, r: Reduction, inflection: float, num_blocks: int) -> None:
-        """Takes a new r, warning at once if the tower's own token count clips it."""
+        """Sets a new r, and warns at once if the tower's own token count clips it."""
         first = self._checked(r, inflection, num_blocks, self.native_tokens)
         self.r, self.inflection = r, inflection
         self._schedules = {(num_blocks, self.native_tokens, 1): first}
 
     def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int) -> Schedule:
-        """Returns a schedule. Warns where r is clipped, or raises with ``strict``."""
+        """Returns the schedule; warns if r is clipped, or raises with ``strict``."""
         schedule = make_schedule(r, inflection, num_blocks, num_tokens, self.num_protected)
         if schedule.clipped:
             message = clipping_message(schedule, r, num_tokens)
@@ -95,15 +95,15 @@ class PatchSettings:
     def encode(self, tower: Any, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkCall]:
         """Returns the merged tokens ``[B, n, C]`` of the last block, and the run with their sizes and plans.
 
-        With ``frames`` > 1 that many images in a row are one sequence: the protected tokens of the first and the
-        patches of all, each with the position it has in its own image.
+        With ``frames`` > 1, that many consecutive images form one sequence: the protected tokens of the first image
+        and the patches of all, each with its position in its own image.
         """
         embedded = self.host.embed(tower, images)
         if frames > 1:
             joined = [None if part is None else self._join(part, frames) for part in embedded[1:]]
             embedded = Embedded(self._join(embedded.x, frames), *joined)
         if embedded.size is not None and not self.prop_attn:
-            raise ValueError("prop_attn: expected True for a tower that pads its tokens, for size 0 masks the padding")
+            raise ValueError("prop_attn: expected True for a tower that pads its tokens, because size 0 masks padding")
         call = self.begin(tower, embedded.x.shape[1], frames)
         call.size, call.positions = embedded.size, embedded.positions
         return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
@@ -120,7 +120,7 @@ class PatchSettings:
         )
 
     def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:
-        """Checks what came out of the blocks, hooks included, and keeps the trace if asked for."""
+        """Checks the output of the blocks, hooks included, and keeps the trace if requested."""
         left = merge.num_tokens - sum(merge.removed[: len(merge.matchings)])
         if x.dim() != 3 or x.shape[1] != left:
             raise ValueError(

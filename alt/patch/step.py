@@ -6,11 +6,11 @@ A pre-norm block with merging between attention and MLP (Bolya et al. 2023, sect
     x', s' = merge(x + y, s)                              the r most similar pairs, by the block's own keys
     out   = x' + feed_forward(norm_2(x'))
 
-The parts are the block's own, as its host takes it apart (:class:`alt.hosts.BlockParts`). Each runs through its own
-call, except where attention and norm_2 are of a known kind and carry nothing of their own (hooks, wrappers,
-parametrizations): then the fused operations read their weights.
+The parts are the block's own modules, as its host lists them (:class:`alt.hosts.BlockParts`). Each part runs through
+its own call, with one exception: the fused operations read the weights of attention and norm_2 if these are of a known
+kind and carry no hooks, wrappers or parametrizations.
 
-A block may carry a submodule ``adapter``, which is asked at three points: ``before_attention(parts, x, ...)``,
+A block may have a submodule ``adapter``, which is called at three points: ``before_attention(parts, x, ...)``,
 ``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``.
 """
 
@@ -29,11 +29,11 @@ from .attention import self_attention
 
 
 class BlockCall:
-    """What one block call is given besides x, and where it leaves its results besides x.
+    """Arguments and results of one block call, apart from x.
 
-    Neither a tuple, dict nor dataclass on purpose: wrappers such as FSDP2 rebuild and cast what they find in
-    those (a bfloat16 size cannot count beyond 256), and pass anything else through untouched. One object
-    serves one call of one block and is never shared, so a recomputation finds what its first run decided.
+    It is deliberately neither a tuple, a dict nor a dataclass. Wrappers such as FSDP2 rebuild those and cast their
+    tensors, and a bfloat16 size cannot count beyond 256; other objects pass through untouched. One object serves one
+    call of one block and is never shared, so a recomputation finds the decisions of its first run.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     adapter: Any = getattr(block, "adapter", None)
     if adapter is not None:
         x = adapter.before_attention(parts, x, merged=size is not None, num_protected=call.num_protected)
-    # A plan that is already there was made by the first run of a checkpointed block.
+    # An existing plan comes from the first run of a checkpointed block.
     y, keys = _attend(parts, x, call, want_keys=r > 0 and call.matching is None)
     y = parts.after_attention(y)
     if adapter is not None:
@@ -122,10 +122,10 @@ def _feed_forward(parts: BlockParts, normed: Tensor, adapter: Any) -> Tensor:
 def is_plain_layer_norm(module: Any, width: int, names: frozenset[str]) -> bool:
     """Returns True if a norm over ``width`` channels is a LayerNorm and nothing else, so that it may be fused.
 
-    ``names`` are the qualified names of the classes that the host says are one.
+    ``names`` are the qualified names of the host's LayerNorm classes.
     """
     return (
         qualified_name(module) in names
         and not has_hooks(module)
-        and module.normalized_shape == (width,)  # not a wrapper: the name above is that of a LayerNorm
+        and module.normalized_shape == (width,)  # no wrapper, because the class above is a LayerNorm
     )

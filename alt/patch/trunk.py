@@ -16,15 +16,15 @@ from .step import BlockCall
 
 
 class TrunkCall:
-    """What a run over the blocks is given besides x, and where it leaves its results besides x.
+    """Arguments and results of one run over the blocks, apart from x.
 
-    An object as :class:`BlockCall` is one. It serves one forward.
+    An object for the reason given at :class:`BlockCall`. It serves one forward.
 
     Attributes:
         removed: tokens that each block merges away.
-        size: ``[B, n]`` of the tokens so far, None while each stands for one patch.
-        positions: ``[B, n, P]`` of the tokens so far, for hosts that rotate q and k.
-        matchings: the plan of each block so far, None where nothing merged.
+        size: current token sizes ``[B, n]``; None while each token stands for one patch.
+        positions: current token positions ``[B, n, P]``, for hosts that rotate q and k.
+        matchings: the plan of each finished block, None where nothing merged.
         take, intermediates: see :class:`alt.hosts.merging.TrunkMerge`.
     """
 
@@ -68,7 +68,7 @@ class TrunkCall:
         num_tokens, r = x.shape[1], self.removed[index]
         arguments = (self, index, block, x, self.size, self.positions)
         if checkpointing:
-            # A compiled graph recomputes what it traced, so needs no memory of the plan (and allows none).
+            # A compiled graph recomputes what it traced, so it needs no memory of the plan (and allows none).
             memory: list[Matching] | None = None if torch.compiler.is_compiling() else []
             result = checkpoint(_call_block, *arguments, memory, use_reentrant=False)
         else:
@@ -97,9 +97,9 @@ def _call_block(
     positions: Tensor | None,
     memory: list[Matching] | None,
 ) -> tuple[Tensor, ...]:
-    """Returns ``(x,)`` where r is 0, else x, size, the plan and the positions, if there are any.
+    """Returns ``(x,)`` if r is 0, else x, size, the plan and the positions, if any.
 
-    All results are return values, so that checkpointing needs no side effects.
+    All results are return values, so checkpointing needs no side effects.
     """
     r = trunk.removed[index]
     call = BlockCall(

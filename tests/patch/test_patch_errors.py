@@ -134,7 +134,7 @@ def test_double_patching():
     model = open_clip.CLIP(16, SMALL_VISION, SMALL_TEXT)
     handle = alt.patch_clip(model, 2)
     for again in (model, model.visual):
-        with pytest.raises(ValueError, match=r"patched already: use alt.get_handle"):
+        with pytest.raises(ValueError, match=r"already patched: use alt.get_handle"):
             alt.patch_clip(again, 4)
     assert handle.r == 2
     handle.remove()
@@ -190,7 +190,7 @@ def test_trace_has_to_be_asked_for():
                 getattr(handle, name)
     with alt.patch_clip(visual, 3, trace_source=True) as handle:
         for name in ("sizes", "source", "sources"):
-            with pytest.raises(ValueError, match=rf"handle.{name} is of the last forward, and there was none"):
+            with pytest.raises(ValueError, match=rf"handle.{name} needs a forward, and there was none"):
                 getattr(handle, name)
 
 

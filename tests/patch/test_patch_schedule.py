@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from towers import TOKENS, images, images_for, tower
 
 import alt
-from alt.patch.schedule import check_reduction, make_schedule, tilted
+from alt.patch.schedule import check_reduction, make_schedule, tilt
 
 
 def test_r_16_on_vit_b_16_runs_out_in_the_last_block():
@@ -47,7 +47,7 @@ def test_tokens_left_as_the_paper_has_them(r, blocks, tokens, left):
     ],
 )
 def test_inflection_table(r, inflection, blocks, expected):
-    assert tilted(r, inflection, blocks) == expected
+    assert tilt(r, inflection, blocks) == expected
     assert make_schedule(r, inflection, blocks, 1000, num_protected=1).removed == expected
 
 

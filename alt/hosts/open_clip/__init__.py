@@ -1,6 +1,6 @@
-"""open_clip's own ViT image towers, in its models ``CLIP``, ``CustomTextCLIP`` and ``CoCa`` or alone.
+"""open_clip's own ViT image towers, alone or in its models ``CLIP``, ``CustomTextCLIP`` and ``CoCa``.
 
-This folder is the only place that knows open_clip's attribute names. It is imported when such a model is met.
+Only this folder knows open_clip's attribute names. It is imported when the first such model is passed in.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _POOLING = re.compile(r"(trunk\.)?(attn_?pool|proj|head|ln_post)|$")
 
 
 class OpenClip(Host):
-    """Reads open_clip's ``VisionTransformer``. Its other towers (timm's, ResNets) are counted, but not patched."""
+    """The host of open_clip's ``VisionTransformer``. Other towers (timm's, ResNets) are counted but not patched."""
 
     name = "open_clip"
     supports = "open_clip's VisionTransformer"
@@ -88,7 +88,7 @@ class OpenClip(Host):
         return tower.transformer.resblocks
 
     def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
-        # Only the default block has the method ``attention``, which passes keys and values by name.
+        # Only the default block has a method ``attention``, and it passes keys and values by name.
         attention = read_attention(block.attn, names_keys=hasattr(block, "attention"))
         ln_attn = getattr(block, "ln_attn", None)
 
@@ -142,7 +142,7 @@ class OpenClip(Host):
 
     def pool(self, tower: Any, x: Tensor, size: Tensor | None) -> Tensor:
         if tower.attn_pool is None and tower.pool_type == "tok":
-            pooled = tower.ln_post(x[:, 0])  # of one token: before or after the norm is the same
+            pooled = tower.ln_post(x[:, 0])  # one token: pooling before or after the norm is the same
         else:
             pooled, _ = pool(tower, x, size)
         return pooled if tower.proj is None else pooled @ tower.proj
@@ -192,7 +192,7 @@ class OpenClip(Host):
         return tower.positional_embedding
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        # Set by open_clip.create_model; a tower that was made by hand has neither.
+        # Set by open_clip.create_model; a tower built by hand has neither.
         mean = getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN
         std = getattr(tower, "image_std", None) or OPENAI_DATASET_STD
         return tuple(mean), tuple(std)

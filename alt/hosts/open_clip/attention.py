@@ -1,6 +1,6 @@
-"""Attention modules of open_clip's blocks and poolers, of both its generations.
+"""Attention modules of open_clip's blocks and poolers, of both generations.
 
-Blocks of open_clip 3 have ``nn.MultiheadAttention``, those of later versions open_clip's own ``Attention``.
+Blocks of open_clip 3 have ``nn.MultiheadAttention``. Later versions have open_clip's own ``Attention``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def read_attention(
     """Returns the reader of an attention module, which may be inside peft's LoRA wrappers.
 
     Args:
-        names_keys: the block passes keys and values beside the queries (what a pre-hook sees, and may change one of).
-        packed: ask for one packed projection of query, key and value, as self-attention has.
+        names_keys: the block passes keys and values beside the queries, so a pre-hook sees and may change each.
+        packed: require one packed projection of query, key and value, as in self-attention.
 
     Raises:
         TypeError: the module is of a kind whose keys and masks are not known here.
@@ -60,7 +60,7 @@ class OwnAttention(PackedAttention):
     def can_fuse(self) -> bool:
         if has_hooks(self.module):
             return False
-        # Dropping attention weights is left to open_clip, as are classes derived from its own.
+        # open_clip's own call handles dropout of attention weights, and classes derived from its own.
         exact = type_before_parametrizations(self.module)
         return _is_own(exact) and not (self.module.training and self.module.attn_drop.p > 0)
 
@@ -68,13 +68,13 @@ class OwnAttention(PackedAttention):
         attn = self.base
         q, k, v = self.project_packed(x)
         if attn.logit_scale is not None:
-            # Scaled cosine attention (Swin v2): exp(logit_scale) takes the place of 1 / sqrt(D).
+            # Scaled cosine attention (Swin v2): exp(logit_scale) replaces 1 / sqrt(D).
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             q = q * torch.clamp(attn.logit_scale, max=attn.logit_scale_max).exp()
             scale = 1.0
         else:
             q, k, scale = attn.ln_q(q), attn.ln_k(k), attn.scale
-        # Norms and scales may be float32 beside a bfloat16 projection: attention works in the projection's dtype.
+        # Norms and scales may be float32 with a bfloat16 projection: attention uses the projection's dtype.
         return Projected(q.to(v.dtype), k.to(v.dtype), v, scale, k)
 
     def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class OwnAttention(PackedAttention):
 
     def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:
         sources = {"k_x": x, "v_x": x} if self.names_keys else {}
-        # Four dimensions: the released class would take three for [B * H, N, N].
+        # Four dimensions: the released class would read three as [B * H, N, N].
         return self.module(x, **sources, attn_mask=None if bias is None else bias[:, None, None, :])
 
     def call_pooler(self, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:

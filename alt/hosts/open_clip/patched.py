@@ -31,7 +31,7 @@ class PatchedCustomResidualAttentionBlock(MergingBlock, CustomResidualAttentionB
 
 
 class _MergingTrunk:
-    """The call of open_clip's two trunk classes, between the tower and the blocks."""
+    """Mix-in of open_clip's two trunk classes, which the tower calls and which call the blocks."""
 
     resblocks: nn.ModuleList
     grad_checkpointing: bool
@@ -75,7 +75,7 @@ class PatchedVisionTransformer(VisionTransformer):
         output_fmt: str = "NCHW",
         output_extra_tokens: bool = False,
     ) -> dict[str, Tensor | list[Tensor]]:
-        """Returns what open_clip's own returns. Every patch of an intermediate has its merged token's value."""
+        """Runs the host's ``forward_intermediates``; each patch has the value of its merged token."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', got {output_fmt!r}")
         grid = tuple(pixels // patch for pixels, patch in zip(x.shape[-2:], self.patch_size, strict=True))
@@ -90,7 +90,7 @@ class PatchedVisionTransformer(VisionTransformer):
         take, last = feature_take_indices(len(trunk.resblocks), indices)
         merge = self._alt_patch.begin(self, num_tokens)
         merge.take = tuple(take)
-        # Not through the trunk's call: open_clip's own forward_intermediates does not fire the trunk's hooks either.
+        # Bypasses the trunk's call: open_clip's own forward_intermediates does not fire the trunk's hooks either.
         blocks = trunk.resblocks[: last + 1] if stop_early else trunk.resblocks
         x = self._alt_patch.finish(merge.run(x, blocks, trunk.grad_checkpointing), merge)
         taken = [self.ln_post(y) for y in merge.intermediates] if normalize_intermediates else merge.intermediates

@@ -13,9 +13,9 @@ __all__ = ["attentional_pool", "pool"]
 
 
 def pool(visual: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns ``(pooled, tokens)`` of merged tokens ``[B, n, C]`` for every kind of pooling that a tower has.
+    """Returns ``(pooled, tokens)`` of merged tokens ``[B, n, C]``, for every kind of pooling of a tower.
 
-    Final norm included, projection not. The class token is no patch, so it has no part in a mean.
+    The final norm is included, the projection is not. The class token is not a patch, so means leave it out.
     """
     if size is None:
         return visual._pool(x)
@@ -26,7 +26,7 @@ def pool(visual: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
         return _global_pool(visual, visual.ln_post(x), size)
     sizes = KeySizes(size)
     if visual.attn_pool_contrastive is None:
-        # The pooler's outputs are its queries, which stand for no patches: no sizes from here on.
+        # The pooler's outputs are its queries. They represent no patches, so sizes end here.
         return visual._global_pool(visual.ln_post(visual.attn_pool(x, sizes=sizes)))
     x = visual.ln_post(x)
     tokens = visual.attn_pool(x, sizes=sizes)
@@ -36,7 +36,7 @@ def pool(visual: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def attentional_pool(pooler: Any, x: Tensor, sizes: KeySizes) -> Tensor:
-    """Returns an AttentionalPooler's queries over merged tokens ``[B, n, C]``; ``log s`` is added to the logits."""
+    """Runs an AttentionalPooler over merged tokens ``[B, n, C]``, with ``log s`` added to the logits."""
     x = pooler.ln_k(x)
     query = pooler.ln_q(pooler.query).unsqueeze(0).expand(x.shape[0], -1, -1)
     return read_attention(pooler.attn, packed=False).call_pooler(query, x, key_bias(sizes.size, query.dtype))
