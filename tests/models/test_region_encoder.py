@@ -217,7 +217,7 @@ def test_other_towers_are_refused() -> None:
         RegionEncoder(headless, 1)
     patched = tiny_visual()
     RegionEncoder(patched, 1)
-    with pytest.raises(ValueError, match="patched already"):
+    with pytest.raises(ValueError, match="already patched"):
         RegionEncoder(patched, 1)
 
 

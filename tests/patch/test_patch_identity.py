@@ -129,7 +129,7 @@ def test_copies_and_pickles_are_patched_and_independent():
     for twin in copies:
         found = alt.get_handle(twin)
         assert (found.r, found.inflection, found.schedule(17)) == (3, 0.5, handle.schedule(17))
-        with pytest.raises(ValueError, match="last forward"):
+        with pytest.raises(ValueError, match="needs a forward"):
             _ = found.sizes
         assert bit_equal(twin.encode_image(batch), expected)
         alt.unpatch(twin)
