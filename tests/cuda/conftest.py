@@ -1,4 +1,4 @@
-"""Where the kernels of csrc/cuda run: emulated on CPU tensors and, by the same tests, on the GPU where there is one."""
+"""Places where the kernels of csrc/cuda run: emulated on CPU tensors, and the GPU if there is one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .conftest import Place
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
 f32 = torch.float32
-# Beside those of Triton's tests: two, four and eight vectors a thread; eight warps a row; several rows a block.
+# Beside those of Triton's tests: two, four and eight vectors per thread; eight warps per row; several rows per block.
 SHAPES = [*PLANS, (1, 5, 1, 1, None, 512), (1, 5, 2, 0, 1, 1024), (2, 3, 1, 1, None, 2048)]
 WIDE = [(1, 3, 1, 1, None, 4096), (1, 3, 1, 1, None, 8192), (1, 3, 1, 1, None, 4100)]
 

@@ -140,7 +140,7 @@ def test_the_table_decides_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_name_is_a_constant_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the table has a line, ``torch.compile`` takes the name as it is and does not trace the driver's call."""
+    """If the table has a line, ``torch.compile`` takes the name as a constant and does not trace the driver's call."""
     choice = Choice("merge_layer_norm", "A", 8, 256, 1024, "x.json")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: Path(os.devnull).read_text() + "A")  # untraceable
     library._read_device_name.cache_clear()

@@ -220,7 +220,7 @@ def test_no_op_reads_a_value_on_the_host(device: torch.device, impl: Any) -> Non
 
 
 @pytest.mark.gpu
-def test_nothing_compiles_anew_as_tokens_merge_away(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_recompiles_as_tokens_merge_away(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other N, r, batch and seed of the same buckets launch what was compiled before: in a run, not in a count."""
     from triton.runtime.jit import JITFunction
 

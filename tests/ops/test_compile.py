@@ -108,7 +108,7 @@ def test_one_graph_forward_and_backward(name: str) -> None:
 
 
 def _chain(x: Tensor, entities: Tensor, seed: Tensor, r: int = 2) -> tuple[Tensor, ...]:
-    """What a block and the assignment after it do."""
+    """Runs the steps of a block and the assignment after it."""
     heads = x.unflatten(-1, (2, C // 2)).transpose(1, 2)
     size = torch.ones(x.shape[0], x.shape[1])
     attended = proportional_attention(heads, heads, heads, size).transpose(1, 2).flatten(2)

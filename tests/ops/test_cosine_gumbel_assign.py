@@ -399,7 +399,7 @@ def _peaks(rows: int, count: int, depth: int, *control: str) -> list[int]:
 
 
 def test_no_matrix_of_rows_by_entities() -> None:
-    """Where a float32 M x K is 82 MB, the compiled forward and backward stay below a quarter of it.
+    """The compiled forward and backward stay below a quarter of a float32 M x K of 82 MB.
 
     In that quarter: the outputs, the gradient of the entities (5 MB), and a chunk. The reference, measured in the
     same way, shows that the matrix would be seen.

@@ -50,7 +50,7 @@ def group_matrix(matching: Matching, size: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def norm_band(stored: Tensor, truth: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    """What rounding explains of a LayerNorm in two passes over C channels, its sums kept in ``dtype``'s accumulator.
+    """Returns the error band of a LayerNorm in two passes over C channels, with sums in ``dtype``'s accumulator.
 
     The mean is off by gamma_C mean|x|, in units of sigma by D. So x - mean is off by D, sigma by D^2 / 2 and
     gamma_2C relatively; then comes the scale. A one-pass variance E[x^2] - E[x]^2 is far outside for large means.

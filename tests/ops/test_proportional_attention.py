@@ -113,7 +113,7 @@ def test_equal_to_the_formula(impl: Impl, dtype: torch.dtype, keys: int, kind: s
 
 
 def test_the_band_bites() -> None:
-    """What the band is for: it passes the reference in half precision, and fails each plausible mistake."""
+    """The band passes the reference in half precision and fails each plausible mistake."""
     q, k, v = draw(torch.bfloat16)
     size = testing.random_size(2, 37, seed=0)
     grad = torch.randn(q.shape).to(q.dtype)

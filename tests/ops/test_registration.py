@@ -166,7 +166,7 @@ def _as_tuple(value: Any) -> tuple[Tensor, ...]:
 
 
 def _layout(value: Any) -> list[tuple[Any, ...]]:
-    """What a fake must tell: dtype, shape, and the strides of every dimension that has more than one element."""
+    """Returns what a fake must match: dtype, shape, and the strides of every dimension of more than one element."""
     return [
         (t.dtype, tuple(t.shape), [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1 and t.numel()])
         for t in _as_tuple(value)

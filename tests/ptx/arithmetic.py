@@ -1,4 +1,4 @@
-"""What PTX instructions compute, on NumPy arrays with one element a thread; after NVIDIA's PTX ISA documentation.
+"""Arithmetic of PTX instructions on NumPy arrays with one element per thread, after NVIDIA's PTX ISA documentation.
 
 Registers are unsigned integers of their width; a float is a view of them. Where the documentation allows an error
 (``.approx``, ``.full``) the result is the correctly rounded one, unless :data:`PESSIMISM` is above 0: then it is off

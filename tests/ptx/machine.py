@@ -137,7 +137,7 @@ class Machine:
             self.fail(HazardError, number, int(lanes[0]), str(error).removesuffix("; "))
 
     def global_load(self, number: int, lanes: Array, at: Array, size: int) -> Array:
-        """What a copy reads: ``size`` bytes a thread, in words."""
+        """Returns the words that a copy reads, ``size`` bytes per thread."""
         return self._checked(number, lanes, self.memory.load, at, 4, size // 4)
 
     def load_global(self, number: int, at: Array, kind: Any, count: int, where: Array | None) -> list[Array]:

@@ -24,7 +24,7 @@ class AccessError(Exception):
 
 
 class HazardError(Exception):
-    """What a run left to chance: which of two accesses comes first."""
+    """Race: the order of two accesses is left to chance."""
 
 
 class Region:

@@ -132,7 +132,7 @@ class _Reader:
             self._braces()
 
     def _braces(self) -> None:
-        """Where a statement begins, braces are a scope's: those of operands come after an opcode."""
+        """Braces at the start of a statement open or close a scope; those of operands come after an opcode."""
         while self.pending[:1] in ("{", "}"):
             if self.pending[0] == "{":
                 self.scopes.append({})

@@ -51,7 +51,7 @@ class Shared:
         self.fenced[lanes] = (self.time << THREAD_BITS) - 1
 
     def places(self, number: int, lanes: Array, at: Array, width: int) -> Array:
-        """Byte positions of a checked access of ``width`` bytes a thread."""
+        """Returns the byte positions of a checked access of ``width`` bytes per thread."""
         offset = at.astype(np.int64) - SHARED_BASE
         if (bad := offset % width).any():
             self.machine.fail(
@@ -67,7 +67,7 @@ class Shared:
         return places[:, None] // self.granule + np.arange(max(1, width // self.granule))
 
     def _conflict(self, stamps: Array, lanes: Array) -> tuple[Array, Array]:
-        """Where stamps are of another warp in this interval; of another thread of the warp since its last sync."""
+        """Returns stamps of another warp in this interval, and of another thread since the warp's last sync."""
         thread, mine = stamps & THREADS, self.machine.thread_of[lanes][:, None]
         other = thread >> 5 != mine >> 5
         across = other & (stamps > self.program_sync[lanes][:, None])

@@ -20,7 +20,7 @@ Block = Callable[[Any, list[Any], Any], None]  # of the machine, its registers a
 
 
 class End(NamedTuple):
-    """How a block ends: where threads go whose guard holds, and the others. None: nowhere, they are done."""
+    """End of a block: the targets of threads whose guard holds and of the others. None: these threads are done."""
 
     guard: int | None  # register; None: all
     negated: bool
@@ -273,7 +273,7 @@ class Translator:
         return Program(self.kernel, whole, partial, ends, _granule(body))
 
     def names(self) -> dict[str, Any]:
-        """What the expressions of :mod:`.instructions` call."""
+        """Returns the functions that the expressions of :mod:`.instructions` call."""
         names: dict[str, Any] = {k: v for k, v in vars(arithmetic).items() if not k.startswith("_")}
         names |= {"where": np.where, "isnan": np.isnan, "minimum": np.minimum, "maximum": np.maximum, "abs": np.abs}
         names |= {"sqrt": np.sqrt, "rint": np.rint, "trunc": np.trunc, "floor": np.floor, "ceil": np.ceil}

@@ -90,7 +90,7 @@ NORMS = [
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize(("shape", "dtypes"), NORMS, ids=str)
 def test_norm(shape: tuple[Any, ...], dtypes: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Residual, merge and LayerNorm, and their derivative; several rows a program."""
+    """Residual, merge and LayerNorm, and their derivative, with several rows per program."""
     check_norm.test_forward(shape, dtypes, CPU)
     check_norm.test_backward(shape, dtypes, CPU, monkeypatch)
 

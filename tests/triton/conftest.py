@@ -24,7 +24,7 @@ if DEVICE == "cpu":
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the tensors of these tests live: the CPU under the interpreter, else the GPU."""
+    """The device of the tensors of these tests: the CPU under the interpreter, else the GPU."""
     return torch.device(DEVICE)
 
 

@@ -103,7 +103,7 @@ def problem(
 
 
 def drawn_band(noise: Any) -> Any:
-    """How far noise of this magnitude may be off: philox.py's bound, or what exact logarithms leave of it."""
+    """Returns the error bound of noise of this magnitude: philox.py's bound, or the smaller one of exact logarithms."""
     return 6e-7 + 3.6e-7 * noise if philox.HARDWARE.value else 2.4e-7 + 1.5e-7 * noise
 
 

@@ -1,4 +1,4 @@
-"""How launches of the assignment share rows and entities, and which tiles they take; nothing is launched here."""
+"""Plans of the assignment's launches: the split of rows and entities, and the tiles. Nothing is launched here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a launch on a GPU needs, shown without one: the real launcher up to the start, and launchers on fakes of a GPU.
+"""Launches without a GPU: the real launcher up to its start, and launchers on fakes of a GPU.
 
 Each runs in a process of its own, since the interpreter that this one uses replaces the launcher.
 """
@@ -29,7 +29,7 @@ def launches(what: str, timeout: int = 600) -> object:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_nothing_compiles_anew_as_tokens_merge_away_or_the_seed_changes() -> None:
+def test_nothing_recompiles_as_tokens_merge_away_or_the_seed_changes() -> None:
     """Keys of Triton's cache over the schedule of ViT-B/16 at r = 8, then over other N, r and seeds."""
     found = launches("count")
     assert isinstance(found, dict)

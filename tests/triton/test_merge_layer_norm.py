@@ -197,7 +197,7 @@ def test_backward(
     tuned = {
         **launch_configs.config("merge_layer_norm_backward", channels=128),
         "programs": 5,
-    }  # several rows a program
+    }  # several rows per program
     monkeypatch.setattr(kernels, "config", lambda *args, **sizes: tuned)
     check_backward(backward_inputs(inputs(shape, dtypes, sized=shape[5] != 67)), device)
 

@@ -35,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def used() -> Use:
-    """What a launch would take now."""
+    """Returns the configuration that a launch would take now."""
     return launch_configs.config("op", channels=64)
 
 
@@ -125,7 +125,7 @@ def test_a_spill_where_the_default_has_none_is_dropped(folder: Path, monkeypatch
 
 
 def test_time_runs_out(folder: Path) -> None:
-    """What was measured by then counts, and the search says that it stopped."""
+    """Measurements up to the time limit count, and the search says that it stopped."""
     now = iter(range(1000))
     bench = Bench(lambda use: float(use["R"]))
     found = bench.search(seconds=2.5, clock=lambda: float(next(now)))
