@@ -59,7 +59,7 @@ class Budget:
 def source_hash() -> str:
     """Returns a hash of the measured code, names and contents in order; it also identifies a tree without git."""
     digest = hashlib.sha256()
-    folders = ("alt_kernels", "alt", "csrc", "benchmarks")
+    folders = ("alt_kernels", "alt", "csrc", "benchmarks", "tools")
     kinds = (".py", ".h", ".cpp", ".cu", ".cuh")
     paths = [
         p
