@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,23 @@ def test_a_batch_that_two_processes_cannot_share(tmp_path: Path) -> None:
         RuntimeError, match=r"UserError: data\.batch_size \(16\) must be a multiple of .*accumulate \(3\)"
     ):
         jobs.run(jobs.train, str(tmp_path), [*PLAIN, "trainer.accumulate=3"])
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_stops_all_with_a_checkpoint(tmp_path: Path) -> None:
+    changes = [*STEADY, "trainer.checkpoint_every=100"]
+    started = [
+        jobs.start(
+            jobs.train,
+            str(tmp_path),
+            changes,
+            kill=(3, "batch", signal.SIGTERM) if rank == 1 else None,
+            environment=environment,
+        )
+        for rank, environment in enumerate(jobs.torchrun_environment(2))
+    ]
+    for one in started:
+        with pytest.raises(RuntimeError, match=r"^Terminated: 143$"):
+            jobs.finish(one)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
