@@ -11,7 +11,7 @@
 // another reads after a shuffle alone is a race. `skipped` leaves one barrier out, which shows that tests notice it.
 //
 // Only a GPU shows whether a launch has enough registers, whether the extra shared memory was granted, which stream and
-// device it runs on, and what the compiler makes of the same text (`csrc/cuda/resources.py` reads that).
+// device it runs on, and what the compiler makes of the same text (`tools/cuda_resources.py` reads that).
 // ThreadSanitizer keeps four accesses per word, so it misses a race with an older access.
 //
 // For tests only: nothing of this is in the library that ships.

@@ -1,6 +1,6 @@
 """Registers, spills and 16-byte accesses of the kernels in a built ``_C_cuda`` library, for every GPU it holds.
 
-``python csrc/cuda/resources.py LIBRARY --out docs/kernels_resources_cuda.md`` writes the table; the exit status is 1
+``python tools/cuda_resources.py LIBRARY --out docs/kernels_resources_cuda.md`` writes the table; the exit status is 1
 where a kernel spills, or one that should move 16 bytes per thread does not. No GPU is needed: ``make cuda-resources``
 compiles for sm_80, sm_90 and sm_100. The disassembler is the one on the PATH, or the one that comes with Triton.
 """
