@@ -49,7 +49,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.tables": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
-    "alt.models": BELOW_MODELS | {"alt.corpus", "alt.entityworld.mini_clip"},
+    "alt.models": BELOW_MODELS | {"alt.errors", "alt.corpus", "alt.entityworld.mini_clip"},
     "alt.data": set(),
     "alt.files": set(),
     "alt.corpus": {"alt.data", "alt.files"},

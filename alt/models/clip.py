@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alt.errors import one_line
+
 __all__ = ["LoadedClip", "build_clip", "check_weights"]
 
 
@@ -59,7 +61,7 @@ def build_clip(
                 device=torch.get_default_device(),
             )
         except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             if tag is None:
                 raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
             raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be had ({reason})") from None

@@ -52,6 +52,8 @@ def build_model(
             section.name, pretrained=section.pretrained, frames=section.frames, r=section.r, **section.options
         )
         encoder = text_encoder(config, model.width)
+        if isinstance(encoder, RandomTextEncoder):
+            say("Texts get random directions: model.pretrained is null, so no text encoder was trained.")
         _set_corpus(model, config, classes, world, encoder)
         linear = getattr(model.config, "head", "cosine") == "linear"
         embedded = None if linear else encoder.embed_classes(list(classes), templates=section.templates)
@@ -88,7 +90,7 @@ def _set_corpus(model: Any, config: TrainConfig, classes: Sequence[str], world: 
     model.set_corpus(corpus if corpus.embeddings is not None else corpus.embed(encoder))
 
 
-class HashedText:
+class RandomTextEncoder:
     """In place of a text encoder that was never trained: a fixed random direction for every text."""
 
     def __init__(self, width: int) -> None:
@@ -110,7 +112,7 @@ def text_encoder(config: TrainConfig, width: int) -> Any:
     """What embeds the class names and the corpus: CLIP's frozen text tower, on the CPU."""
     section = config.model
     if section.name.endswith("-mini") and section.pretrained is None:
-        return HashedText(width)
+        return RandomTextEncoder(width)
     from alt.models.registry import create_text_encoder
 
     return create_text_encoder(section.name, pretrained=section.pretrained)

@@ -230,7 +230,7 @@ def test_tag_decides_between_the_two_activations(monkeypatch: pytest.MonkeyPatch
         asked.append(model)
         raise RuntimeError("no network here.\nand a long story")
 
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    monkeypatch.setattr(open_clip, "create_model", create)
     for model, tag in (
         ("ViT-B-16", "openai"),
         ("ViT-B-16-quickgelu", "openai"),

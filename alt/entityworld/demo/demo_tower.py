@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 
 from alt.data.pixels import denormalise
 from alt.data.seeds import seeded
-from alt.errors import UsageError, UserError, one_line
+from alt.errors import UsageError, UserError
 from alt.hosts import find_host, find_tower
+from alt.models.clip import build_clip
 
 __all__ = ["Tower", "load_tower"]
 
@@ -53,6 +52,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
     """Build the tower ``model``; the weights of tag ``pretrained``, or random ones from ``seed``."""
     try:
         import open_clip
+        from open_clip.transform import PreprocessCfg, image_transform_v2
     except ModuleNotFoundError as error:
         raise UserError(f"The demo needs {error.name}; install it with: pip install 'alt-kernels[models]'.") from None
     known = open_clip.list_models()
@@ -62,20 +62,18 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
         raise UsageError(f"--model: open_clip has no model '{model}'; {hint}")
     if pretrained is not None:
         model = _model_of_tag(open_clip, model, pretrained)
-    with _quiet(), seeded(seed):
-        try:
-            clip, _, preprocess = open_clip.create_model_and_transforms(
-                model, pretrained=pretrained, pretrained_text=False
-            )
-        except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
-            if pretrained is None:
-                raise UserError(f"--model: open_clip could not build '{model}' ({one_line(error)}).") from None
-            raise UserError(
-                f"--pretrained: the weights '{pretrained}' of {model} could not be had ({one_line(error)}); without "
-                "--pretrained the demo runs on random weights."
-            ) from None
+    try:
+        with seeded(seed):
+            clip = build_clip(model, pretrained).clip
+    except ValueError as error:
+        reason = str(error).partition(": ")[2]
+        if pretrained is None:
+            raise UserError(f"--model: {reason}.") from None
+        raise UserError(f"--pretrained: {reason}; without --pretrained the demo runs on random weights.") from None
+    visual = find_tower(clip)[1].eval().requires_grad_(False)
+    settings = PreprocessCfg(**visual.preprocess_cfg)
     weights = f"random, seed {seed}" if pretrained is None else f"pretrained, {pretrained}"
-    return Tower(model, find_tower(clip)[1].eval().requires_grad_(False), preprocess, weights)
+    return Tower(model, visual, image_transform_v2(settings, is_train=False), weights)
 
 
 def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
@@ -96,14 +94,3 @@ def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
     raise UsageError(
         f"--pretrained: open_clip has no weights '{tag}' for {plain} and no such file exists; it has {listed}."
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs to the root logger that the weights are random; the demo says so itself."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
