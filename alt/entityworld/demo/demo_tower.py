@@ -70,7 +70,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
         if pretrained is None:
             raise UserError(f"--model: {reason}.") from None
         raise UserError(f"--pretrained: {reason}; without --pretrained the demo runs on random weights.") from None
-    visual = find_tower(clip)[1].eval().requires_grad_(False)
+    visual: Any = find_tower(clip)[1].eval().requires_grad_(False)
     settings = PreprocessCfg(**visual.preprocess_cfg)
     weights = f"random, seed {seed}" if pretrained is None else f"pretrained, {pretrained}"
     return Tower(model, visual, image_transform_v2(settings, is_train=False), weights)
