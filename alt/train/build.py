@@ -14,17 +14,20 @@ from alt.errors import UserError, one_line
 
 from .checkpoint import write_errors
 from .config import TrainConfig
+from .sources import check_root
 
 
 def check_files(config: TrainConfig) -> None:
-    """Finds missing weights and a missing corpus before anything slow; nothing is read.
+    """Finds a missing folder of clips, missing weights and a missing corpus before anything slow; nothing is read.
 
     Raises:
-        UserError: a file or a tag of weights that is not there.
+        UserError: a folder, a file or a tag of weights that is not there.
     """
     from alt.models.clip import check_weights
     from alt.models.families import BACKBONES, parse_name
 
+    if config.data.kind == "frames":
+        check_root(config.data.root)
     section = config.model
     try:
         check_weights(BACKBONES[parse_name(section.name)[1]][0], section.pretrained)

@@ -18,7 +18,16 @@ from .config import DataSection, TrainConfig
 if TYPE_CHECKING:
     from alt.entityworld.world import World
 
-__all__ = ["Sources", "WorldClips", "choose_clips", "open_list", "open_sources", "open_split", "open_world"]
+__all__ = [
+    "Sources",
+    "WorldClips",
+    "check_root",
+    "choose_clips",
+    "open_list",
+    "open_sources",
+    "open_split",
+    "open_world",
+]
 
 
 class WorldClips:
@@ -91,14 +100,19 @@ def _find_split(data: DataSection, name: str, frames: int, world: World | None) 
 
 def open_list(root: str | None, list_file: str, labels: str) -> ClipFiles:
     """Opens a list file and its labels under ``data.root``."""
+    try:
+        return ClipFiles(list_file, labels, check_root(root))
+    except ClipError as error:
+        raise UserError(f"data: {one_line(error)}.") from None
+
+
+def check_root(root: str | None) -> str:
+    """Returns ``data.root`` if there is such a folder."""
     if root is None:
         raise UserError("data.root must name the folder of the clips where data.kind is frames.")
     if not Path(root).is_dir():
         raise UserError(f"data.root: there is no folder {root}.")
-    try:
-        return ClipFiles(list_file, labels, root)
-    except ClipError as error:
-        raise UserError(f"data: {one_line(error)}.") from None
+    return root
 
 
 def choose_clips(config: TrainConfig, labels: Tensor) -> Tensor:

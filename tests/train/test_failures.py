@@ -169,19 +169,6 @@ def test_one_sentence_and_exit_status(tmp_path: Path, status: int, arguments: li
     assert said[-1] in ".?"
 
 
-@pytest.mark.parametrize("change", ["model.init_from=no.safetensors", "model.corpus=no.json", "model.pretrained=no.pt"])
-def test_missing_weights_are_named_before_clips_are_rendered(
-    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from alt.entityworld.world import World
-    from alt.errors import UserError
-    from alt.train import fit, load_config
-
-    monkeypatch.setattr(World, "render", lambda *_, **__: pytest.fail("clips were rendered first"))
-    with pytest.raises(UserError, match=r"no\.(safetensors|json|pt)"):
-        fit(load_config("entity-world-cpu", ["data.preset=tiny", change]), tmp_path / "run")
-
-
 def test_a_damaged_clip_is_named(tmp_path: Path) -> None:
     """Also where a loading process met it."""
     answer = jobs.run(make_files, str(tmp_path / "clips"))
