@@ -17,9 +17,10 @@ DEVICE = os.environ.get("ALT_KERNELS_TEST_DEVICE", "cpu")
 GUARD = 64  # elements on either side of a result
 
 if DEVICE == "cpu":
-    from . import interpreter
+    from . import interpreter, interpreter_speed
 
     interpreter.install()
+    interpreter_speed.install()
 
 
 @pytest.fixture
