@@ -1,4 +1,4 @@
-"""Evaluation: metrics, views, protocols, the linear probe, what a model costs, and the trade-off across r.
+"""Evaluation: metrics, views, protocols, the linear probe, the cost of the paper's models, and the trade-off over r.
 
 Accuracies are in percent everywhere, as the papers print them. Names are resolved on first use.
 """

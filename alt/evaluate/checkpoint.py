@@ -1,4 +1,4 @@
-"""A trained model from a file, clips from a list, and the sweep over r of the one on the other."""
+"""Opens a trained model and a list of clips, and sweeps r for the model on these clips."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["at_r", "clip_files", "open_model", "sweep"]
 
 
 def open_model(path: str | Path, device: str | torch.device = "cpu", frames: int | None = None) -> VideoModel:
-    """The video model of a .safetensors file, or of a run's folder that holds model.safetensors, in evaluation mode.
+    """Opens the video model of a .safetensors file, or of a run's folder with model.safetensors, in evaluation mode.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is no model, or it cannot be read.
     """
     from alt.models.weights import load_model
 
@@ -34,7 +34,7 @@ def open_model(path: str | Path, device: str | torch.device = "cpu", frames: int
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; expected a .safetensors file or the folder of a run that ended.")
     if path.suffix == ".ckpt":
-        raise UserError(f"{path}: a checkpoint to go on training from; the run writes model.safetensors at its end.")
+        raise UserError(f"{path}: this file only resumes training; a run writes model.safetensors when it ends.")
     try:
         place = torch.device(device)
         if place.type == "cuda" and not torch.cuda.is_available():
@@ -53,10 +53,10 @@ def clip_files(
     views: str = "1x1",
     root: str | Path | None = None,
 ) -> ClipViews:
-    """The clips of a list file in the frames and size of ``model``; arguments as in :class:`alt.data.clips.ClipFiles`.
+    """Opens a list of clips with the frames and size of ``model``; arguments as in :class:`alt.data.clips.ClipFiles`.
 
     Raises:
-        UserError: unreadable files, or other classes than the model's.
+        UserError: a file cannot be read, or the classes differ from the model's.
     """
     try:
         wanted = Views.parse(views)
@@ -74,7 +74,7 @@ def clip_files(
 
 
 def check_classes(there: Sequence[str] | None, here: Sequence[str], where: str) -> None:
-    """Raises UserError if the classes of ``where`` are not those of the checkpoint; None: it names none."""
+    """Raises UserError if the classes of ``where`` differ from the checkpoint's; None: ``where`` names no classes."""
     if there is None or list(there) == list(here):
         return
     why = f"{len(there)} there, {len(here)} in the checkpoint"
@@ -86,7 +86,7 @@ def check_classes(there: Sequence[str] | None, here: Sequence[str], where: str) 
 
 
 def at_r(model: VideoModel, r: Any, inflection: float = 0.0) -> VideoModel:
-    """A model with the same weights (shared, not copied) that merges another number of tokens."""
+    """Returns a model with the same (shared) weights that merges another number of tokens."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     changed = copy.deepcopy(model, memo)
     try:
@@ -111,7 +111,7 @@ def sweep(
     measure: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tradeoff:
-    """The trade-off of one checkpoint at test time. ``trained_r`` is the r it was saved with."""
+    """Measures the trade-off of one checkpoint at test time. ``trained_r`` is the r it was saved with."""
     from .run import evaluate  # torchmetrics is slow to import, and opening a model needs none of it
 
     saved = model.config.r

@@ -1,4 +1,4 @@
-"""What the group ``evaluation`` of a configuration says, executed on a trained model."""
+"""Evaluates a trained model as the group ``evaluation`` of a configuration says."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ Say = Callable[[str], None]
 
 
 class Placement(NamedTuple):
-    """Where and how a model is run.
+    """The device of a model, and the settings of its loader.
 
-    batch: videos at once; workers: processes that read clips; progress: opened with ("clips", videos in all), gives a
-    function of (videos done, videos in all).
+    batch: videos per batch. workers: processes that read clips. progress: opened with ("clips", total videos), it
+    returns a function of (finished videos, total videos).
     """
 
     device: str = "cpu"
@@ -46,14 +46,14 @@ class Placement(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """top1: percent, over the splits, draws or seeds of the protocol. results: of each. protocol: in words."""
+    """top1: percent, over the splits, draws or seeds of the protocol. results: one for each. protocol: in words."""
 
     protocol: str
     top1: Spread
     results: tuple[Result, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values: a single result as it is, several with their spread."""
+        """Returns plain values: a single result, or several with their spread."""
         if len(self.results) == 1:
             return self.results[0].to_dict()
         return {"protocol": self.protocol, "top1": self.top1._asdict(), "results": [r.to_dict() for r in self.results]}
@@ -78,16 +78,16 @@ def execute(
                   or ``draws`` times ``subset`` of the classes that training never saw
     ============= =====================================================================================
 
-    Few-shot and linear-probe runs of ``alt train`` have that training behind them and are only tested. ``frames``
-    (None: the model's) and the views ``crops`` x ``clips`` hold for every protocol.
+    Few-shot and linear-probe runs of ``alt train`` are already trained for the protocol, so they are only tested.
+    ``frames`` (None: the model's) and the views ``crops`` x ``clips`` apply to every protocol.
 
     Args:
         config: the data and the protocol. checkpoint: a model file or the folder of a run.
-        trained: the configuration that the checkpoint was trained with, if it is known.
+        trained: the configuration with which the checkpoint was trained, if known.
         r: tokens merged per block; None: as saved.
 
     Raises:
-        UserError: one sentence: clips, classes or weights that are not there or do not fit.
+        UserError: clips, classes or weights are missing or do not fit. The message is one sentence.
     """
     section = config.evaluation
     model = open_model(checkpoint, where.device, section.frames)
@@ -106,7 +106,7 @@ def execute(
 
 
 class _Job:
-    """One model, one configuration: opens clips, runs the model on them, names the setting of every result."""
+    """One model and one configuration: opens clips, runs the model on them, and records the setting of each result."""
 
     def __init__(self, config: TrainConfig, model: VideoModel, where: Placement, say: Say) -> None:
         self.config, self.model, self.where, self.say = config, model, where, say
@@ -129,7 +129,7 @@ class _Job:
         return open_split(data, name, self.model.config.frames, self.world)
 
     def dataset(self, clips: Clips, views: Views) -> ClipViews:
-        """The clips as the model reads them; with one crop resized as the validation of training does."""
+        """Returns the clips as the model reads them; a single crop is resized as in training's validation."""
         resize = self.config.data.resize if self.world is None and views.crops == 1 else None
         size = self.model.backbone.image_size[0]
         frames = self.model.config.frames
@@ -142,7 +142,7 @@ class _Job:
     # --- the model on them ---
 
     def test(self, clips: Clips, **setting: Any) -> Result:
-        """The clips' classes are the model's."""
+        """Tests the model on clips whose classes are the model's."""
         check_classes(clips.class_names, self.model.classes, "The clips")
         return result_of(self.collect(clips), self.model.classes, **self.setting(**setting))
 
@@ -167,7 +167,7 @@ class _Job:
             self.say(line)
 
     def setting(self, **more: Any) -> dict[str, Any]:
-        """What is kept with a result."""
+        """Returns the setting that is saved with a result."""
         config = self.model.config
         return {
             "configuration": self.config.name,
@@ -200,7 +200,7 @@ class _Job:
         )
         single = Views()
         if self.views != single:
-            raise UserError(f"evaluation: a linear probe has a single view, got {self.views}.")
+            raise UserError(f"evaluation: expected a single view for a linear probe, got {self.views}.")
         seen, unseen = self.dataset(train, single), self.dataset(test, single)
         self.say(f"Linear probe on {len(rows)} clips, {probe.epochs} epochs.")
         result = linear_probe(
@@ -221,7 +221,7 @@ class _Job:
 
         config, shots = self.config, self.config.data.shots
         if shots is None:
-            raise UserError("data.shots must say on how many clips per class the few-shot protocol trains.")
+            raise UserError("data.shots must be the number of clips per class on which the few-shot protocol trains.")
         start = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
         test, results = self.open_test(), []
 
@@ -277,7 +277,7 @@ class _Job:
         return Evaluated(f"zero-shot on {', '.join(results)}", zero_shot(results), tuple(results.values()))
 
     def new_sets(self) -> list[tuple[str, Clips]]:
-        """(name, clips) of every data set and split with classes of its own."""
+        """Returns (name, clips) of every new data set and split."""
         data = self.config.data
         if self.world is not None:
             return [(str(data.val_split), self.open_test())]

@@ -29,8 +29,8 @@ __all__ = ["Features", "ProbeConfig", "extract_features", "fingerprint", "fit_pr
 
 
 class ProbeConfig(NamedTuple):
-    """lr and its floor are those of AdamW; epochs include the warm-up; batch_size in videos; seed of the order and
-    of the layer's start."""
+    """lr and its floor: of AdamW. epochs: include warm-up. batch_size: in videos. seed: of the videos' order and the
+    initial weights."""
 
     lr: float = 4e-4
     epochs: int = 30
@@ -58,7 +58,7 @@ def linear_probe(
     device: torch.device | str | None = None,
     batch_size: int = 16,
 ) -> Result:
-    """Probe ``model`` (which stays exactly as it is) and give the test result.
+    """Fits a probe on the frozen ``model`` and returns the test result.
 
     Args:
         model: a video model whose output has ``.embedding`` ``[B, d]``.
@@ -66,7 +66,7 @@ def linear_probe(
         classes: names, in the order of the labels.
 
     Raises:
-        RuntimeError: a parameter or buffer of the model changed, which would make it no probe.
+        RuntimeError: a parameter or buffer of the model changed, so its features were not frozen.
     """
     config = config or ProbeConfig()
     before = fingerprint(model)
@@ -84,9 +84,9 @@ def linear_probe(
 def extract_features(
     model: nn.Module, dataset: Dataset[Any], *, device: torch.device | str | None = None, batch_size: int = 16
 ) -> Features:
-    """Video vectors of every item, in evaluation mode and without gradients."""
+    """Computes the video vectors of all items, in evaluation mode and without gradients."""
     if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("no video to take features of: the dataset is empty")
+        raise ValueError("dataset: expected at least one video, got none")
     parts, labels = [], []
     with evaluating(model, device) as place:
         for clips, target in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
@@ -96,14 +96,14 @@ def extract_features(
 
 
 def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None = None) -> nn.Linear:
-    """Trains the linear layer; the same inputs and seed give the same layer."""
+    """Trains the linear layer. The same inputs and seed give the same layer."""
     config = config or ProbeConfig()
     x, y = features
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"features: expected as many vectors as labels and at least one, got {len(x)} and {len(y)}")
     if int(y.min()) < 0 or int(y.max()) >= num_classes:
         raise ValueError(f"labels: expected class numbers from 0 to {num_classes - 1}, got {int(y.max())}")
-    head = skip_init(nn.Linear, x.shape[1], num_classes)  # would draw from the global generator otherwise
+    head = skip_init(nn.Linear, x.shape[1], num_classes)  # otherwise it would draw from the global generator
     with torch.no_grad():
         head.weight.normal_(0, 0.02, generator=make_generator("init", seed=config.seed))
         head.bias.zero_()
@@ -121,7 +121,7 @@ def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None =
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of all parameters and buffers."""
+    """Returns the SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -1,8 +1,8 @@
-"""Throughput and peak memory of whole models, several in one go so that they can be compared.
+"""Throughput and peak memory of whole models, measured together so that they can be compared.
 
-Throughput: every model runs once a round, in an order drawn anew, and the median time of a model counts. Memory on a
-CPU: the process's own high-water mark (VmHWM) in a fresh process whose allocator hands every large buffer back at
-once, so that one call's peak does not depend on the calls before it; on a GPU: the caching allocator's peak.
+Throughput: every model runs once per round in a random order, and the median time of a model counts. Peak memory on a
+CPU is the high-water mark (VmHWM) of a fresh process. Its allocator returns every large buffer at once, so a call's
+peak does not depend on earlier calls. On a GPU it is the caching allocator's peak.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def clip_of(model: nn.Module, clips: int, device: torch.device | str, seed: int = 0) -> Tensor:
-    """Noise in the shape of a batch of clips for ``model``: ``[clips, T, 3, H, W]``."""
+    """Returns noise in the shape of a batch of clips for ``model``: ``[clips, T, 3, H, W]``."""
     height, width = model.backbone.image_size  # type: ignore[union-attr,misc]
     frames = int(model.config.frames)  # type: ignore[union-attr,arg-type]
     generator = torch.Generator().manual_seed(seed)
@@ -46,11 +46,11 @@ def throughput(
     device: torch.device | str = "cpu",
     seconds: float = 20.0,
 ) -> dict[Key, float]:
-    """Frames per second of every model, evaluation mode, median over interleaved rounds."""
+    """Measures frames per second of every model in evaluation mode, the median over interleaved rounds."""
     place = torch.device(device)
     runs = {key: _runner(model, clips, place) for key, model in models.items()}
     started = time.perf_counter()
-    frames = {key: run() for key, run in runs.items()}  # first calls pay for what is set up once
+    frames = {key: run() for key, run in runs.items()}  # first calls pay for one-time setup
     rounds = int(seconds / max(time.perf_counter() - started, 1e-6))
     rounds = min(max(rounds, _MIN_ROUNDS), _MAX_ROUNDS)
     order = list(runs)
@@ -70,7 +70,7 @@ def throughput(
 def peak_memory(
     models: Mapping[Key, nn.Module], *, clips: int = 8, device: torch.device | str = "cpu"
 ) -> dict[Key, int | None]:
-    """Bytes at the peak of one forward pass beyond what was held before it; None where the system does not say."""
+    """Measures the peak bytes of one forward pass beyond those held before it; None if the system reports none."""
     place = torch.device(device)
     if place.type == "cuda":
         found: dict[Key, int | None] = {}
@@ -97,7 +97,7 @@ def peak_memory(
 
 
 def peak_beyond_now(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes at the peak of ``run()`` beyond those held before it."""
+    """Measures the peak bytes of ``run()`` beyond those held before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -105,7 +105,7 @@ def peak_beyond_now(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    _CLEAR.write_text("5\n")  # 5: reset the high-water mark to the present size
+    _CLEAR.write_text("5\n")  # 5: reset the high-water mark to the current size
     before = _resident("VmRSS")
     run()
     return max(_resident("VmHWM") - before, 0)
@@ -136,7 +136,7 @@ def _resident(field: str) -> int:
 
 
 def hand_memory_back() -> None:
-    """Tell glibc's malloc to map every buffer from 64 KiB on by itself and to give free memory back at once."""
+    """Tells glibc's malloc to map every buffer of 64 KiB or more separately and to return free memory at once."""
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,7 +1,7 @@
-"""Top-1, top-5, mean average precision, per-class accuracy and confusion, exact whatever the batches.
+"""Top-1, top-5, mean average precision, per-class accuracy and confusion, exact for any batch size.
 
-Thin over torchmetrics, which also adds up the processes of a distributed run. Everything is in percent but the
-confusion matrix, which counts.
+A thin layer over torchmetrics, which also sums over the processes of a distributed run. All measures are in percent
+except the confusion matrix, which counts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["Result", "VideoMetrics", "mean_average_precision"]
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation.
 
-    top1, top5: percent of the videos whose label is the best class, or among the five best (all classes, if there are
-        fewer). mean_average_precision: one-vs-rest average precision, mean over the classes that occur, percent.
+    top1, top5: percent of the videos whose label is the best class, or among the five best (of all classes, if there
+        are fewer). mean_average_precision: one-vs-rest average precision, mean over the classes that occur, percent.
     per_class: class name -> percent of its videos that were right, None for a class without a video.
-    confusion: ``[C][C]`` counts, row = true class, column = best class. videos: how many.
-    setting: how it was run (views, r, checkpoint, seed, ...), plain values.
+    confusion: ``[C][C]`` counts, row = true class, column = best class. videos: their number.
+    setting: of the run (views, r, checkpoint, seed, ...), plain values.
     """
 
     top1: float
@@ -46,7 +46,7 @@ class Result:
 
     @property
     def mean_class_accuracy(self) -> float:
-        """Mean of the per-class accuracies over the classes that occur, percent."""
+        """Returns the mean of the per-class accuracies over the classes that occur, percent."""
         known = [value for value in self.per_class.values() if value is not None]
         return sum(known) / len(known)
 
@@ -54,7 +54,7 @@ class Result:
         return {**asdict(self), "mean_class_accuracy": self.mean_class_accuracy}
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole result as JSON."""
+        """Writes the whole result as JSON."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -67,7 +67,7 @@ class Result:
         return cls(**record)
 
     def save_per_class(self, path: str | Path) -> Path:
-        """Write class, videos, percent right, as CSV."""
+        """Writes class, videos and percent right as CSV."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -79,11 +79,11 @@ class Result:
 
 
 class VideoMetrics(nn.Module):
-    """Collects scores batch by batch; :meth:`compute` gives the :class:`Result`.
+    """Collects scores batch by batch; :meth:`compute` returns the :class:`Result`.
 
-    Counts are added up, not averages of batches, so a smaller last batch weighs what it should. Scores may be logits,
-    probabilities or sums of probabilities over views: only their order within a video, and for the average precision
-    between videos, matters.
+    Counts are summed, not averages of batches, so a smaller last batch has its proper weight. Scores may be logits,
+    probabilities or sums of probabilities over views. Only their order within a video matters, and for the average
+    precision their order between videos.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -102,10 +102,10 @@ class VideoMetrics(nn.Module):
         self.videos = 0
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
-        """scores ``[B, C]`` floating point, labels ``[B]`` integer class numbers."""
+        """Adds scores ``[B, C]``, floating point, and labels ``[B]``, integer class numbers."""
         count = len(self.classes)
         if scores.dim() != 2 or scores.shape[1] != count:
-            raise ValueError(f"scores: expected shape [B, {count}], one column a class, got {list(scores.shape)}")
+            raise ValueError(f"scores: expected shape [B, {count}], one column per class, got {list(scores.shape)}")
         if labels.shape != scores.shape[:1]:
             raise ValueError(f"labels: expected shape [{len(scores)}], got {list(labels.shape)}")
         if labels.is_floating_point() or labels.is_complex():
@@ -126,7 +126,7 @@ class VideoMetrics(nn.Module):
         self.videos += len(labels)
 
     def compute(self, **setting: Any) -> Result:
-        """The result so far; ``setting`` is kept with it."""
+        """Returns the result so far, together with ``setting``."""
         if self.videos == 0:
             raise ValueError("no video was evaluated: the dataset is empty")
         confusion = self._confusion.compute()
@@ -153,12 +153,12 @@ class VideoMetrics(nn.Module):
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    """Macro mean average precision in percent of multi-label data (Charades' measure).
+    """Returns the macro mean average precision of multi-label data in percent (Charades' measure).
+
+    The mean leaves out classes without a positive.
 
     Args:
         scores: ``[N, C]``, higher is more likely. targets: ``[N, C]`` of 0 and 1.
-
-    Classes without a positive are left out of the mean.
     """
     if scores.shape != targets.shape or scores.dim() != 2:
         raise ValueError(
@@ -168,7 +168,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
     if not bool(positives.any()):
         raise ValueError("targets: expected at least one positive, got none")
     metric = MultilabelAveragePrecision(int(positives.sum()), average="macro", validate_args=False)
-    # torchmetrics squashes scores outside [0, 1] by a float32 sigmoid, where large ones become equal; ranks do not.
+    # torchmetrics applies a float32 sigmoid to scores outside [0, 1], which makes large ones equal; ranks stay apart.
     return 100 * float(metric(_ranks(scores[:, positives]), targets[:, positives].long()))
 
 
@@ -191,7 +191,7 @@ class _AveragePrecision(MulticlassAveragePrecision):
 
 
 def _ranks(scores: Tensor) -> Tensor:
-    """Every column replaced by dense ranks in (0, 1): the same order and the same ties, exactly representable."""
+    """Replaces every column by dense ranks in (0, 1), exactly representable, with the same order and ties."""
     columns = []
     for column in scores.T:
         _, inverse = column.unique(return_inverse=True)

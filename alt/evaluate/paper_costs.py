@@ -1,4 +1,4 @@
-"""What the ALT paper's models cost: counted here, beside what the paper prints."""
+"""The cost of the ALT paper's models, as counted here and as printed in the paper."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDTH = {"alt-b16": 512, "alt-l14": 768}
 
 
 class PaperCost(NamedTuple):
-    """A printed row beside what is counted here. parameters: of the model without a text encoder."""
+    """A printed row beside our count. parameters: of the model without a text encoder."""
 
     printed: paper.Cost
     report: CostReport
@@ -27,20 +27,20 @@ class PaperCost(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """Percent by which our count in the paper's convention exceeds what is printed."""
+        """Returns the percentage by which our count in the paper's convention exceeds the printed one."""
         return 100 * (self.report.paper_convention_g / self.printed.gflops - 1)
 
 
 def meta_model(name: str, *, frames: int = 8, r: int = 8) -> VideoModel:
     """Returns the paper's model on the meta device: shapes without memory, 913 entities, 400 classes.
 
-    Without merging the paper aligns nothing but the class token, so r = 0 is that.
+    At r = 0 only the class token is aligned, as in the paper.
     """
     width = _WIDTH.get(name)
     if width is None:
         raise ValueError(f"name: expected one of {', '.join(_WIDTH)}, got '{name}'")
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # L/14 at r = 13 runs out of tokens; the schedule says so
+        warnings.simplefilter("ignore")  # L/14 at r = 13 runs out of tokens, as its schedule shows
         return create_model(
             name,
             frames=frames,

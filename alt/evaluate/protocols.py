@@ -1,6 +1,6 @@
 """The protocols of the papers' tables: few-shot, zero-shot over splits, random subsets of the new classes.
 
-Each takes what was trained or collected elsewhere and says how the number in the table comes about.
+Training and collection of logits happen elsewhere. A protocol turns their results into the number of a table.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def few_shot(
     shots: Sequence[int] = (2, 4, 8, 16),
     seeds: Sequence[int] = (0,),
 ) -> dict[int, Spread]:
-    """Top-1 by number of shots: train on K random videos of every class of the train split, test on the test split.
+    """Returns top-1 per number of shots K: trains on K random videos of every class, tests on the test split.
 
     Args:
         labels: class of every video of the train split (the first split of HMDB-51 or UCF-101; SSv2's own).
-        train_and_test: called with (positions in the train split, shots, seed), starting from the model trained on the
-            large dataset; returns top-1 in percent on the test split, single view.
-        shots: numbers of videos a class. seeds: each draws videos anew and trains once.
+        train_and_test: called with (positions in the train split, shots, seed). It trains from the model of the large
+            dataset, and returns top-1 in percent on the test split, single view.
+        shots: numbers of videos per class. seeds: each makes a new draw and trains once.
     """
     found = {}
     for count in shots:
@@ -42,20 +42,20 @@ def few_shot(
 
 
 def zero_shot(splits: Iterable[Result] | Mapping[str, Result]) -> Spread:
-    """Top-1 as mean and standard deviation over the results of (three official) splits."""
+    """Returns the mean and standard deviation of top-1 over the results of (three official) splits."""
     results = list(splits.values() if isinstance(splits, Mapping) else splits)
     return spread([result.top1 for result in results], range(1, len(results) + 1))
 
 
 def restrict(collected: Collected, classes: Sequence[str], keep: Sequence[int]) -> tuple[Collected, list[str]]:
-    """Only the videos of the classes ``keep`` and only their logits: both rows and columns go.
+    """Keeps only the videos and only the logits of the classes ``keep``.
 
-    The softmax over views is taken afterwards, over the remaining classes, as if the others had never been named.
+    The softmax over views is taken afterwards, over the remaining classes, as if the others did not exist.
     """
     wanted = torch.as_tensor(list(keep), dtype=torch.long)
     count = collected.logits.shape[-1]
     if len(classes) != count:
-        raise ValueError(f"classes: expected {count} names, one a column of the logits, got {len(classes)}")
+        raise ValueError(f"classes: expected {count} names, one per column of the logits, got {len(classes)}")
     if len(wanted.unique()) != len(wanted) or len(wanted) == 0 or int(wanted.min()) < 0 or int(wanted.max()) >= count:
         raise ValueError(f"keep: expected distinct class numbers from 0 to {count - 1}, got {list(keep)[:8]}")
     position = torch.full((count,), -1)
@@ -74,8 +74,9 @@ def random_subsets(
     seed: int = 0,
     candidates: Sequence[int] | None = None,
 ) -> tuple[Spread, list[Result]]:
-    """Kinetics-600's zero-shot protocol: ``size`` of the classes unseen in training (there 160 of 220) drawn at
-    random, ``draws`` times; each draw is tested on its classes' videos against its classes' names only.
+    """Runs Kinetics-600's zero-shot protocol on random subsets of the new classes (there 160 of 220).
+
+    Each of ``draws`` draws takes ``size`` classes. It is tested on their videos, against their names only.
 
     Args:
         collected: logits ``[N, V, C]`` of every test video, before any softmax.

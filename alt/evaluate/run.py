@@ -1,4 +1,4 @@
-"""Running a model over a dataset: logits of every view of every video, and the metrics of them."""
+"""Runs a model over a dataset: logits of every view of every video, and their metrics."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     **setting: Any,
 ) -> Result:
-    """Metrics of ``model`` on ``dataset``, every video once, in evaluation mode (no noise, no dropout).
+    """Evaluates ``model`` on ``dataset``, every video once, in evaluation mode (no noise, no dropout).
 
     Args:
-        model: a video model. Its mode and device are as before when this returns.
+        model: a video model. Its mode and device are restored at the end.
         dataset: items ``(clip, label)``, the clip ``[T, 3, H, W]`` or, for several views, ``[V, T, 3, H, W]``.
         classes: class names in the order of the logits; default ``model.classes``.
-        batch_size: videos a batch. The last one may be smaller and is not dropped.
-        device: where it runs; None: where the model is.
+        batch_size: videos per batch. The last batch may be smaller and is not dropped.
+        device: of the run; None: the model's.
         precision: "fp32", or "bf16" for autocast.
-        progress: called with (videos done, videos in all) after every batch.
+        progress: called with (finished videos, total videos) after every batch.
         setting: kept with the result.
 
     Raises:
-        ValueError: an empty dataset, logits or labels that do not fit the classes.
+        ValueError: the dataset is empty, or logits or labels do not fit the classes.
     """
     names = list(classes if classes is not None else getattr(model, "classes", ()))
     collected = collect_logits(
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def result_of(collected: Collected, classes: Sequence[str], **setting: Any) -> Result:
-    """Metrics of logits that were collected before."""
+    """Returns the metrics of collected logits."""
     metrics = VideoMetrics(classes)
     metrics.update(sum_of_softmax(collected.logits), collected.labels)
     return metrics.compute(**setting)
@@ -81,7 +81,7 @@ def collect_logits(
     precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
-    """Logits of every view of every video, before any softmax, so that a protocol may restrict the classes first.
+    """Returns logits of every view of every video, without softmax, so that a protocol can restrict the classes first.
 
     Arguments as in :func:`evaluate`.
     """
@@ -107,7 +107,7 @@ def collect_logits(
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module, device: torch.device | str | None = None) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, on ``device``; modes (of every submodule) and device come back afterwards."""
+    """Sets evaluation mode without gradients on ``device`` in the block; restores all modes and the device after."""
     first = next((p for p in model.parameters()), None)
     before = first.device if first is not None else torch.device("cpu")
     place = before if device is None else torch.device(device)

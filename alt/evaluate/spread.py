@@ -16,7 +16,7 @@ class Spread(NamedTuple):
 
     Attributes:
         mean: of the values. std: their sample standard deviation (n - 1), None for one value.
-        values: each of them. seeds: what drew them, or the numbers of the splits.
+        values: all of them. seeds: of the draws, or the numbers of the splits.
     """
 
     mean: float
@@ -29,13 +29,13 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float], seeds: Sequence[int] | None = None) -> Spread:
-    """Returns the spread of values; without ``seeds`` they are numbered from 0."""
+    """Returns the spread of values, which are numbered from 0 without ``seeds``."""
     mean, std = mean_std(values)
     return Spread(mean, std, tuple(values), tuple(range(len(values)) if seeds is None else seeds))
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Returns the mean and the sample standard deviation (n - 1), which is None where there is one value.
+    """Returns the mean and the sample standard deviation (n - 1), which is None for a single value.
 
     Raises:
         ValueError: there are no values.

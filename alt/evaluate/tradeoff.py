@@ -1,7 +1,7 @@
-"""Accuracy against cost as r grows: the rows, and putting accuracies and measurements together into them.
+"""Accuracy against cost as r grows: rows that combine accuracies with measured costs.
 
-Accuracies come from whoever trained and tested: the comparison on EntityWorld, or a checkpoint on data of a user. What
-a point costs is counted and measured here, on the model itself.
+The caller passes accuracies (of the comparison on EntityWorld, or of a checkpoint on the user's data). The cost of a
+point is counted and measured here, on the model itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["Point", "Tradeoff", "TradeoffRow", "find_anomalies", "group_by_curve
 
 
 class Point(NamedTuple):
-    """One place on the curve.
+    """One point on the curve.
 
-    method: str, what the legend says, e.g. "ALT" or "CLIP-Mean".
-    r: int >= 0, tokens removed in every block at test time (their mean over the blocks for a sloped schedule).
+    method: str, its name in the legend, e.g. "ALT" or "CLIP-Mean".
+    r: int >= 0, tokens removed per block at test time (the mean over blocks for a sloped schedule).
     inflection: float in [-1, 1], 0 for a constant schedule, -1 for one that falls from 2 r to 0.
-    trained_r: int or None, r while training: equal to ``r`` for merging in training, 0 for merging put on afterwards
-        ("off-the-shelf"), None for a model that was not trained at all.
+    trained_r: int or None, r in training: equal to ``r`` for merging in training, 0 for merging added after training
+        ("off-the-shelf"), None for a model that was not trained.
     """
 
     method: str
@@ -37,13 +37,13 @@ class Point(NamedTuple):
 
 
 class TradeoffRow(NamedTuple):
-    """A :class:`Point` with what was found there.
+    """A :class:`Point` with its measurements.
 
-    gmacs: float, 1e9 multiply-accumulates of one clip, native count (the literature's "GFLOPs").
-    accuracy_mean, accuracy_std: top-1 in percent, mean and sample standard deviation over seeds; the latter None for
-        one seed. seeds: int, how many.
+    gmacs: float, 1e9 multiply-accumulates per clip, native count (the literature's "GFLOPs").
+    accuracy_mean, accuracy_std: top-1 in percent, mean and sample standard deviation over seeds; the latter is None
+        for one seed. seeds: int, their number.
     images_per_s: float or None, frames per second of the whole model on the device that ran it.
-    peak_memory_bytes: int or None, peak memory of one forward pass beyond what was held before it.
+    peak_memory_bytes: int or None, peak memory of one forward pass beyond the memory held before it.
     """
 
     method: str
@@ -63,7 +63,7 @@ class TradeoffRow(NamedTuple):
 
     @property
     def regime(self) -> str:
-        """Says whether merging was on in training."""
+        """Returns a phrase on the use of merging in training."""
         if self.trained_r is None:
             return "not trained"
         if self.r == 0 and self.trained_r == 0:
@@ -72,7 +72,7 @@ class TradeoffRow(NamedTuple):
 
 
 class Tradeoff(NamedTuple):
-    """All rows of a sweep, and what it ran on (a flat dict of plain values for the record)."""
+    """All rows of a sweep, and its setting (a flat dict of plain values for the record)."""
 
     rows: tuple[TradeoffRow, ...]
     setting: dict[str, Any]
@@ -87,15 +87,15 @@ def rows_of(
     measure: bool = True,
     seconds: float = 20.0,
 ) -> list[TradeoffRow]:
-    """Returns rows in the order of ``accuracies``: per point its accuracies by seed, and the model that runs there.
+    """Returns one row per point in the order of ``accuracies``, with the measured cost of its model.
 
     Args:
         accuracies: point -> top-1 in percent, one number per seed.
-        model_at: point -> the whole video model set to that r. Called once for every different method, r and
-            inflection, since what it costs does not depend on how it was trained.
-        clips: batch of the timing and of the memory measurement.
-        device: where both run.
-        measure: without it only accuracies and multiply-accumulates are filled in.
+        model_at: point -> the whole video model set to that r. Called once per method, r and inflection, because the
+            cost does not depend on training.
+        clips: batch of the time and memory measurements.
+        device: of both measurements.
+        measure: if False, only accuracies and multiply-accumulates are filled in.
         seconds: budget of the timing over all points.
     """
     models: dict[tuple[str, int, float], nn.Module] = {}
@@ -120,7 +120,7 @@ def rows_of(
 
 
 def is_monotone(rows: Sequence[TradeoffRow]) -> bool:
-    """True if multiply-accumulates fall strictly as r grows, within every method and schedule."""
+    """Returns True if multiply-accumulates fall strictly as r grows, within every method and schedule."""
     return all(
         a.gmacs > b.gmacs for group in group_by_curve(rows).values() for a, b in itertools.pairwise(group) if b.r > a.r
     )
@@ -129,7 +129,7 @@ def is_monotone(rows: Sequence[TradeoffRow]) -> bool:
 def find_anomalies(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> list[str]:
     """Returns sentences about mean accuracies that exceed those at a smaller r by more than ``tolerance`` points.
 
-    Merging only throws information away, so a curve that rises with r by more than noise says that something is off.
+    Merging only discards information, so a curve that rises with r beyond noise points to a fault.
     """
     found = []
     for group in group_by_curve(rows).values():
@@ -144,7 +144,7 @@ def find_anomalies(rows: Sequence[TradeoffRow], *, tolerance: float = 2.0) -> li
 
 
 def group_by_curve(rows: Sequence[TradeoffRow]) -> dict[tuple[str, float, str], list[TradeoffRow]]:
-    """Returns (method, inflection, regime) -> its rows by r, each starting with the method's r = 0 without merging."""
+    """Returns (method, inflection, regime) -> rows by r, each starting with the method's r = 0 without merging."""
     found: dict[tuple[str, float, str], list[TradeoffRow]] = {}
     for row in rows:
         if row.r > 0:

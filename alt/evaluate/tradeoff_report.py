@@ -1,4 +1,4 @@
-"""Writes the trade-off as JSON, CSV, Markdown and a plot; the paper's numbers stand beside it, marked as such."""
+"""Writes the trade-off as JSON, CSV, Markdown and a plot, beside the paper's numbers, which are marked as such."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKERS = "osD^vP"
 
 
 def record(tradeoff: Tradeoff, paper: Sequence[PaperCost]) -> Record:
-    """Returns plain values, unrounded; the paper's numbers have names that say so."""
+    """Returns plain values, unrounded. The names of the paper's numbers say so."""
     return {
         "rows": [row._asdict() for row in tradeoff.rows],
         "setting": tradeoff.setting,
@@ -55,7 +55,7 @@ def schedule_name(inflection: float) -> str:
 
 
 def markdown(rows: Sequence[TradeoffRow]) -> str:
-    """Returns the table of what was measured."""
+    """Returns the table of measurements."""
     head = ["method", "schedule", "merging", "r", "GMACs", "top-1 %", "seeds", "frames/s", "peak MiB"]
     body = []
     for row in rows:
@@ -71,7 +71,7 @@ def markdown(rows: Sequence[TradeoffRow]) -> str:
 
 
 def paper_markdown(found: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the table of our counts beside what the paper prints, from the records of :func:`record`."""
+    """Returns the table of our counts beside the paper's, from the records of :func:`record`."""
     head = [
         *("model", "frames", "r", "native GMACs", "in the paper's convention", "the paper prints (GFLOPs)"),
         *("deviation", "the paper's top-1, 1 view", "the paper's top-1, 3 views"),
@@ -112,7 +112,7 @@ def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[
 
 
 def draw(found: Mapping[str, Any], path: Path, title: str = "") -> None:
-    """Draws accuracy over GMACs: the measured curves, and beside them the paper's ViT-B/16 points where given."""
+    """Draws accuracy over GMACs: the measured curves, and beside them the paper's ViT-B/16 points if given."""
     rows = from_record(found).rows
     printed = [row for row in found["paper"] if row["paper_prints_top1_single_view"] is not None]
     widths = [1.4, 1] if printed else [1]
@@ -134,7 +134,7 @@ def _measured(axis: Any, rows: Sequence[TradeoffRow]) -> None:
     rows = [row._replace(gmacs=scale * row.gmacs) for row in rows]
     groups = group_by_curve(rows)
     for number, (name, curve) in enumerate(groups.items()):
-        offset = 0.004 * (number - (len(groups) - 1) / 2)  # curves share their costs: side by side, not on top
+        offset = 0.004 * (number - (len(groups) - 1) / 2)  # curves share their costs, so draw them side by side
         span = max(row.gmacs for row in rows) - min(row.gmacs for row in rows) or 1.0
         x = [row.gmacs + offset * span for row in curve]
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]

@@ -1,8 +1,7 @@
-"""Several views of one video, and their scores added up.
+"""Several views of one video, and the sum of their scores.
 
-A view is one temporal clip seen through one spatial crop. Tables print "frames x spatial crops x temporal clips",
-and a video's score is the sum over its views of the softmax of the logits of each (X-CLIP's code, which the ALT
-paper's protocols follow).
+A view is one spatial crop of one temporal clip. Tables print "frames x spatial crops x temporal clips". A video's score
+is the sum over its views of the softmax of their logits, as in X-CLIP's code, which the ALT paper's protocols follow.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ __all__ = ["Views", "logits_of_views", "sum_of_softmax"]
 
 
 class Views(NamedTuple):
-    """How many views of a video: ``crops`` spatial ones (1: centre, 3: along the longer side) of each of ``clips``
-    temporal clips."""
+    """The views of a video: ``crops`` spatial crops (1: centre, 3: along the longer side) of each of ``clips`` temporal
+    clips."""
 
     crops: int = 1
     clips: int = 1
@@ -32,7 +31,7 @@ class Views(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Views:
-        """``"1x3"`` (spatial crops x temporal clips), or as tables print it with the frames first, ``"8x1x3"``."""
+        """Reads ``"1x3"`` (spatial crops x temporal clips), or ``"8x1x3"``, as tables print it, frames first."""
         match = re.fullmatch(r"(?:\d+\s*[x×]\s*)?(\d+)\s*[x×]\s*(\d+)", text.strip())
         if match is None:
             raise ValueError(f"views: expected spatial crops x temporal clips such as 1x3, got '{text}'")
@@ -45,8 +44,10 @@ class Views(NamedTuple):
 
 
 def sum_of_softmax(logits: Tensor) -> Tensor:
-    """``score_c = sum_v softmax(logits_v)_c``: ``[B, V, C]`` (or ``[B, C]`` for one view) to ``[B, C]``, float32 or
-    float64."""
+    """Returns ``score_c = sum_v softmax(logits_v)_c``, ``[B, C]`` in float32 or float64.
+
+    Logits are ``[B, V, C]``, or ``[B, C]`` for one view.
+    """
     if logits.dim() not in (2, 3):
         raise ValueError(f"logits: expected shape [B, C] or [B, V, C], got {list(logits.shape)}")
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -55,13 +56,12 @@ def sum_of_softmax(logits: Tensor) -> Tensor:
 
 
 def logits_of_views(model: nn.Module, clips: Tensor, *, at_once: int | None = None) -> Tensor:
-    """Logits ``[B, V, C]`` of every view.
+    """Returns logits ``[B, V, C]`` of every view.
 
     Args:
-        model: a video model; called with ``[N, T, 3, H, W]`` it returns logits ``[N, C]`` or a tuple that has them as
-            ``.logits``.
+        model: a video model. For ``[N, T, 3, H, W]`` it returns logits ``[N, C]``, or a tuple with ``.logits``.
         clips: ``[B, V, T, 3, H, W]``, or ``[B, T, 3, H, W]`` for one view.
-        at_once: at most so many views in one pass, for memory; None: all.
+        at_once: the largest number of views per pass, to limit memory; None: all.
     """
     if clips.dim() == 5:
         clips = clips[:, None]

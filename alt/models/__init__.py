@@ -1,4 +1,4 @@
-"""Video models on CLIP image towers with token merging: ALT and what it is compared with.
+"""Video models on CLIP image towers with token merging: ALT and its baselines.
 
 Names are resolved on first use: ``import alt.models`` loads no open_clip.
 """

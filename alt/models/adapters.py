@@ -1,7 +1,7 @@
 """Adapters inside a frozen tower (AIM): a bottleneck after attention, beside the MLP, and after temporal attention.
 
-They live in the tower's blocks as a submodule named ``adapter``, which a patched block asks at three points
-(:mod:`alt.patch.step`). CLIP's own modules, parameters and state_dict keys stay as they are.
+Each block of the tower gets a submodule ``adapter``, which a patched block calls at three points
+(:mod:`alt.patch.step`). CLIP's own modules, parameters and state_dict keys do not change.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .blocks import Mlp
 __all__ = ["KINDS", "BlockAdapter", "bottleneck", "insert_adapters", "inserted_kind", "remove_adapters"]
 
 KINDS = ("s", "sm", "stm")
-"""Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks in every block."""
+"""Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks per block."""
 
 _RATIO = 0.25  # hidden width of a bottleneck, as a share of the tower's width
 _MLP_SCALE = 0.5  # of the bottleneck beside the MLP, a constant of AIM
 
 
 def bottleneck(width: int) -> Mlp:
-    """Returns an MLP through a quarter of the width that starts at zero.
+    """Returns an MLP through a quarter of the width whose output starts at zero.
 
-    2 w (w / 4) + w / 4 + w parameters: 295,872 at w = 768.
+    It has 2 w (w / 4) + w / 4 + w parameters: 295,872 at w = 768.
     """
     return Mlp(width, max(int(width * _RATIO), 1), zero_output=True)
 
@@ -41,11 +41,11 @@ class BlockAdapter(nn.Module):
               y = \mathrm{MSA}(\mathrm{LN}_1 x), \quad x \leftarrow \mathrm{Merge}(x + y + A_S(y)), \quad
               x \leftarrow x + \mathrm{MLP}(\mathrm{LN}_2 x) + \tfrac12 A_M(\mathrm{LN}_2 x)
 
-    Every A starts at zero, so that a tower with new adapters computes what it did without.
+    Every A starts at zero, so a tower with new adapters computes the same as without.
 
-    Temporal attention joins the same row of all T frames of a clip. Once tokens have merged, row k of one frame and row
-    k of the next are different regions; so it is done for all rows only where nothing has merged yet (every block at
-    r = 0, otherwise the blocks up to the first that merges), and for the protected tokens alone in the blocks after.
+    Temporal attention joins the same row of all T frames of a clip. Once tokens have merged, row k is a different
+    region in each frame. So all rows take part only while nothing has merged: in every block at r = 0, otherwise up to
+    the first block that merges. After that only the protected tokens take part.
 
     Args:
         width: w of the tower. kind: of ``KINDS``. frames: T; a tower with temporal adapters takes whole clips.
@@ -60,14 +60,13 @@ class BlockAdapter(nn.Module):
         self.temporal = bottleneck(width) if "t" in kind else None
 
     def before_attention(self, parts: BlockParts, x: Tensor, *, merged: bool, num_protected: int) -> Tensor:
-        """Adds temporal attention to ``x`` ``[B T, n, w]``. ``merged``: its rows are regions already."""
+        """Adds temporal attention to ``x`` ``[B T, n, w]``. ``merged``: earlier blocks have merged tokens."""
         if self.temporal is None or (merged and num_protected == 0):
             return x
         images, rows, width = x.shape
         if images % self.frames:
             raise ValueError(
-                f"a tower with temporal adapters takes clips of {self.frames} frames, all frames of a clip in a row; "
-                f"got {images} images"
+                f"a tower with temporal adapters takes whole clips of {self.frames} frames, got {images} images"
             )
         joined = x[:, :num_protected] if merged else x
         steps = joined.unflatten(0, (-1, self.frames)).transpose(1, 2).reshape(-1, self.frames, width)
@@ -85,18 +84,18 @@ class BlockAdapter(nn.Module):
 
 
 def insert_adapters(tower: Any, kind: str, frames: int) -> None:
-    """Puts new adapters into every block of a patched tower, on its device and in its dtype.
+    """Inserts new adapters into every block of a patched tower, on its device and in its dtype.
 
     Raises:
-        ValueError: an unknown kind, or there are adapters already.
-        TypeError: the tower is not patched (its own blocks would pass the adapters by).
+        ValueError: the kind is unknown, or the tower already has adapters.
+        TypeError: the tower is not patched, so its blocks would not call the adapters.
     """
     if kind not in KINDS:
         raise ValueError(f"adapters must be one of {', '.join(KINDS)}, got {kind!r}")
     if not is_patched(tower):
         raise TypeError("adapters sit in patched blocks: call alt.patch_clip(model, r) first (r=0 merges nothing)")
     if inserted_kind(tower) is not None:
-        raise ValueError(f"the tower has adapters already ({inserted_kind(tower)}); remove_adapters takes them out")
+        raise ValueError(f"the tower already has adapters ({inserted_kind(tower)}); call remove_adapters first")
     host = find_host(tower)
     for i, block in enumerate(host.blocks(tower)):
         weight: Any = host.block_parts(block, tower, i).norm_1.weight
@@ -105,14 +104,14 @@ def insert_adapters(tower: Any, kind: str, frames: int) -> None:
 
 
 def remove_adapters(tower: Any) -> None:
-    """Takes the adapters out; the tower is what it was before them. Without adapters nothing happens."""
+    """Removes the adapters and restores the tower. Without adapters it does nothing."""
     for block in find_host(tower).blocks(tower):
         if "adapter" in block._modules:
             del block.adapter
 
 
 def inserted_kind(tower: Any) -> str | None:
-    """Returns which adapters are in the tower, None for none."""
+    """Returns the kind of the tower's adapters, or None without adapters."""
     blocks = find_host(tower).blocks(tower)
     adapter = blocks[0]._modules.get("adapter") if len(blocks) else None
     return adapter.kind if isinstance(adapter, BlockAdapter) else None

@@ -29,13 +29,13 @@ class AltModel(VideoModel):
 
     .. math:: z = \mathrm{mean}_t\, \hat Q_M + \mathrm{mean}_t\, x_{cls,t} + \mathrm{MLP}(\mathrm{mean}_t\, \hat Q_M),
 
-    so that z starts as the mean of what CLIP says of the frames and of the entities that were aligned.
+    so z starts in CLIP's joint space: the mean frame embedding plus the mean embedding of the aligned entities.
 
-    On top of the tower it has ``M (32 d^2 + 39 d) + 16 d^2 + 10 d`` parameters: 124,026,368 in all with ViT-B/16 and
-    M = 4, 426,836,992 with ViT-L/14 and M = 6.
+    Beside the tower it has ``M (32 d^2 + 39 d) + 16 d^2 + 10 d`` parameters. The total is 124,026,368 with ViT-B/16 and
+    M = 4, and 426,836,992 with ViT-L/14 and M = 6.
 
     Args:
-        config: what it is made of. visual: the tower, patched in place. logit_scale: CLIP's factor of cosines.
+        config: its options. visual: the tower, patched in place. logit_scale: CLIP's factor of cosines.
     """
 
     config: AltConfig
@@ -75,13 +75,13 @@ class AltModel(VideoModel):
         self.output_mlp = Mlp(width, zero_output=residual)
 
     def set_corpus(self, corpus: Any) -> None:
-        """The entities to align with: a constant, saved with the model, of any number.
+        """Sets the entities to align with, a constant that is saved with the model. Any number will do.
 
         Args:
             corpus: a ``Corpus`` with embeddings, the path of a saved one, or embeddings ``[K, d]`` alone.
 
         Raises:
-            TypeError, ValueError: no embeddings, none that fit, or a model with random queries.
+            TypeError, ValueError: there are no embeddings, they do not fit, or the model has random queries.
         """
         if self.alignment is None:
             raise ValueError("corpus: a model with queries='random' aligns nothing and takes no corpus")
@@ -96,7 +96,7 @@ class AltModel(VideoModel):
         self.corpus = None if isinstance(corpus, Tensor) else corpus
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Eq. 4 to 9: tokens ``[B, T, n, d]`` to z ``[B, d]`` and the entity of every aligned token."""
+        """Maps tokens ``[B, T, n, d]`` to z ``[B, d]`` and the entity of every aligned token (Eq. 4 to 9)."""
         x, index = tokens.x, None
         frames = tokens.frame
         residual = self._config.init == "residual"

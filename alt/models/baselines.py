@@ -18,7 +18,7 @@ class ClipMean(VideoModel):
 
     .. math:: z = \tfrac1T \sum_t x_{cls,t}
 
-    Frames know nothing of one another; z does not depend on their order. Source: arXiv 2208.02816 (X-CLIP), section 4.
+    Frames do not interact, so z does not depend on their order. Source: arXiv 2208.02816 (X-CLIP), section 4.
     """
 
     config_class = BaselineConfig
@@ -29,10 +29,10 @@ class ClipMean(VideoModel):
 
 
 class ClipOne(VideoModel):
-    """CLIP-One: one frame of the clip, drawn at random in training and the middle one (T // 2) in evaluation.
+    """CLIP-One: one frame of the clip, random in training and the middle one (T // 2) in evaluation.
 
-    Only that frame goes through the tower, so its tokens are ``[B, 1, n, d]``. Tokens of all T frames, made by
-    ``backbone(clips)``, are taken as well: then the frame is picked from them.
+    Only that frame goes through the tower, so its tokens are ``[B, 1, n, d]``. The tokens of all T frames from
+    ``backbone(clips)`` are accepted too, and the frame is picked from them.
     Source: arXiv 2208.02816 (X-CLIP), section 4.
     """
 
@@ -44,12 +44,12 @@ class ClipOne(VideoModel):
         return 1
 
     def encode(self, clips: Tensor, trace: bool = False, *, seed: Tensor | None = None) -> Tokens:
-        """Tokens ``[B, 1, n, d]`` of one frame of every clip; ``seed`` as in :meth:`forward`."""
+        """Returns tokens ``[B, 1, n, d]`` of one frame of every clip; ``seed`` as in :meth:`forward`."""
         check_frames(clips, self._config.frames)
         return self.backbone(self._pick(clips, seed), rows=self.rows, trace=trace)
 
     def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
-        """``seed``: 0-d int64 that decides which frames training draws; None: torch's generator does."""
+        """Scores clips. ``seed``: 0-d int64 that draws the frames of training; None: torch's generator draws them."""
         return self.forward_tokens(self.encode(clips, seed=seed), seed=seed)
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -57,7 +57,7 @@ class ClipOne(VideoModel):
         return frame[:, 0], None
 
     def _pick(self, x: Tensor, seed: Tensor | None) -> Tensor:
-        """One frame of ``[B, T, ...]`` as ``[B, 1, ...]``."""
+        """Picks one frame of ``[B, T, ...]``, returned as ``[B, 1, ...]``."""
         batch, frames = x.shape[:2]
         if not self.training:
             return x[:, frames // 2 : frames // 2 + 1]
@@ -74,10 +74,9 @@ class ClipOne(VideoModel):
 class ClipJoint(VideoModel):
     """CLIP-Joint: one class token and the T N patches of all frames as one sequence; z is the class token.
 
-    A patch has the position of its place in its own frame, in every frame the same one. Attention is over space and
-    time at once, so cost grows with (T N)^2: 179.6 against 140.5 GMACs for 8 frames at ViT-B/16. With token merging a
-    sequence loses T r tokens per block, and tokens of different frames may merge.
-    Its tokens are ``[B, 1, n, d]``; ``source`` is ``[B, 1, 1 + T N]``.
+    Positions of patches repeat in every frame. Attention spans space and time, so cost grows with (T N)^2: 179.6
+    against 140.5 GMACs for 8 frames at ViT-B/16. With merging, a sequence loses T r tokens per block, and tokens of
+    different frames may merge. Tokens are ``[B, 1, n, d]``, and ``source`` is ``[B, 1, 1 + T N]``.
     Source: arXiv 2208.02816 (X-CLIP), section 4.
     """
 
@@ -102,6 +101,6 @@ class ClipJoint(VideoModel):
 
 
 def check_frames(clips: Any, frames: int) -> None:
-    """Raises ValueError unless ``clips`` ``[B, T, 3, H, W]`` have ``frames`` frames; the tower sees other faults."""
+    """Raises ValueError unless ``clips`` ``[B, T, 3, H, W]`` have ``frames`` frames; the tower checks the rest."""
     if isinstance(clips, Tensor) and clips.dim() == 5 and clips.shape[1] != frames:
         raise ValueError(f"clips: expected {frames} frames per clip, as the model was made for, got {clips.shape[1]}")

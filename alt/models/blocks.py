@@ -1,4 +1,4 @@
-"""Blocks of the layers that are trained beside the tower: a two-layer MLP, and attention followed by one."""
+"""Building blocks of the layers beside the tower: a two-layer MLP, and attention followed by an MLP."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["AttentionBlock", "Mlp"]
 
 
 class Mlp(nn.Module):
-    """``x -> W2 GELU(W1 x + b1) + b2``: 2 d h + d + h parameters.
+    """Two-layer MLP ``x -> W2 GELU(W1 x + b1) + b2`` with 2 d h + d + h parameters.
 
-    A layer is named for what it does to the width: ``up`` then ``down`` where h > d, ``down`` then ``up`` in a
-    bottleneck. The weights are drawn from a truncated normal law of deviation 0.02, the biases are zero.
+    Layers are named by their effect on the width: ``up`` then ``down`` if h > d, ``down`` then ``up`` in a bottleneck.
+    Weights start from a truncated normal distribution with standard deviation 0.02, biases at zero.
 
     Args:
         width: d. hidden: h; None: 4 d.
-        zero_output: W2 starts at zero, so that a residual ``x + mlp(x)`` starts as the identity.
+        zero_output: W2 starts at zero, so a residual ``x + mlp(x)`` starts as the identity.
     """
 
     def __init__(self, width: int, hidden: int | None = None, *, zero_output: bool = False) -> None:
@@ -40,7 +40,7 @@ class Mlp(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    r"""Multi-head attention, then a feed-forward part of hidden width 4 d; both are pre-norm and residual.
+    r"""Multi-head attention, then a feed-forward part of hidden width 4 d; both pre-norm and residual.
 
     .. math:: q' = q + \mathrm{MHA}(\mathrm{LN}(q), kv), \qquad q' + \mathrm{FFN}(\mathrm{LN}(q'))
 
@@ -48,7 +48,7 @@ class AttentionBlock(nn.Module):
 
     Args:
         width: d. heads: of the attention.
-        zero_output: the output projection and the last layer start at zero: a new block is the identity.
+        zero_output: the output projection and the last layer start at zero, so a new block is the identity.
     """
 
     def __init__(self, width: int, heads: int, *, zero_output: bool = False) -> None:
@@ -63,14 +63,14 @@ class AttentionBlock(nn.Module):
             nn.init.zeros_(self.attention.out_proj.weight)
 
     def add_feed_forward(self, width: int, zero_output: bool) -> None:
-        """Adds the layers of :meth:`feed_forward`; a subclass may name them otherwise."""
+        """Adds the layers of :meth:`feed_forward`; a subclass may give them other names."""
         self.ffn = Mlp(width, zero_output=zero_output)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.ffn(x)
 
     def forward(self, q: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Queries ``[B, n, d]`` and keys ``[B, m, d]`` to ``[B, n, d]``; without keys, self-attention."""
+        """Maps queries ``[B, n, d]`` and keys ``[B, m, d]`` to ``[B, n, d]``; without keys it is self-attention."""
         normed = self.norm(q)
         keys = normed if keys is None else keys
         q = q + self.attention(normed, keys, keys, need_weights=False)[0]

@@ -17,8 +17,8 @@ __all__ = ["LoadedClip", "build_clip", "check_weights"]
 
 
 class LoadedClip(NamedTuple):
-    """clip: open_clip's ``CLIP`` with both towers; quick_gelu: its activation; tokenizer: makes the one of its texts;
-    templates: the prompts that its texts were written like, for class names."""
+    """clip: open_clip's ``CLIP`` with both towers. quick_gelu: its activation. tokenizer: returns its tokenizer.
+    templates: prompts for class names, in the style of its training texts."""
 
     clip: Any
     quick_gelu: bool
@@ -29,18 +29,18 @@ class LoadedClip(NamedTuple):
 def build_clip(
     backbone: str, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
 ) -> LoadedClip:
-    """The open_clip ``CLIP`` of a backbone, both towers, on torch's default device.
+    """Builds the open_clip ``CLIP`` of a backbone, both towers, on torch's default device.
 
     Args:
         backbone: an open_clip name or "mini". pretrained: as in :func:`create_model`.
-        quick_gelu: None: as the weights were trained, or as the name says where there are none.
+        quick_gelu: None: as the weights were trained, or without weights as the name says.
 
     Raises:
-        ValueError: no such model, or its weights could not be had.
+        ValueError: there is no such model, or its weights could not be loaded.
     """
     if backbone == "mini":
         if quick_gelu:
-            raise ValueError("quick_gelu: the mini model was made without it, got True")
+            raise ValueError("quick_gelu: the mini model was trained without it, got True")
         return _build_mini(pretrained)
     import open_clip
 
@@ -60,16 +60,16 @@ def build_clip(
                 pretrained_text=False,
                 device=torch.get_default_device(),
             )
-        except Exception as error:  # open_clip lets errors of the hub, of the disk and of torch.load through
+        except Exception as error:  # open_clip passes on errors of the hub, of the disk and of torch.load
             reason = one_line(error)
             if tag is None:
                 raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
-            raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be had ({reason})") from None
+            raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be loaded ({reason})") from None
     return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
 
 
 def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> None:
-    """Finds a missing file or an unknown tag before anything slow: no network, no model is built.
+    """Checks that the weights exist before anything slow. It needs no network and builds no model.
 
     Raises:
         ValueError: open_clip has no such model, or ``pretrained`` is neither a file nor one of its tags.
@@ -102,7 +102,7 @@ def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip logs that weights are random, which the caller asked for."""
+    """Silences open_clip's warning about random weights, which the caller asked for."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

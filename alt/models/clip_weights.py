@@ -1,4 +1,4 @@
-"""CLIP's own weights, as others saved them, into the tower of a video model."""
+"""Loads CLIP's own weights, in other packages' formats, into the tower of a video model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["BackboneReport", "load_backbone"]
 
 
 class BackboneReport(NamedTuple):
-    """What a file brought into a model: names as in ``model.state_dict()``, and as in the file where unused.
+    """Names of loaded and missing parameters (as in ``model.state_dict()``), and of unused ones (as in the file).
 
-    loaded: filled. missing: parameters that the file does not have, for CLIP's weights exactly those of the modules
-    that were added to the tower. unused: what the file has besides, such as the text tower.
+    missing: parameters that the file does not have. For CLIP's weights these are exactly the modules added to the
+    tower. unused: other tensors of the file, such as the text tower.
     """
 
     loaded: tuple[str, ...]
@@ -30,15 +30,16 @@ class BackboneReport(NamedTuple):
 
 
 def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneReport:
-    """CLIP's weights into the tower of a video model; everything that was added to the tower stays as it is.
+    """Loads CLIP's weights into the tower of a video model. Modules added to the tower keep their weights.
 
     Args:
-        model: a video model. pretrained: a tag of open_clip ("openai"; "entity-world" for the small CLIP), or a file:
-            OpenAI's archive, open_clip's checkpoint (.pt, .safetensors), a saved model of this package.
+        model: a video model.
+        pretrained: a tag of open_clip ("openai"), "entity-world" for the small CLIP, or a file: OpenAI's archive,
+            open_clip's checkpoint (.pt, .safetensors), a saved model of this package.
 
     Raises:
-        ValueError: the weights cannot be had, are of another tower, or were trained with the other activation. The
-            model is not changed then.
+        ValueError: the weights cannot be loaded, belong to another tower, or were trained with the other activation.
+            The model is unchanged.
     """
     file, quick_gelu = _clip_weights(model, pretrained)
     host, tower = model.backbone.host, model.backbone.tower
@@ -73,7 +74,7 @@ def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneRep
 
 
 def _clip_weights(model: Any, pretrained: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool | None]:
-    """State dict of a file or tag, and its activation where that is known."""
+    """Returns the state dict of a file or tag, and its activation if known."""
     path = Path(pretrained)
     if not path.is_file():
         loaded = build_clip(model.config.backbone, pretrained)
@@ -85,20 +86,22 @@ def _clip_weights(model: Any, pretrained: str | os.PathLike[str]) -> tuple[dict[
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
         except SafetensorError as error:
-            raise ValueError(f"pretrained: {path} is no safetensors file: {error}") from None
+            raise ValueError(f"pretrained: {path} is not a safetensors file: {error}") from None
         activation = (
             bool(json.loads(metadata[HEADER_KEY])["config"].get("quick_gelu")) if HEADER_KEY in metadata else None
         )
         return read_tensors(path), activation
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is old: so are OpenAI's archives
+        warnings.simplefilter("ignore")  # OpenAI's archives are TorchScript, whose deprecation torch reports
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch have a dozen kinds of them
+        except Exception as error:  # pickle, zip and torch raise a dozen kinds
             try:
                 return dict(torch.jit.load(path, map_location="cpu").state_dict()), True
             except RuntimeError:
-                raise ValueError(f"pretrained: {path} is no checkpoint: {str(error).splitlines()[0][:200]}") from None
+                raise ValueError(
+                    f"pretrained: {path} is not a checkpoint: {str(error).splitlines()[0][:200]}"
+                ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
     return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}, None

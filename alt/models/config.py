@@ -1,4 +1,4 @@
-"""What a video model is made of: frozen dataclasses, checked when they are made."""
+"""Configurations of video models: frozen dataclasses that check themselves."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def _odd(value: int) -> int:
 
 @checked
 class VideoConfig:
-    """What every video model has.
+    """Fields of every video model.
 
-    backbone: an open_clip model name ("ViT-B-16", "ViT-L-14", ...), or "mini" for the embedded one.
-    quick_gelu: activation of the tower; None: as the pretrained weights want it (QuickGELU for OpenAI's).
-    frames: T, frames of a clip.
-    r: tokens merged away in every block; int, float share or one int per block, see :func:`alt.patch_clip`.
+    backbone: an open_clip model name ("ViT-B-16", "ViT-L-14", ...), or "mini" for the small CLIP of EntityWorld.
+    quick_gelu: activation of the tower; None: as the pretrained weights were trained (QuickGELU for OpenAI's).
+    frames: T, frames per clip.
+    r: tokens merged away per block; int, float share or one int per block, see :func:`alt.patch_clip`.
     inflection, prop_attn: see :func:`alt.patch_clip`.
     head: "cosine" (times CLIP's logit scale), "literal" (the plain product c z, Eq. 10), "linear" (no texts).
-    strategy: what is trained: "full", "frozen" (the tower is not), or the adapters "s", "sm", "stm" in a frozen tower.
+    strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm" in a frozen tower.
     grad_checkpointing: recompute the tower's blocks in the backward.
 
     Raises:
-        TypeError, ValueError: one sentence that names the field, what it takes and what came.
+        TypeError, ValueError: one sentence that names the field, the expected and the actual value.
     """
 
     backbone: Annotated[Text, Field(min_length=1)] = "ViT-B-16"
@@ -46,20 +46,20 @@ class VideoConfig:
     grad_checkpointing: Flag = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, for JSON and YAML; ``type(config)(**config.to_dict())`` is the same configuration."""
+        """Returns plain values for JSON and YAML; ``type(config)(**config.to_dict())`` is the same configuration."""
         return plain(self)
 
 
 @checked
 class BaselineConfig(VideoConfig):
-    """A baseline. ``r`` is 0: the published ones merge nothing. ``head="linear"`` is the row "without text"."""
+    """A baseline. ``r`` is 0, as in the published ones. ``head="linear"`` is the row "without text"."""
 
 
 @checked
 class FrameIntegrationConfig(BaselineConfig):
     """A baseline's configuration, and ``layers`` (1 in the paper) and ``heads`` of the integration transformer.
 
-    heads: None: as :func:`num_heads` has it.
+    heads: None: the default of :func:`num_heads`.
     """
 
     layers: Count = 1
@@ -68,30 +68,30 @@ class FrameIntegrationConfig(BaselineConfig):
 
 @checked
 class AltConfig(VideoConfig):
-    """Every choice of ALT. The defaults are what works; where the paper says otherwise, the value that reads it
-    literally is named. Section and equation numbers are those of arXiv 2311.15619. Tower and head: see
-    :class:`VideoConfig`.
+    """Options of ALT. Defaults are the values that work; where the paper differs, its literal value is named.
+
+    Section and equation numbers are those of arXiv 2311.15619. For tower and head see :class:`VideoConfig`.
 
     Entity alignment (Eq. 4 to 6):
         align_tokens: "regions+cls" aligns every token, "cls" the class token alone (the paper's row "without
             merging and alignment" is ``r=0, align_tokens="cls"``).
-        reduction: how a frame's aligned entities become one query, see :class:`EntityAlignment`.
-        queries: "entity", or "random": learned queries, one per frame, that know no entity (the paper's empty set).
-        sim_scale: factor of the cosines; None: CLIP's logit scale. Literal: 1.0, where the noise drowns the cosines.
+        reduction: of a frame's aligned entities to one query, see :class:`EntityAlignment`.
+        queries: "entity", or "random": one learned query per frame, independent of entities (the paper's empty set).
+        sim_scale: factor of the cosines; None: CLIP's logit scale. Literal: 1.0, at which noise drowns the cosines.
         tau: temperature of the similarity (the noise is not divided by it).
         gumbel: "train" draws noise in training only, "off" never. Evaluation is the plain argmax.
         hard: straight-through choice of one entity; False: the softmax mixture.
 
     Adapter (Eq. 7 to 9):
-        layers: M, blocks; 4 for B, 6 for L in the paper. heads: None: as :func:`num_heads` has it.
+        layers: M, blocks; 4 for B, 6 for L in the paper. heads: None: the default of :func:`num_heads`.
         keys: "cls" (class tokens), "mlp_tokens" (an MLP of the frame's tokens; the later version of the paper).
         self_attention, convolution: ablation switches. conv_kernel: odd.
         temporal_pos: learned positions of the frames, added to queries and keys; the paper mentions none.
-        init: "residual": MLPs are residual, outputs start at zero and z has the mean class token added, so that z
+        init: "residual": MLPs are residual, outputs start at zero, and the mean class token is added to z, so z
             starts in CLIP's joint space; "literal": plain MLPs, truncated normal of std 0.02.
 
     Raises:
-        TypeError, ValueError: one sentence that names the field, what it takes and what came.
+        TypeError, ValueError: one sentence that names the field, the expected and the actual value.
     """
 
     r: Reduction = 8
@@ -117,7 +117,7 @@ class AltConfig(VideoConfig):
 
 
 def num_heads(heads: int | None, width: int) -> int:
-    """Returns ``heads``; None: d // 64 as in X-CLIP, and below 256 channels, where that leaves few, gcd(d, 4).
+    """Returns ``heads``, or by default d // 64 as in X-CLIP; below 256 channels gcd(d, 4).
 
     Raises:
         ValueError: ``heads`` does not divide ``width``.

@@ -1,4 +1,4 @@
-"""Aligns a frame's tokens to text entities and makes the frame's query of them (Eq. 4 to 6)."""
+"""Aligns a frame's tokens to text entities and forms the frame's query from them (Eq. 4 to 6)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ __all__ = ["EntityAlignment"]
 
 
 class EntityAlignment(nn.Module):
-    r"""Lets every token choose one entity of a fixed corpus, and makes a frame's query of the chosen entities.
+    r"""Lets every token choose one entity of a fixed corpus, and forms a frame's query from the chosen entities.
 
     .. math:: A_{ik} = \mathrm{softmax}_k\!\left(\frac{\lambda \cos(x_i, s_k)}{\tau} + \gamma_{ik}\right), \quad
               \hat A = \mathrm{onehot}(\arg\max A) + A - \mathrm{sg}(A), \quad Q = \mathrm{MLP}(\hat A S)
 
     The noise gamma is Gumbel(0, 1). It is not divided by tau, and it is drawn in training only. lambda is the
-    similarity scale. The paper prints none; without one the noise decides (the best of 913 entities is chosen in 0.1 %
-    of draws).
-    The reduction from n aligned entities o_i to one query is not stated in the paper:
+    similarity scale. The paper prints none, but without one the noise decides: the best of 913 entities is chosen in
+    0.1 % of draws. The paper does not state the reduction from n aligned entities o_i to one query:
 
     ================= ==================================================================================
     "mean"            MLP(mean_i o_i), the default
@@ -33,8 +32,8 @@ class EntityAlignment(nn.Module):
     "set"             MLP(mean over the frame's distinct entities): how many tokens chose one does not count
     ================= ==================================================================================
 
-    None depends on the order of the tokens or on their number. MLP is residual, ``o + mlp(o)``, when ``residual``.
-    The gradient goes to x and so to the tower; the corpus gets none.
+    No reduction depends on the order or number of the tokens. With ``residual`` the MLP is ``o + mlp(o)``.
+    The gradient goes to x and thus to the tower; the corpus gets none.
 
     Args:
         width: d.
@@ -74,7 +73,7 @@ class EntityAlignment(nn.Module):
         """Sets the corpus S ``[K, d]``: a constant buffer, saved with the model.
 
         Raises:
-            TypeError: no float tensor. ValueError: empty, of another width, or not finite.
+            TypeError: the embeddings are not a float tensor. ValueError: they are empty, not finite, or of wrong width.
         """
         if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
             got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -96,11 +95,11 @@ class EntityAlignment(nn.Module):
         """Aligns the tokens of every frame.
 
         Args:
-            x: ``[B, T, n, d]``. scale: lambda. seed: 0-d int64 of the noise that training draws; None draws one.
-            noise: ``[B, T, n_aligned, K]``, the noise itself, whatever the mode.
+            x: ``[B, T, n, d]``. scale: lambda. seed: 0-d int64 for the noise of training; None draws one.
+            noise: ``[B, T, n_aligned, K]``, used in any mode instead of drawn noise.
 
         Returns:
-            the queries ``[B, T, d]``, and the entity of every aligned token ``[B, T, n_aligned]`` int64.
+            The queries ``[B, T, d]``, and the entity of every aligned token ``[B, T, n_aligned]`` int64.
 
         Raises:
             ValueError: there is no corpus.
@@ -123,7 +122,7 @@ class EntityAlignment(nn.Module):
         return self._reduce(assigned.output, assigned.index), assigned.index
 
     def _reduce(self, aligned: Tensor, index: Tensor) -> Tensor:
-        """``[B, T, n, d]`` entities to ``[B, T, d]`` queries."""
+        """Reduces entities ``[B, T, n, d]`` to queries ``[B, T, d]``."""
         if self.reduction == "mlp_then_mean":
             return self._mlp(aligned).mean(2)
         if self.score is not None:

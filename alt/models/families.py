@@ -1,4 +1,4 @@
-"""The names of the video models: a family and a backbone. Builders load on first use; nothing here imports torch."""
+"""Names of the video models, each a family and a backbone. Builders load on first use; torch is not imported here."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ BACKBONES: dict[str, tuple[str, int, int, int]] = {
     "l14": ("ViT-L-14", 8, 8, 6),
     "mini": ("mini", 4, 2, 2),
 }
-"""suffix -> (backbone, and by default: frames T, and for ALT tokens r merged in a block, blocks M of the adapter)."""
+"""suffix -> (backbone, default frames T, and for ALT default tokens r merged per block and adapter blocks M)."""
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names that :func:`alt.create_model` knows.
 
     Args:
-        pattern: keeps the names that match it, as file names match: "alt-*", "*-b16", "clip-*-l14".
+        pattern: a glob for the names: "alt-*", "*-b16", "clip-*-l14".
     """
     names = [f"{family}-{suffix}" for family in FAMILIES for suffix in BACKBONES]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """``"alt-b16"`` to ``("alt", "b16")``.
+    """Splits ``"alt-b16"`` into ``("alt", "b16")``.
 
     Raises:
         ValueError: the name is not in :func:`list_models`.
@@ -59,6 +59,6 @@ def parse_name(name: str) -> tuple[str, str]:
 
 
 def load_family(family: str) -> Any:
-    """Returns the class of the models of a family."""
+    """Returns the model class of a family."""
     module, _, attribute = FAMILIES[family].home.partition(":")
     return getattr(importlib.import_module(module), attribute)

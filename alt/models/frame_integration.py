@@ -13,7 +13,7 @@ __all__ = ["FrameIntegration", "FrameIntegrationModel"]
 
 
 class _Block(AttentionBlock):
-    """Self-attention over the frames and an FFN with QuickGELU, whose layers saved files name without "ffn."."""
+    """Self-attention over the frames and an FFN with QuickGELU. Saved files name its layers without "ffn."."""
 
     def add_feed_forward(self, width: int, zero_output: bool) -> None:
         layers = Mlp(width, zero_output=zero_output)
@@ -29,8 +29,8 @@ class FrameIntegration(nn.Module):
 
     .. math:: v = \mathrm{mean}_t\,(\mathrm{MIT}(H + e) + H)
 
-    e are learned positions of the frames, ``[T, d]``. Nothing else sees their order: with the same e for all frames, v
-    does not change when frames are permuted. A block has 12 d^2 + 13 d parameters.
+    e are learned positions of the frames, ``[T, d]``. Only they carry the order: with the same e for all frames, v is
+    invariant to permutations. A block has 12 d^2 + 13 d parameters.
 
     Args:
         width: d. layers: blocks. heads: of their attention, d // 64 in the paper. frames: T.

@@ -1,4 +1,4 @@
-"""From the video's embedding to the scores of the classes (Eq. 10)."""
+"""Heads that map a video's embedding to class scores (Eq. 10)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ClassHead(nn.Module):
         return (self.weight if self.kind == "linear" else self.embeddings).shape[0]
 
     def set_classes(self, count: int, embeddings: Tensor | None) -> None:
-        """Other classes: their embeddings ``[count, d]``; a linear head starts anew and takes none."""
+        """Sets the classes by their embeddings ``[count, d]``. A linear head is reinitialised and takes none."""
         if self.kind == "linear":
             weight = nn.init.trunc_normal_(self.weight.detach().new_empty(count, self.width), std=0.02)
             self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
@@ -60,7 +60,7 @@ class ClassHead(nn.Module):
         self.embeddings = embeddings.detach().to(self.embeddings).clone()
 
     def forward(self, z: Tensor, logit_scale: Tensor) -> Tensor:
-        """z ``[B, d]``, logit_scale 0-d: logits ``[B, C]``."""
+        """Returns logits ``[B, C]`` of z ``[B, d]``; logit_scale is 0-d."""
         if self.kind == "linear":
             return F.linear(z, self.weight, self.bias)
         if self.kind == "literal":
@@ -77,9 +77,9 @@ class ClassHead(nn.Module):
 
 
 def adopt_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:
-    """Makes room for the rows of a state dict in tensors that have none yet, so that a new model can be loaded.
+    """Resizes empty tensors to the rows of a state dict, so that a new model can load it.
 
-    Where there are rows already, another number is left to the usual error of ``load_state_dict``.
+    If a tensor has rows already, ``load_state_dict`` reports a different number as usual.
     """
     for name in names:
         own, new = getattr(module, name), state_dict.get(prefix + name)

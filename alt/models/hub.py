@@ -38,8 +38,8 @@ class HubModel(
     """Models on the Hugging Face Hub or in a folder: the file of :func:`alt.models.save_model` and a config.json.
 
     ``model.save_pretrained(folder)`` and ``model.push_to_hub("OWNER/NAME")`` write model.safetensors, config.json and a
-    model card. ``VideoModel.from_pretrained(folder or "OWNER/NAME")`` returns the model, with its classes and corpus,
-    in evaluation mode; the folder of a finished ``alt train`` run is such a folder as well.
+    model card. ``VideoModel.from_pretrained(folder or "OWNER/NAME")`` returns the model in evaluation mode, with its
+    classes and corpus. It also reads the folder of a finished ``alt train`` run.
     """
 
     _hub_mixin_config: Any = {}  # noqa: RUF012  (the mixin's own name; `_save_pretrained` writes the configuration)

@@ -59,7 +59,7 @@ def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
     """Returns the templates of a set (``alt16``, ``kinetics28``, ``none``), or a checked sequence of templates.
 
     Raises:
-        ValueError: an unknown name, no template, or a template without exactly one ``{}``.
+        ValueError: the name is unknown, there is no template, or a template does not have exactly one ``{}``.
     """
     if isinstance(templates, str):
         if templates not in TEMPLATE_SETS:
@@ -75,13 +75,13 @@ def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, names: Sequence[str]) -> list[str]:
-    """Returns the template with each name in the place of its ``{}``. Braces in a name are left alone."""
+    """Returns the template with each name in place of its ``{}``. Braces in a name are kept."""
     before, after = template.split("{}")
     return [f"{before}{name}{after}" for name in names]
 
 
 def ensemble(stack: Tensor) -> Tensor:
-    """Returns one embedding per class ``[C, d]``: the normalised mean over templates ``[P, C, d]`` (unit rows)."""
+    """Returns one embedding per class ``[C, d]``: the normalised mean over templates ``[P, C, d]`` of unit rows."""
     return F.normalize(stack.mean(0), dim=-1)
 
 
@@ -89,7 +89,7 @@ def draw(stack: Tensor, seed: int) -> Tensor:
     """Draws one template of ``[P, C, d]`` by ``seed``, the same for all classes, and returns its ``[C, d]``.
 
     X-CLIP and ActionCLIP train with one random template per iteration and test with the ensemble. A seed gives the same
-    template on every machine; pass the number of the training step.
+    template on every machine. In training, pass the step number.
     """
     generator = torch.Generator().manual_seed(seed)
     return stack[int(torch.randint(len(stack), (), generator=generator))]
@@ -98,20 +98,20 @@ def draw(stack: Tensor, seed: int) -> Tensor:
 class LearnedPrompts(nn.Module):
     """Class texts with learned context vectors in front of the name (CoOp, Zhou et al. 2022).
 
-    ``forward() -> [C, d]``: unit embeddings of ``[start, v_1 .. v_n, name, end]`` by the frozen text tower, with
-    gradient to v only. It takes part in training as the class embeddings of a cosine head::
+    ``forward() -> [C, d]`` returns unit embeddings of ``[start, v_1 .. v_n, name, end]`` by the frozen text tower, with
+    gradient to v only. In training they replace the class embeddings of a cosine head::
 
         output = model(clips)
         logits = scale * F.normalize(output.embedding, dim=-1) @ prompts().T
 
     Args:
-        clip: an open_clip model, whose text tower is used through its own ``encode_text`` and not registered here.
+        clip: an open_clip model. Its ``encode_text`` is called; the model is not registered as a submodule.
         tokenizer: texts -> ids ``[n, context_length]``, start token first, zeros after the end token.
         names: C class names.
         length: number n of context vectors, shared by all classes.
 
     Raises:
-        ValueError: no names, length below 1, or a name that does not fit behind the context.
+        ValueError: there are no names, length is below 1, or a name does not fit behind the context.
     """
 
     def __init__(self, clip: Any, tokenizer: Any, names: Sequence[str], length: int = 16) -> None:
@@ -120,7 +120,7 @@ class LearnedPrompts(nn.Module):
             raise ValueError(f"length must be at least 1, got {length}")
         if not names:
             raise ValueError("names must hold at least one class name")
-        self._clip = [clip]  # in a list: not a submodule, its weights are neither saved nor optimised from here
+        self._clip = [clip]  # in a list, so not a submodule: its weights are neither saved nor optimised here
         weight = _token_embedding(clip).weight
         self.vectors = nn.Parameter(torch.empty(length, weight.shape[1], device=weight.device))
         nn.init.normal_(self.vectors, std=0.02)
@@ -129,7 +129,7 @@ class LearnedPrompts(nn.Module):
         if len(long) or length >= ids.shape[1]:
             name = names[int(long[0])] if len(long) else names[0]
             raise ValueError(f"{name!r} does not fit behind {length} context vectors in {ids.shape[1]} tokens")
-        # The start token stands in where the vectors go: any id does that the tower does not take for the end.
+        # The start token marks the places of the vectors: any id will do that the tower does not read as the end.
         filler = ids[:, :1].expand(-1, length)
         spread = torch.cat([ids[:, :1], filler, ids[:, 1 : ids.shape[1] - length]], 1)
         self.register_buffer("ids", spread.to(weight.device), persistent=False)
@@ -143,7 +143,7 @@ class LearnedPrompts(nn.Module):
 
     @contextmanager
     def _in_place(self, clip: Any) -> Any:
-        """Within the block the text tower reads the vectors at positions 1 .. n, and its own weights are frozen."""
+        """Inserts the vectors at positions 1 .. n of the text tower inside the block, and freezes its own weights."""
 
         def put(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
             vectors = self.vectors.to(embedded.dtype).expand(len(embedded), -1, -1)

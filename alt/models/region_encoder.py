@@ -1,4 +1,4 @@
-"""A CLIP image tower that merges tokens, applied to every frame; the final norm and projection go to all tokens."""
+"""A CLIP image tower that merges tokens, applied to every frame, with final norm and projection on all tokens."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ __all__ = ["RegionEncoder", "Tokens"]
 
 
 class Tokens(NamedTuple):
-    """What the tower made of a clip: per frame its embedding, then its regions.
+    """The tokens of a clip: per frame its embedding, then its regions.
 
-    Row 0 is the frame's embedding, which is what ``encode_image`` returns whatever the host pools. Rows 1 and up are
-    regions of patches.
+    Row 0 is the frame's embedding, which ``encode_image`` returns for any host. Rows 1 and up are regions of patches.
 
     Attributes:
         x: ``[B, T, 1 + n, d]`` in the joint space.
-        size: ``[B, T, 1 + n]`` float32, how many patches each row stands for (1 for row 0), or None where the tokens
-            were given without.
-        source: ``[B, T, 1 + N]`` int64, the row of x that every patch (in row-major order, after a 0 for the frame)
-            ended in, or None where it was not asked for.
+        size: ``[B, T, 1 + n]`` float32, the number of patches behind each row (1 for row 0); None for tokens that
+            were passed in without sizes.
+        source: ``[B, T, 1 + N]`` int64, the row of x for every patch, in row-major order after a 0 for the frame;
+            None unless requested.
     """
 
     x: Tensor
@@ -50,20 +49,20 @@ class RegionEncoder(nn.Module):
     .. math:: E' = E_{i-1} + \mathrm{MSA}(\mathrm{LN}(E_{i-1}); s), \quad (E'', s) = \mathrm{Merge}(E', s, r), \quad
               E_i = E'' + \mathrm{MLP}(\mathrm{LN}(E'')), \qquad X = \mathrm{LN}_{post}(E_L)\, W_{proj}
 
-    The tower is patched in place by :func:`alt.patch_clip` (with r = 0 it computes what it did before), and its final
-    LayerNorm and projection, which CLIP applies to what it pools, are applied to all tokens, so that regions and
-    texts share a space. Row 0 of X is what ``clip.encode_image`` returns.
+    The tower is patched in place by :func:`alt.patch_clip`; r = 0 leaves its results unchanged. CLIP applies its final
+    LayerNorm and projection to the pooled token alone. Here all tokens get them, so regions and texts share a space.
+    Row 0 of X equals ``clip.encode_image``.
 
     Args:
-        visual: an image tower that a host knows and whose projection applies to single tokens. Not patched yet.
+        visual: an unpatched image tower that a host knows and whose projection applies to single tokens.
         r: see :func:`alt.patch_clip`, like the next two.
         inflection: tilts r over depth.
         prop_attn: add log s to attention logits.
         grad_checkpointing: recompute the blocks in the backward.
 
     Raises:
-        TypeError: another kind of tower.
-        ValueError: it is patched already, or r does not fit it.
+        TypeError: the tower is of another kind.
+        ValueError: the tower is already patched, or r does not fit it.
 
     Source: arXiv 2311.15619, Eq. 1 to 3; token merging: arXiv 2210.09461.
     """
@@ -91,7 +90,7 @@ class RegionEncoder(nn.Module):
 
     @property
     def host(self) -> Host:
-        """Returns the host that answers for the tower."""
+        """Returns the host of the tower."""
         return self.handle.host
 
     @property
@@ -121,7 +120,7 @@ class RegionEncoder(nn.Module):
 
     @property
     def r(self) -> int | float | tuple[int, ...]:
-        """Returns the tokens merged away per block. May be set at any time: no parameter depends on it."""
+        """Returns the tokens merged away per block. It may be set at any time."""
         return self.handle.r
 
     @r.setter
@@ -130,7 +129,7 @@ class RegionEncoder(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Returns the number of rows of a frame: its embedding, and the regions that the last block leaves."""
+        """Returns the number of rows per frame: its embedding, and the regions after the last block."""
         return 1 + self.handle.schedule().tokens[-1] - self.host.num_protected(self.visual)
 
     def forward(
@@ -140,16 +139,16 @@ class RegionEncoder(nn.Module):
 
         Args:
             clips: ``[B, T, 3, H, W]`` float, normalised as CLIP's images are, of the tower's image size.
-            rows: "class" projects the frame's embedding alone, for models that read no other; n is 0 then.
-            trace: return the source map too, with all rows.
-            joint: the patches of all frames in one sequence, whose T is 1 in what is returned; it loses T r tokens
-                per block. The protected tokens are those of the first frame.
+            rows: "class" projects only the frame's embedding, for models that read nothing else; then n is 0.
+            trace: also return the source map, with all rows.
+            joint: put the patches of all frames into one sequence. It loses T r tokens per block, and T is 1 in the
+                result. The protected tokens are those of the first frame.
 
         Returns:
             Tokens: x ``[B, T, 1 + n, d]``, size ``[B, T, 1 + n]``, source ``[B, T, 1 + N]`` with ``trace`` (else None).
 
         Raises:
-            TypeError: clips are no float tensor. ValueError: they have another shape or image size.
+            TypeError: clips are not a float tensor. ValueError: they have another shape or image size.
         """
         self._check(clips)
         tower, handle = self.visual, self.handle

@@ -32,24 +32,23 @@ def create_model(
     classes: Sequence[str] | tuple[Sequence[str], Tensor] | None = None,
     **options: Any,
 ) -> VideoModel:
-    """A video model by name.
+    """Creates a video model by name.
 
     Args:
         name: one of :func:`list_models`, for example "alt-b16", "alt-l14", "alt-mini", "clip-mean-b16".
-        pretrained: weights of CLIP: None (random ones), a tag of open_clip ("openai"), or the path of a
+        pretrained: weights of CLIP: None for random ones, a tag of open_clip ("openai"), or the path of a
             checkpoint; for "mini" also "entity-world", the weights that ship with the package.
         frames: T of a clip; None: 8, and 4 for "mini".
-        r: tokens merged away in every block; None: for ALT 8, and 2 where a frame has few tokens (B/32 and "mini");
-            0 for the baselines.
-        corpus: for ALT's entity queries: a ``Corpus`` (embedded here, with this CLIP's text encoder, where it is not
-            yet), the path of a saved one, or embeddings ``[K, d]``. May be set later, with ``set_corpus``.
-        classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. May be set later,
-            with ``set_classes``; without classes the logits are ``[B, 0]``.
+        r: tokens merged away per block. None: 8 for ALT, or 2 if a frame has few tokens (B/32 and "mini"); 0 for the
+            baselines.
+        corpus: for ALT's entity queries: a ``Corpus``, the path of a saved one, or embeddings ``[K, d]``. A corpus
+            without embeddings is embedded with this CLIP's text encoder. ``set_corpus`` sets one later.
+        classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. ``set_classes``
+            sets them later; without classes the logits are ``[B, 0]``.
         options: fields of :class:`AltConfig`; ``backbone`` takes any open_clip ViT.
 
     Returns:
-        the model, in training mode, on torch's default device (with ``torch.device("meta")`` around the call it
-        needs no memory).
+        The model, in training mode, on torch's default device. Under ``torch.device("meta")`` it needs no memory.
 
     Raises:
         TypeError, ValueError: one sentence that names the argument.
@@ -61,7 +60,7 @@ def create_model(
     r = (default_r if family == "alt" else 0) if r is None else r
     r = tuple(r) if isinstance(r, Sequence) else r
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
-    config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # refused before anything is read
+    config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # checked before any file is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
     model = load_family(family)(config, find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp())
@@ -80,29 +79,30 @@ def create_text_encoder(
     quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> TextEncoder:
-    """The text encoder of an open_clip model, with open_clip's own tokenizer (its vocabulary ships with it), or of the
-    embedded benchmark's small CLIP, with the vocabulary of its weights.
+    """Creates the text encoder of an open_clip model or of EntityWorld's small CLIP.
+
+    The tokenizer is open_clip's own, whose vocabulary ships with it, or the vocabulary of the small CLIP's weights.
 
     Args:
         name: an open_clip model (``ViT-B-16``), or a model of this package (``alt-b16``, ``mit-l14``, ``alt-mini``).
         pretrained: an open_clip tag, or the path of a checkpoint ("entity-world" for the small CLIP); None: random
             weights.
-        quick_gelu: the tower's activation; None: as the tag's weights want it.
-        device: where the tower goes.
+        quick_gelu: the tower's activation; None: as the tag's weights were trained.
+        device: the device of the tower.
 
     Raises:
-        ValueError: there is no model of that name, or its weights could not be had.
+        ValueError: there is no model of that name, or its weights could not be loaded.
     """
     backbone = BACKBONES[name.rpartition("-")[2]][0] if name in list_models() else name
     loaded = build_clip(backbone, pretrained, quick_gelu=quick_gelu)
     clip = loaded.clip
-    find_host(clip).drop_tower(clip)  # only the text side is kept in memory
+    find_host(clip).drop_tower(clip)  # keep only the text side in memory
     clip.requires_grad_(False).eval()
     return TextEncoder(clip.to(device), loaded.tokenizer())
 
 
 def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
-    """A corpus whose texts were not embedded yet gets embeddings of this CLIP."""
+    """Embeds a corpus with this CLIP if it has no embeddings."""
     if isinstance(corpus, str | os.PathLike):
         from ..corpus import Corpus
 

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 from .adapters import insert_adapters, inserted_kind, remove_adapters
 
-__all__ = ["STRATEGIES", "Strategy", "apply_strategy", "trainable"]
+__all__ = ["STRATEGIES", "Strategy", "apply_strategy", "split_parameters"]
 
 STRATEGIES = ("full", "frozen", "s", "sm", "stm")
 
 
 class Strategy(NamedTuple):
-    """Names of the parameters that are trained, and of those that are not.
+    """Names of trained and frozen parameters.
 
-    backbone: CLIP's own, at the small learning rate (empty unless the strategy is "full"); new: all others, adapters
-    in the tower included, at the large one; frozen: not trained.
+    backbone: CLIP's own, at the small learning rate; empty unless the strategy is "full". new: all others, including
+    adapters in the tower, at the large rate. frozen: not trained.
     """
 
     backbone: tuple[str, ...]
@@ -24,7 +24,7 @@ class Strategy(NamedTuple):
 
 
 def apply_strategy(model: Any, strategy: str) -> Strategy:
-    """Sets what is trained (``requires_grad``), and puts adapters into the tower or takes them out.
+    """Sets ``requires_grad`` by a strategy, and inserts or removes adapters in the tower.
 
     ======== ============================================================================ ==================
     full     every parameter
@@ -34,13 +34,13 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
     stm      as sm, and one after attention over the frames, see :class:`BlockAdapter`    10.651 M
     ======== ============================================================================ ==================
 
-    Adapters that are there already are kept, with their weights, where the strategy has the same ones.
+    Existing adapters of the same kind are kept with their weights.
 
     Args:
-        model: a ``VideoModel``; ``config.strategy`` follows. strategy: one of the above.
+        model: a ``VideoModel``; its ``config.strategy`` is updated. strategy: one of the above.
 
     Raises:
-        ValueError: an unknown strategy, or temporal adapters for a model whose tower sees one image.
+        ValueError: the strategy is unknown, or it has temporal adapters and the model's tower sees one image.
 
     Source: arXiv 2311.15619, training strategies; arXiv 2302.03024 (AIM).
     """
@@ -50,8 +50,8 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
     frames = getattr(model, "tower_frames", model.config.frames)
     if wanted == "stm" and frames is None:
         raise ValueError(
-            f"strategy: 'stm' attends over the frames' tokens one by one, and {type(model).__name__} has all frames in "
-            "one sequence; use 's' or 'sm'"
+            f"strategy: 'stm' needs the frames apart, and {type(model).__name__} has them in one sequence; "
+            "use 's' or 'sm'"
         )
     tower = model.backbone.tower
     if inserted_kind(tower) != wanted:
@@ -62,10 +62,10 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
         parameter.requires_grad_(strategy == "full" or not model.is_backbone_parameter(name))
     if model.config.strategy != strategy:
         model.change_config(strategy=strategy)
-    return trainable(model)
+    return split_parameters(model)
 
 
-def trainable(model: Any) -> Strategy:
+def split_parameters(model: Any) -> Strategy:
     """Returns the names of the parameters that are trained and that are not, see :class:`Strategy`."""
     backbone, new, frozen = [], [], []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The frozen text side: embeddings of corpus entities and of class names under prompt templates."""
+"""The frozen text encoder: embeddings of corpus entities, and of class names in prompt templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["TextEncoder"]
 
 
 class TextEncoder:
-    """Texts to unit rows in CLIP's joint space, without gradient, in batches.
+    """Embeds texts as unit rows in CLIP's joint space, in batches and without gradient.
 
     Args:
         clip: an open_clip model (its ``encode_text`` is used), on any device.
@@ -33,11 +33,11 @@ class TextEncoder:
         self.batch_size = batch_size
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """``[n, d]`` float32 rows of length 1, on the tower's device.
+        """Returns ``[n, d]`` float32 rows of length 1 on the tower's device.
 
         Raises:
-            TypeError: one str instead of a sequence, or an entry that is no str.
-            ValueError: no text at all.
+            TypeError: ``texts`` is a single str, or an entry is not a str.
+            ValueError: there is no text.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("texts must be a sequence of str")
@@ -57,7 +57,7 @@ class TextEncoder:
         return torch.cat(rows)
 
     def embed_templates(self, names: Sequence[str], templates: str | Sequence[str] = "alt16") -> Tensor:
-        """``[P, C, d]``: every name in every template. Keep it where ``prompts.draw`` is to pick one per step."""
+        """Embeds every name in every template, ``[P, C, d]``, from which ``prompts.draw`` picks one per step."""
         chosen = templates_of(templates)
         if isinstance(names, str):
             raise TypeError("names must be a sequence of str, got one str")
@@ -71,16 +71,16 @@ class TextEncoder:
         mode: str = "ensemble",
         seed: int = 0,
     ) -> Tensor:
-        """Class embeddings ``[C, d]``, unit rows.
+        """Returns class embeddings ``[C, d]`` with unit rows.
 
         Args:
             names: C class names.
             templates: ``alt16``, ``kinetics28``, ``none`` or a list, see :mod:`alt.models.prompts`.
             mode: ``ensemble``: normalised mean over templates; ``random``: one template, drawn by ``seed``.
-            seed: of the draw; the same seed gives the same template.
+            seed: of the draw. The same seed gives the same template.
 
         Raises:
-            ValueError: an unknown mode or set, or no names.
+            ValueError: the mode or set is unknown, or there are no names.
         """
         if mode not in ("ensemble", "random"):
             raise ValueError(f"mode must be 'ensemble' or 'random', got {mode!r}")

@@ -11,7 +11,7 @@ __all__ = ["AdapterBlock", "VideoAdapter"]
 
 
 class _Convolution(nn.Module):
-    """LN, depthwise convolution over the frames (zero padding, bias); LN, FFN: both residual."""
+    """Two residual branches: LN and depthwise convolution over the frames (zero padding, bias), then LN and FFN."""
 
     def __init__(self, width: int, kernel: int, zero_output: bool) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class AdapterBlock(nn.Module):
     .. math:: \hat X' = \hat X + \mathrm{Conv1D}(\hat X), \qquad \hat Q' = \mathrm{SA}(\hat Q), \qquad
               \hat Q \leftarrow \mathrm{CA}(q = \hat Q', kv = \hat X')
 
-    Each of the three is followed by a feed-forward part of hidden width 4 d, pre-norm and residual, which is what the
-    paper's parameter counts ask for: 32 d^2 + 39 d parameters (with a kernel of 3).
+    Each of the three is followed by a pre-norm, residual feed-forward part of hidden width 4 d, because that explains
+    the paper's parameter counts: 32 d^2 + 39 d parameters with a kernel of 3.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class AdapterBlock(nn.Module):
         self.cross_attention = AttentionBlock(width, heads, zero_output=zero_output)
 
     def forward(self, q: Tensor, keys: Tensor) -> Tensor:
-        """queries ``[B, T, d]`` and the frames' embeddings ``[B, T, d]``: the queries ``[B, T, d]``."""
+        """Updates queries ``[B, T, d]`` from the frames' embeddings ``[B, T, d]``."""
         if self.conv is not None:
             keys = self.conv(keys)
         if self.self_attention is not None:
@@ -66,8 +66,8 @@ class AdapterBlock(nn.Module):
 class VideoAdapter(nn.Module):
     """M blocks of Eq. 8. Every block convolves the *original* frame embeddings; nothing accumulates in them.
 
-    The temporal convolution is the only part that sees the order of the frames: without it (and without
-    ``temporal_pos``) permuting the frames permutes the queries and changes nothing else.
+    Only the temporal convolution sees the order of the frames. Without it, and without ``temporal_pos``, permuting the
+    frames permutes the queries and changes nothing else.
 
     Args:
         width: d.
@@ -78,7 +78,7 @@ class VideoAdapter(nn.Module):
         conv_kernel: frames that the convolution sees, odd.
         frames: T, for the positions.
         temporal_pos: learned positions ``[T, d]``, added to queries and keys.
-        zero_output: the last layer of every part starts at zero, so that the adapter starts as the identity.
+        zero_output: the last layer of every part starts at zero, so the adapter starts as the identity.
 
     Source: arXiv 2311.15619, Eq. 8.
     """
@@ -113,7 +113,7 @@ class VideoAdapter(nn.Module):
             nn.init.trunc_normal_(self.temporal_pos, std=0.02)
 
     def forward(self, q: Tensor, keys: Tensor) -> Tensor:
-        """queries ``[B, T, d]`` and frame embeddings ``[B, T, d]``: the queries of the last block."""
+        """Returns the queries of the last block, from queries ``[B, T, d]`` and frame embeddings ``[B, T, d]``."""
         if self.temporal_pos is not None:
             q, keys = q + self.temporal_pos, keys + self.temporal_pos
         for block in self.blocks:

@@ -1,4 +1,4 @@
-"""What every video model here is: a CLIP tower over frames, something that makes one embedding of them, and a head."""
+"""The base of all video models: a CLIP tower over frames, a module that forms one embedding of them, and a head."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Tokens", "VideoModel", "VideoOutput"]
 
 
 class VideoOutput(NamedTuple):
-    """logits ``[B, C]``; embedding z ``[B, d]``; index ``[B, T, n_aligned]`` int64, the entity that each aligned token
-    was assigned to, or None where nothing is aligned."""
+    """logits: ``[B, C]``. embedding: z ``[B, d]``. index: int64 ``[B, T, n_aligned]``, the entity of each aligned
+    token, or None without alignment."""
 
     logits: Tensor
     embedding: Tensor
@@ -28,14 +28,14 @@ class VideoOutput(NamedTuple):
 
 
 class VideoModel(nn.Module, HubModel):
-    """Base of ALT and of the systems it is compared with. A subclass says how tokens become z: :meth:`embed`.
+    """Base of ALT and of its baselines. A subclass maps tokens to z in :meth:`embed`.
 
-    ``forward(clips)`` is ``forward_tokens(encode(clips))``: with a frozen tower the tokens can be computed once.
+    ``forward(clips)`` is ``forward_tokens(encode(clips))``, so a frozen tower's tokens can be computed once.
 
     Args:
-        config: what the model is made of, an instance of ``config_class``.
+        config: the model's configuration, an instance of ``config_class``.
         visual: the CLIP image tower, which is patched in place.
-        logit_scale: CLIP's factor of cosines (not its logarithm), kept as a buffer: it is not trained.
+        logit_scale: CLIP's factor of cosines (not its logarithm), a buffer that is not trained.
 
     Attributes:
         backbone: the tower; its parameters are named ``backbone.*``.
@@ -63,22 +63,22 @@ class VideoModel(nn.Module, HubModel):
 
     @property
     def config(self) -> Any:
-        """What the model is made of. ``r`` is that of the handle, which alone keeps it."""
+        """Returns the configuration. Its ``r`` is read from the handle, which owns it."""
         r = self.backbone.r
         return self._config if self._config.r == r else dataclasses.replace(self._config, r=r)
 
     def change_config(self, **changes: Any) -> None:
-        """Records that the model is made of something else now; building it is the caller's part."""
+        """Records changed fields of the configuration. The caller changes the modules."""
         self._config = dataclasses.replace(self._config, **changes)
 
     @property
     def tower_frames(self) -> int | None:
-        """Frames of a clip that go through the tower one by one; None where they go in one sequence."""
+        """Returns the frames per clip that pass the tower one by one; None if all frames form one sequence."""
         return self._config.frames
 
     @property
     def width(self) -> int:
-        """d, channels of the joint space."""
+        """Returns d, the channels of the joint space."""
         return self.backbone.width
 
     @property
@@ -91,36 +91,36 @@ class VideoModel(nn.Module, HubModel):
         self.backbone.r = value
 
     def encode(self, clips: Tensor, trace: bool = False) -> Tokens:
-        """The tower, its final norm and projection on all tokens the model reads.
+        """Runs the tower, with final norm and projection of all tokens that the model reads.
 
         Args:
             clips: ``[B, T, 3, H, W]`` float, CLIP-normalised, T = ``config.frames``.
-            trace: all tokens, and the source map with them.
+            trace: return all tokens, and the source map.
 
         Returns:
             Tokens: x ``[B, T, n, d]``, size ``[B, T, n]``, source ``[B, T, N]`` or None.
 
         Raises:
-            TypeError: clips are no float tensor. ValueError: another number of frames, or another image size.
+            TypeError: clips are not a float tensor. ValueError: the number of frames or the image size differs.
         """
         tokens = self.backbone(clips, rows=self.rows, trace=trace)
         self._check_tokens(tokens.x, "clips")
         return tokens
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """z ``[B, d]`` of tokens, and the index of the aligned entities or None. What a subclass writes."""
+        """Returns z ``[B, d]`` of tokens, and the index of the aligned entities or None. Subclasses implement it."""
         raise NotImplementedError(f"{type(self).__name__} has no embed()")
 
     def forward_tokens(
         self, tokens: Tensor | Tokens, *, seed: Tensor | None = None, noise: Tensor | None = None
     ) -> VideoOutput:
-        """Everything after the tower.
+        """Runs everything after the tower.
 
         Args:
-            tokens: ``[B, T, n, d]``, or what :meth:`encode` returned.
-            seed: 0-d int64 tensor that decides the noise of this call; None draws one. Models without noise, and
-                evaluation, ignore it.
-            noise: ``[B, T, n_aligned, K]``, the noise itself, in training and in evaluation alike.
+            tokens: ``[B, T, n, d]``, or the result of :meth:`encode`.
+            seed: 0-d int64 tensor that decides the noise of this call; None draws one. Evaluation and models without
+                noise ignore it.
+            noise: ``[B, T, n_aligned, K]``, used in training and evaluation instead of drawn noise.
 
         Returns:
             VideoOutput.
@@ -132,17 +132,19 @@ class VideoModel(nn.Module, HubModel):
         return VideoOutput(self.head(z, self.logit_scale), z, index)
 
     def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
-        """clips ``[B, T, 3, H, W]`` to logits ``[B, C]``; arguments as in :meth:`forward_tokens`."""
+        """Maps clips ``[B, T, 3, H, W]`` to logits ``[B, C]``; arguments as in :meth:`forward_tokens`."""
         return self.forward_tokens(self.encode(clips), seed=seed, noise=noise)
 
     def set_classes(self, names: Sequence[str], embeddings: Tensor | None = None) -> None:
-        """The classes to score, saved with the model. A linear head starts anew, and needs no embeddings.
+        """Sets the classes to score, which are saved with the model.
+
+        A linear head is reinitialised and needs no embeddings.
 
         Args:
             names: C names. embeddings: ``[C, d]``, their text embeddings.
 
         Raises:
-            TypeError, ValueError: no names, or embeddings that do not fit them.
+            TypeError, ValueError: there are no names, or the embeddings do not fit them.
         """
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"names: expected a sequence of class names, got {names!r:.60}")
@@ -152,9 +154,9 @@ class VideoModel(nn.Module, HubModel):
         self.classes = list(names)
 
     def is_backbone_parameter(self, name: str) -> bool:
-        """Whether a parameter is CLIP's own (trained at the small rate); everything else was added here.
+        """Returns True if a parameter is CLIP's own, and so trained at the small rate.
 
-        What is put into the tower (adapters, LoRA) is told by its name: a part that contains "adapter" or "lora_".
+        Modules added to the tower (adapters, LoRA) have a name with a part that contains "adapter" or "lora_".
         """
         parts = [part for part in name.split(".") if part not in ("_orig_mod", "module", "_fsdp_wrapped_module")]
         return parts[0] == "backbone" and not any("adapter" in part or "lora_" in part for part in parts[1:])

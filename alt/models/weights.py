@@ -1,4 +1,4 @@
-"""A whole video model in one safetensors file: written, read, and its weights read into a model that is there."""
+"""Saves a whole video model as one safetensors file, loads it, and reads its weights into an existing model."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ __all__ = ["load_model", "load_weights", "read_header", "read_tensors", "save_mo
 _FORMAT = 1
 HEADER_KEY = "alt_model"
 _NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale"}
-"""Fields of a configuration that change what is done with the weights, but not which weights there are."""
+"""Fields of a configuration that do not affect parameter names or shapes."""
 
-_OF_DATA = ("head.", "alignment.entities")  # what depends on classes and corpus
+_OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and corpus
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """One safetensors file: every parameter and buffer bit for bit, and as JSON in its metadata the kind of model,
-    its configuration, the sizes of its tower, the names of the classes, and texts and categories of the corpus.
+    """Writes a model as one safetensors file, every parameter and buffer bit for bit.
 
-    Written beside ``path`` and then put in its place: a full disk or Ctrl-C leaves the file of before as it was.
+    JSON in its metadata holds the family, the configuration, the sizes of the tower, the class names, and texts and
+    categories of the corpus. The file is written beside ``path`` and then replaces it, so a full disk or Ctrl-C
+    leaves the previous file unchanged.
 
     Raises:
-        TypeError: no model of this package. ValueError: the name does not end in .safetensors.
-        OSError: it could not be written.
+        TypeError: the model is not one of this package. ValueError: the name does not end in .safetensors.
+        OSError: the file could not be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps the model
     header = {"format": _FORMAT, "family": _family_of(model), **_description(model)}
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -63,12 +64,12 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     """Returns the video model that :func:`save_model` wrote, with classes and corpus, in training mode.
 
     Args:
-        path: the file. device: where the model goes.
-        frames: T, if another number than the saved one; possible where no weight depends on it.
+        path: the file. device: of the model.
+        frames: T, if it differs from the saved number; possible if no weight depends on it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no model of this package, of a newer version of it, or its weights are for other ``frames``.
+        ValueError: it is not a model of this package, or of a newer version, or its weights need other ``frames``.
     """
     header = read_header(path)
     builder = load_family(header["family"])
@@ -95,21 +96,21 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, keep_classes: bool = False, keep_corpus: bool = False
 ) -> int:
-    """Reads the weights of a saved model into one that is there, which must be of the same configuration.
+    """Reads the weights of a saved model into an existing model of the same configuration.
 
-    Fields that no weight depends on may differ and stay the model's own: r, inflection, prop_attn, grad_checkpointing,
-    tau, gumbel, hard, sim_scale, and frames and strategy if they bring no weights. With ``keep_classes`` so may head.
+    The model keeps its own values of fields that no weight depends on: r, inflection, prop_attn, grad_checkpointing,
+    tau, gumbel, hard, sim_scale, and frames and strategy if they bring no weights. With ``keep_classes`` also head.
 
     Args:
         model: a video model. path: a file of :func:`save_model`.
-        keep_classes: leave the model's classes, and head, as they are. keep_corpus: leave its corpus.
+        keep_classes: keep the model's classes and head. keep_corpus: keep its corpus.
 
     Returns:
-        the number of tensors that were read.
+        The number of tensors that were read.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or one of another configuration; the fields are named. The model
-            is not changed then.
+        FileNotFoundError, ValueError: there is no such file, or its configuration differs (the fields are named). The
+            model is unchanged.
     """
     header = read_header(path)
     model = getattr(model, "_orig_mod", model)
@@ -134,7 +135,8 @@ def load_weights(
         decisive.append("quick_gelu")
     if decisive or other:
         fields = decisive or differing
-        raise ValueError(f"{path} is of another configuration than the model: {_told(fields, header, config, other)}")
+        difference = _describe_mismatch(fields, header, config, other)
+        raise ValueError(f"{path} has another configuration than the model: {difference}")
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
     if not keep_classes:
@@ -149,8 +151,7 @@ def _without(state: Mapping[str, Tensor], left: tuple[str, ...]) -> dict[str, Te
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a saved model is, without its weights: keys ``family``, ``config``, ``host``,
-    ``tower``, ``classes``, ``corpus``.
+    """Reads a saved model's description, keys ``family``, ``config``, ``host``, ``tower``, ``classes``, ``corpus``.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_model`.
@@ -174,10 +175,10 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file, in memory of their own."""
+    """Reads the tensors of a safetensors file into separate memory."""
     from safetensors.torch import load_file
 
-    # Copies: what is read lies in the mapped file, at odd addresses, where vector code rounds its sums differently.
+    # Copies, because tensors of the mapped file are unaligned, and vector code then rounds its sums differently.
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
@@ -203,7 +204,7 @@ def _description(model: Any) -> dict[str, Any]:
 
 
 def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
-    """A tower like the saved one, on torch's default device: open_clip's of the backbone's name if there is one."""
+    """Builds a tower like the saved one on torch's default device, by the backbone's open_clip name if it has one."""
     host = get_host(header.get("host", "open_clip"))  # files of version 0.1 do not name it
     if host.name == "open_clip":
         import open_clip
@@ -226,7 +227,7 @@ def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:
 
 
 def _make_room(model: Any, state: dict[str, Tensor]) -> None:
-    """Classes and corpus of another number: rows as in the file, to be filled by load_state_dict."""
+    """Resizes classes and corpus to the rows of the file, which load_state_dict then fills."""
     for name, tensor in state.items():
         if not name.startswith(_OF_DATA):
             continue
@@ -242,8 +243,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     return [name for name in {**there, **here} if there.get(name) != here.get(name)]
 
 
-def _told(fields: list[str], header: dict[str, Any], config: dict[str, Any], other: list[str]) -> str:
+def _describe_mismatch(fields: list[str], header: dict[str, Any], config: dict[str, Any], other: list[str]) -> str:
     if fields:
-        told = (f"{name} is {header['config'].get(name)!r} there and {config.get(name)!r} here" for name in fields)
-        return ", ".join(told)
+        found = (f"{name} is {header['config'].get(name)!r} there and {config.get(name)!r} here" for name in fields)
+        return ", ".join(found)
     return f"{len(other)} weights have another shape or are missing, {min(other)} first"

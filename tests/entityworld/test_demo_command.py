@@ -196,7 +196,7 @@ def test_regions_have_the_geometry_of_the_photograph(tmp_path: Path) -> None:
         (["--images", "{broken}"], 1, "broken.png' cannot be read"),
         (["--images", "{cut}"], 1, "cut.png' cannot be read"),
         (["--out", __file__], 1, "cannot be written (File exists)"),
-        (["--pretrained", __file__], 1, "could not be had"),
+        (["--pretrained", __file__], 1, "could not be loaded"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -236,7 +236,7 @@ def test_tag_decides_between_the_two_activations(monkeypatch: pytest.MonkeyPatch
         ("ViT-B-16-quickgelu", "openai"),
         ("ViT-B-16-quickgelu", "datacomp_xl_s13b_b90k"),
     ):
-        with pytest.raises(UserError, match=r"could not be had \(no network here\); without"):
+        with pytest.raises(UserError, match=r"could not be loaded \(no network here\); without"):
             load_tower(model, tag, 0)
     assert asked == ["ViT-B-16-quickgelu", "ViT-B-16-quickgelu", "ViT-B-16"]
 

@@ -95,7 +95,7 @@ def test_linear_probe(folder: Path, place: str) -> None:
     assert setting["lr"] == pytest.approx(1e-1)
     few = run(folder, *where, *probe, "data.shots=1")
     assert few.top1.mean <= found.top1.mean
-    with pytest.raises(UserError, match="a linear probe has a single view, got 1x3"):
+    with pytest.raises(UserError, match="expected a single view for a linear probe, got 1x3"):
         run(folder, *where, *probe, "evaluation.clips=3")
     trained = load_config("alt-b16-ucf-linear-probe-split1")
     assert run(folder, *where, *probe, trained=trained).protocol == "linear-probe"  # probed before: only tested
@@ -132,7 +132,7 @@ def test_few_shot_trains_once_per_draw_from_the_checkpoint(
     tested = run(folder, *where, *overrides, trained=runs[0])
     assert tested.protocol == "2-shot, draw 5, few-shot"
     assert len(runs) == 2  # a run of `alt train` with shots is only tested
-    with pytest.raises(UserError, match=r"data\.shots must say"):
+    with pytest.raises(UserError, match=r"data\.shots must be the number"):
         run(folder, *where, "evaluation.protocol=few-shot")
     with pytest.raises(UserError, match=r"data\.shots: 999 samples"):
         run(folder, *where, "evaluation.protocol=few-shot", "data.shots=999")

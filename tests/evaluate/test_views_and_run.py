@@ -106,7 +106,7 @@ def test_bad_input() -> None:
         evaluate(Toy(), TensorDataset(torch.zeros(0, 2, 3, 4, 4), torch.zeros(0, dtype=torch.long)))
     with pytest.raises(ValueError, match="precision: expected 'fp32' or 'bf16', got 'int4'"):
         evaluate(Toy(), TensorDataset(clips(2), torch.tensor([0, 1])), precision="int4")
-    with pytest.raises(ValueError, match="one column a class"):
+    with pytest.raises(ValueError, match="one column per class"):
         evaluate(Toy(), TensorDataset(clips(2), torch.tensor([0, 1])), classes=["x", "y"])
 
 

@@ -99,7 +99,7 @@ def test_weights_of_a_file(tmp_path: Path) -> None:
         expected = clip.eval().encode_image(x[0])
         result = model.encode(x).x[0, :, 0]
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"pretrained: the weights 'nowhere\.pt' of ViT-S-32-alt could not be had"):
+    with pytest.raises(ValueError, match=r"pretrained: the weights 'nowhere\.pt' of ViT-S-32-alt could not be loaded"):
         alt.create_model("alt-b32", backbone="ViT-S-32-alt", pretrained="nowhere.pt")
 
 
@@ -234,7 +234,7 @@ def test_every_family_can_be_made() -> None:
         ("alt-mini", {"tau": 0.0}, ValueError, "tau must be above 0, got 0"),
         ("alt-mini", {"sim_scale": "1"}, TypeError, "sim_scale must be a number, got '1'"),
         ("alt-mini", {"r": -1}, ValueError, "r must"),
-        ("alt-mini", {"quick_gelu": True}, ValueError, "quick_gelu: the mini model was made without it"),
+        ("alt-mini", {"quick_gelu": True}, ValueError, "quick_gelu: the mini model was trained without it"),
         ("alt-mini", {"corpus": torch.zeros(3, 7)}, ValueError, r"corpus: expected embeddings \[K, 48\]"),
         ("alt-b16", {"backbone": "ViT-Q-1"}, ValueError, "backbone: open_clip has no model 'ViT-Q-1'"),
         (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import alt
-from alt.models.strategy import STRATEGIES, apply_strategy, trainable
+from alt.models.strategy import STRATEGIES, apply_strategy, split_parameters
 
 from .test_baselines import build
 from .tiny_models import WIDTH, clips, draw, tiny_alt, tiny_visual
@@ -40,12 +40,12 @@ def test_tunable_sets(strategy: str) -> None:
     model = tiny_alt(strategy=strategy)
     outside = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     assert outside  # the adapter of ALT itself
-    told = trainable(model)
-    assert set(told.new) == outside | INSIDE[strategy]
-    assert set(told.backbone) == (TOWER if strategy == "full" else set())
-    assert set(told.frozen) == (set() if strategy == "full" else TOWER)
+    groups = split_parameters(model)
+    assert set(groups.new) == outside | INSIDE[strategy]
+    assert set(groups.backbone) == (TOWER if strategy == "full" else set())
+    assert set(groups.frozen) == (set() if strategy == "full" else TOWER)
     by_flag = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert by_flag == set(told.new) | set(told.backbone)
+    assert by_flag == set(groups.new) | set(groups.backbone)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -60,8 +60,8 @@ def test_only_they_move(strategy: str) -> None:
         torch.nn.functional.cross_entropy(output.logits, torch.tensor([0, 1])).backward()
         optimiser.step()
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    told = trainable(model)
-    assert moved == set(told.new) | set(told.backbone)
+    groups = split_parameters(model)
+    assert moved == set(groups.new) | set(groups.backbone)
     assert torch.equal(model.alignment.entities, corpus)
 
 
@@ -75,11 +75,11 @@ def test_changing_the_strategy() -> None:
     model = tiny_alt(strategy="sm")
     adapted = model(clips()).embedding
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    assert apply_strategy(model, "sm") == trainable(model)
+    assert apply_strategy(model, "sm") == split_parameters(model)
     assert torch.equal(model(clips()).embedding, adapted)  # the adapters that are there stay
-    told = apply_strategy(model, "frozen")
+    groups = apply_strategy(model, "frozen")
     assert model.config.strategy == "frozen"
-    assert not any("adapter" in name.removeprefix("backbone.") for name in told.frozen)
+    assert not any("adapter" in name.removeprefix("backbone.") for name in groups.frozen)
     assert not torch.equal(model(clips()).embedding, adapted)
     apply_strategy(model, "full")
     assert all(p.requires_grad for p in model.parameters())
@@ -100,7 +100,7 @@ def test_joint_has_no_frames_to_attend_over() -> None:
     from alt.models.baselines import ClipJoint
 
     assert build(ClipJoint, strategy="sm")(clips()).embedding.shape == (2, WIDTH)
-    with pytest.raises(ValueError, match="strategy: 'stm' attends over the frames' tokens"):
+    with pytest.raises(ValueError, match="strategy: 'stm' needs the frames apart"):
         build(ClipJoint, strategy="stm")
 
 

@@ -22,7 +22,7 @@ import alt
 from alt.corpus import Corpus
 from alt.errors import UserError
 from alt.models.clip_weights import load_backbone
-from alt.models.strategy import trainable
+from alt.models.strategy import split_parameters
 from alt.models.weights import load_model, load_weights, read_header, save_model
 from alt.train.build import load_start
 
@@ -91,7 +91,7 @@ def test_the_corpus_survives_and_stays_frozen(tmp_path: Path) -> None:
     assert torch.equal(loaded.alignment.entities, model.alignment.entities)
     assert not loaded.alignment.entities.requires_grad
     assert not any("entities" in name for name, _ in loaded.named_parameters())
-    told = trainable(loaded)
+    told = split_parameters(loaded)
     assert not any("entities" in name for name in (*told.new, *told.backbone))
     objects = loaded.corpus.subset("object")
     before = {name: tensor.shape for name, tensor in loaded.state_dict().items()}
@@ -158,7 +158,7 @@ def test_another_configuration_names_the_fields(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as caught:
         load_weights(other, path)
     assert str(caught.value) == (
-        f"{path} is of another configuration than the model: layers is 2 there and 1 here, "
+        f"{path} has another configuration than the model: layers is 2 there and 1 here, "
         "keys is 'cls' there and 'mlp_tokens' here"
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
@@ -371,7 +371,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no weights of a CLIP image tower"):
         load_backbone(model, path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         load_backbone(model, path)
     archive(clip().state_dict(), path)
     with pytest.raises(ValueError, match="was trained with QuickGELU; create the model with quick_gelu=True"):
