@@ -58,7 +58,9 @@ def create_model(
     backbone = options.pop("backbone", backbone)
     frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
-    r = tuple(r) if isinstance(r, Sequence) else r
+    r = tuple(r) if isinstance(r, Sequence) and not isinstance(r, str) else r
+    if isinstance(classes, str):
+        raise TypeError(f"classes: expected a sequence of names, got one str {classes!r}")
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
     config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # checked before any file is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)

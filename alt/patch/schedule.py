@@ -60,10 +60,13 @@ def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float,
 
 
 def _count(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # of an array as well: it has __index__, which fails for more than one element
         others = ", a list of ints or a float share" if name == "r" else ""
-        raise TypeError(f"{name} must be an int{others}, got {type(value).__name__}")
-    count = operator.index(value)
+        raise TypeError(f"{name} must be an int{others}, got {type(value).__name__}") from None
     if count < 0:
         raise ValueError(f"{name} must be at least 0, got {count}")
     return count

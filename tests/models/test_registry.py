@@ -150,6 +150,11 @@ def test_texts_are_embedded_with_the_models_own_clip(tmp_path: Path) -> None:
         torch.testing.assert_close(model.head.embeddings, encoder.embed(["cup", "ball"]))
     linear = alt.create_model("alt-mini", corpus=random_corpus(), classes=["any", "words"], head="linear")
     assert linear.head.weight.shape == (2, D)
+    for head in ("linear", "cosine"):  # "cup" would be three classes
+        with pytest.raises(TypeError, match="classes: expected a sequence of names, got one str 'cup'"):
+            alt.create_model("alt-mini", classes="cup", head=head)
+    with pytest.raises(ValueError, match=r"r must be .*, got '8'"):
+        alt.create_model("alt-mini", r="8")
 
 
 def test_options_reach_the_configuration() -> None:

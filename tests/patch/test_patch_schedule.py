@@ -6,6 +6,7 @@ import warnings
 from fractions import Fraction
 
 import numpy
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -93,6 +94,7 @@ def test_schedules_are_possible_and_say_where_they_clip(r, tokens):
 BAD = [
     (True, 0.0, TypeError, "r must be an int, a list of ints or a float share, got bool"),
     ("8", 0.0, TypeError, "got str"),
+    (np.array([2, 2, 2]), 0.0, TypeError, "r must be an int, a list of ints or a float share, got ndarray"),
     (None, 0.0, TypeError, "got NoneType"),
     (-1, 0.0, ValueError, "at least 0, got -1"),
     ([2, 2], 0.0, ValueError, "3 for this tower, got 2 entries"),
