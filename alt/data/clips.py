@@ -60,6 +60,8 @@ def _picture(source: Path | io.BytesIO, name: str) -> np.ndarray:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]" and the path, which the sentence has
+        return error.strerror
     text = str(error).splitlines()[0] if str(error) else ""
     return text[:120].rstrip(".") or type(error).__name__
 
