@@ -27,7 +27,7 @@ from .options import (
 )
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
-from .settings import describe_settings
+from .settings import describe_settings, load_changed
 
 if TYPE_CHECKING:
     from alt.evaluate.execute import Evaluated, Placement
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
+    ctx: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A model (.safetensors), or the folder of a run that ended.")
     ],
@@ -90,6 +91,7 @@ def evaluate(
     check_file(json_, "--json")
 
     if data is None:
+        _refuse_options_of_lists(ctx)
         found = _execute(checkpoint, config, set_ or [], reduction, where)
     elif config is not None or set_:
         raise UsageError("--data tests on a list of clips, --config and --set on what a configuration says: give one.")
@@ -110,6 +112,15 @@ def evaluate(
         typer.echo(f"Wrote {results} and {', '.join(map(str, tables))}.", err=json_ == STDOUT)
 
 
+def _refuse_options_of_lists(ctx: typer.Context) -> None:
+    """Raises UsageError for an option that an evaluation would not read: its configuration has a setting instead."""
+    settings = {"views": "evaluation.crops and evaluation.clips", "labels": "data.labels", "root": "data.root"}
+    for name, setting in settings.items():
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name} goes with --data. Without it, change {setting} with --set.")
+
+
 def _execute(checkpoint: Path, config: str | None, overrides: list[str], reduction: Any, where: Placement) -> Evaluated:
     """Executes the evaluation of a configuration: of that name, or of the run that the checkpoint is of."""
     from alt.evaluate.execute import execute
@@ -121,7 +132,7 @@ def _execute(checkpoint: Path, config: str | None, overrides: list[str], reducti
         raise UsageError(
             f"Name what {checkpoint} is tested on with --data or --config: there is no config.yaml of a run beside it."
         )
-    chosen = load_config(kept if config is None else config, overrides)
+    chosen = load_changed(kept if config is None else config, overrides)
     return execute(chosen, checkpoint, trained=trained, r=reduction, where=where, say=lambda s: logger.info("%s", s))
 
 

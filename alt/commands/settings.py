@@ -6,9 +6,12 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-__all__ = ["complete_setting", "describe_settings"]
+from alt.errors import UsageError, UserError
+
+__all__ = ["complete_setting", "describe_settings", "load_changed"]
 
 
 def describe_settings(source: str | None) -> Iterator[str]:
@@ -28,6 +31,19 @@ def describe_settings(source: str | None) -> Iterator[str]:
     for key, kind in kinds.items():
         value = "null" if values.get(key, "") is None else str(values.get(key, "(the model's)"))
         yield f"{key:<{width}}  {value:<24}  {_describe(kind)}"
+
+
+def load_changed(source: str | Path, overrides: list[str]) -> Any:
+    """Returns the configuration; a mistake on the command line is one of usage, a mistake in the file one of input."""
+    from alt.train.config import load_config
+
+    try:
+        return load_config(source, overrides)
+    except UserError as error:
+        if overrides:
+            load_config(source)  # raises again if the file is the one that is wrong
+            raise UsageError(str(error)) from None
+        raise
 
 
 def complete_setting(incomplete: str) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from alt.errors import UsageError, UserError
+from alt.errors import UsageError
 
 from .options import Overrides
-from .settings import complete_setting, describe_settings
+from .settings import complete_setting, describe_settings, load_changed
 
 
 def train(
@@ -63,7 +63,7 @@ def train(
             raise UsageError(f"A setting is changed by KEY=VALUE such as optim.lr=1e-5, got '{word}'.")
     from alt.train.config import smoke as shrink
 
-    chosen = _load(config, changes)
+    chosen = load_changed(config, changes)
     replaced: list[str] = []
     if smoke:
         chosen, replaced = shrink(chosen)
@@ -74,19 +74,6 @@ def train(
         _train(chosen, out, resume, smoke, replaced)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
-
-
-def _load(source: str, overrides: list[str]) -> Any:
-    """Returns the configuration; a mistake on the command line is one of usage, a mistake in the file one of input."""
-    from alt.train.config import load_config
-
-    try:
-        return load_config(source, overrides)
-    except UserError as error:
-        if overrides:
-            load_config(source)  # raises again if the file is the one that is wrong
-            raise UsageError(str(error)) from None
-        raise
 
 
 def _train(config: Any, out: Path | None, resume: bool, smoke: bool, replaced: list[str]) -> None:

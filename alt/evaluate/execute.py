@@ -90,16 +90,15 @@ def execute(
         UserError: clips, classes or weights are missing or do not fit. The message is one sentence.
     """
     section = config.evaluation
-    model = open_model(checkpoint, where.device, section.frames)
-    if r is not None:
-        model = at_r(model, r)
-    job = _Job(config, model, where, say)
+    job = _Job(config, checkpoint, r, where, say)
     if section.protocol == "zero-shot":
         return job.zero_shot()
     if section.protocol == "linear-probe" and not (trained is not None and trained.task == "linear-probe"):
         return job.linear_probe()
     if section.protocol == "few-shot" and (trained is None or trained.data.shots is None):
-        return job.few_shot(checkpoint)
+        return job.few_shot()
+    if trained is not None and trained.data.shots is not None:
+        job.check_shots(trained)
     shots = "" if config.data.shots is None else f"{config.data.shots}-shot, draw {config.data.shots_seed}, "
     result = job.test(job.open_test())
     return Evaluated(f"{shots}{section.protocol}", spread([result.top1]), (result,))
@@ -108,9 +107,10 @@ def execute(
 class _Job:
     """One model and one configuration: opens clips, runs the model on them, and records the setting of each result."""
 
-    def __init__(self, config: TrainConfig, model: VideoModel, where: Placement, say: Say) -> None:
-        self.config, self.model, self.where, self.say = config, model, where, say
+    def __init__(self, config: TrainConfig, checkpoint: Path, r: Any, where: Placement, say: Say) -> None:
+        self.config, self.checkpoint, self.r, self.where, self.say = config, checkpoint, r, where, say
         self.section = config.evaluation
+        self.model = self.open(checkpoint)
         self.views = Views(self.section.crops, self.section.clips)
         self.world = None if config.data.kind == "frames" else open_world(config.data)
 
@@ -140,6 +140,11 @@ class _Job:
         return dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
 
     # --- the model on them ---
+
+    def open(self, path: Path) -> VideoModel:
+        """Opens a model with the frames of the protocol and the r that was asked for."""
+        model = open_model(path, self.where.device, self.section.frames)
+        return model if self.r is None else at_r(model, self.r)
 
     def test(self, clips: Clips, **setting: Any) -> Result:
         """Tests the model on clips whose classes are the model's."""
@@ -186,6 +191,9 @@ class _Job:
     # --- protocols ---
 
     def linear_probe(self) -> Evaluated:
+        single = Views()
+        if self.views != single:
+            raise UserError(f"evaluation: expected a single view for a linear probe, got {self.views}.")
         config, train, test = self.config, self.open_train(), self.open_test()
         check_classes(train.class_names, test.class_names, "The training clips")
         rows = choose_clips(config, train.labels).tolist()
@@ -198,31 +206,44 @@ class _Job:
             min_lr_ratio=config.schedule.min_ratio,
             seed=config.seed,
         )
-        single = Views()
-        if self.views != single:
-            raise UserError(f"evaluation: expected a single view for a linear probe, got {self.views}.")
         seen, unseen = self.dataset(train, single), self.dataset(test, single)
         self.say(f"Linear probe on {len(rows)} clips, {probe.epochs} epochs.")
-        result = linear_probe(
-            self.model,
-            Subset(seen, rows),
-            self.limited(unseen),
-            test.class_names,
-            config=probe,
-            device=self.where.device,
-            batch_size=self.where.batch,
-        )
+        fitted, tested, where = Subset(seen, rows), self.limited(unseen), self.where
+        with where.progress("clips", len(fitted) + len(tested)) as progress:  # type: ignore[arg-type]
+            result = linear_probe(
+                self.model,
+                fitted,
+                tested,
+                test.class_names,
+                config=probe,
+                device=where.device,
+                batch_size=where.batch,
+                workers=where.workers,
+                precision=where.precision,
+                progress=progress,
+            )
         self.tell_short(unseen)
         result.setting.update(self.setting())
         return Evaluated("linear probe", spread([result.top1]), (result,))
 
-    def few_shot(self, checkpoint: Path) -> Evaluated:
+    def check_shots(self, trained: TrainConfig) -> None:
+        """Raises UserError if the run was trained on other clips than the configuration names."""
+        there, here = trained.data, self.config.data
+        if (there.shots, there.shots_seed) != (here.shots, here.shots_seed):
+            raise UserError(
+                f"data.shots: expected the run's {there.shots} clips per class of draw {there.shots_seed}, got "
+                f"{here.shots} of draw {here.shots_seed}; another draw needs the checkpoint before that training."
+            )
+
+    def few_shot(self) -> Evaluated:
         from alt.train.run import fit  # imports Lightning
 
         config, shots = self.config, self.config.data.shots
         if shots is None:
             raise UserError("data.shots must be the number of clips per class on which the few-shot protocol trains.")
-        start = checkpoint / "model.safetensors" if checkpoint.is_dir() else checkpoint
+        start = self.checkpoint / "model.safetensors" if self.checkpoint.is_dir() else self.checkpoint
+        labels = self.open_train().labels
+        choose_clips(config, labels)  # raises before anything slow
         test, results = self.open_test(), []
 
         def train_and_test(rows: list[int], shots: int, seed: int) -> float:
@@ -231,19 +252,13 @@ class _Job:
             self.say(f"{shots}-shot, draw {seed}: trains on {len(rows)} clips.")
             with tempfile.TemporaryDirectory(prefix="alt-few-shot-") as folder:
                 run = fit(dataclasses.replace(config, data=data, model=section), folder, say=lambda line: None)
-                self.model = open_model(run.weights, self.where.device, self.section.frames)
+                self.model = self.open(run.weights)
             results.append(self.test(test, shots_seed=seed))
             return results[-1].top1
 
         first = config.data.shots_seed
         seeds = range(first, first + (self.section.draws or 1))
-        labels = self.open_train().labels.tolist()
-        try:
-            top1 = few_shot(labels, train_and_test, shots=(shots,), seeds=seeds)[shots]
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"data.{one_line(error)}.") from None
+        top1 = few_shot(labels.tolist(), train_and_test, shots=(shots,), seeds=seeds)[shots]
         return Evaluated(f"{shots}-shot", top1, tuple(results))
 
     def zero_shot(self) -> Evaluated:
@@ -253,8 +268,12 @@ class _Job:
             raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
         trained = set(self.model.classes)
         encoder = text_encoder(self.config, self.model.width)
-        results = {}
-        for name, clips in self.new_sets():
+        results, sets = {}, self.new_sets()
+        if self.section.subset is not None and len(sets) > 1:
+            raise UserError(
+                f"evaluation.subset: expected one data set with one split to draw classes from, got {len(sets)}."
+            )
+        for name, clips in sets:
             names = clips.class_names
             try:
                 embedded = encoder.embed_classes(names, templates=self.config.model.templates)
@@ -270,7 +289,7 @@ class _Job:
             try:
                 drawn = random_subsets(collected, names, size=self.section.subset, draws=draws, candidates=new)
             except ValueError as error:
-                raise UserError(f"evaluation.{one_line(error)}.") from None
+                raise UserError(f"evaluation.{one_line(error).replace('size', 'subset', 1)}.") from None
             for result in drawn[1]:
                 result.setting.update(self.setting(split=name))
             return Evaluated(f"zero-shot, {draws} draws of {self.section.subset} classes", drawn[0], tuple(drawn[1]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,9 @@ def linear_probe(
     config: ProbeConfig | None = None,
     device: torch.device | str | None = None,
     batch_size: int = 16,
+    workers: int = 0,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Fits a probe on the frozen ``model`` and returns the test result.
 
@@ -64,14 +67,20 @@ def linear_probe(
         model: a video model whose output has ``.embedding`` ``[B, d]``.
         train, test: items ``(clip [T, 3, H, W], label)``.
         classes: names, in the order of the labels.
+        batch_size, workers, precision: of the model's passes, as in :func:`alt.evaluate.evaluate`. The layer is
+            fitted in float32.
+        progress: called with (videos done, videos of both sets) after every batch.
 
     Raises:
         RuntimeError: a parameter or buffer of the model changed, so its features were not frozen.
     """
     config = config or ProbeConfig()
     before = fingerprint(model)
-    seen = extract_features(model, train, device=device, batch_size=batch_size)
-    unseen = extract_features(model, test, device=device, batch_size=batch_size)
+    how: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers, "precision": precision}
+    first, total = len(train), len(train) + len(test)  # type: ignore[arg-type]
+    tell = progress or (lambda done, of: None)
+    seen = extract_features(model, train, progress=lambda done, _: tell(done, total), **how)
+    unseen = extract_features(model, test, progress=lambda done, _: tell(first + done, total), **how)
     head = fit_probe(seen, len(classes), config)
     if fingerprint(model) != before:
         raise RuntimeError("the model changed while it was probed, so its features were not frozen")
@@ -82,16 +91,32 @@ def linear_probe(
 
 
 def extract_features(
-    model: nn.Module, dataset: Dataset[Any], *, device: torch.device | str | None = None, batch_size: int = 16
+    model: nn.Module,
+    dataset: Dataset[Any],
+    *,
+    device: torch.device | str | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Computes the video vectors of all items, in evaluation mode and without gradients."""
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("dataset: expected at least one video, got none")
+    """Computes the video vectors of all items, in evaluation mode and without gradients.
+
+    Arguments as in :func:`alt.evaluate.evaluate`.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    if total == 0:
+        raise ValueError("no video to take features of: the dataset is empty")
     parts, labels = [], []
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     with evaluating(model, device) as place:
-        for clips, target in DataLoader(dataset, batch_size=batch_size, generator=torch.Generator()):
-            parts.append(model(clips.to(place)).embedding.float().cpu())
+        for clips, target in loader:
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+                embedding = model(clips.to(place)).embedding
+            parts.append(embedding.float().cpu())
             labels.append(torch.as_tensor(target).cpu().long())
+            if progress is not None:
+                progress(min(total, len(parts) * batch_size), total)
     return Features(torch.cat(parts), torch.cat(labels))
 
 

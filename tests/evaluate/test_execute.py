@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from alt.cli import build_app
 from alt.data.few_shot import few_shot_indices
 from alt.entityworld.world import World, write_to_disk
 from alt.errors import UserError
-from alt.evaluate.execute import Evaluated, execute
+from alt.evaluate.execute import Evaluated, Placement, execute
 from alt.models.weights import load_model, save_model
 from alt.train.config import load_config
 
@@ -93,8 +95,18 @@ def test_linear_probe(folder: Path, place: str) -> None:
     setting = found.results[0].setting
     assert setting["epochs"] == 20  # the schedule of the configuration
     assert setting["lr"] == pytest.approx(1e-1)
-    few = run(folder, *where, *probe, "data.shots=1")
+    asked: list[int] = []
+    done: list[int] = []
+
+    @contextlib.contextmanager
+    def bar(what: str, total: int) -> Iterator[Any]:
+        asked.append(total)
+        yield lambda count, of: done.append(count)
+
+    few = run(folder, *where, *probe, "data.shots=1", where=Placement(progress=bar))
     assert few.top1.mean <= found.top1.mean
+    assert done == sorted(set(done)), "videos done grow over both sets"
+    assert done[-1] == asked[0] > few.results[0].videos  # the training clips count as well
     with pytest.raises(UserError, match="expected a single view for a linear probe, got 1x3"):
         run(folder, *where, *probe, "evaluation.clips=3")
     trained = load_config("alt-b16-ucf-linear-probe-split1")
@@ -132,9 +144,13 @@ def test_few_shot_trains_once_per_draw_from_the_checkpoint(
     tested = run(folder, *where, *overrides, trained=runs[0])
     assert tested.protocol == "2-shot, draw 5, few-shot"
     assert len(runs) == 2  # a run of `alt train` with shots is only tested
+    with pytest.raises(UserError, match="expected the run's 2 clips per class of draw 5, got 4 of draw 5"):
+        run(folder, *where, *overrides, "data.shots=4", trained=runs[0])
+    merged = run(folder, *where, *overrides, "evaluation.draws=1", r=1)
+    assert [result.setting["r"] for result in merged.results] == [1]  # after the training as well
     with pytest.raises(UserError, match=r"data\.shots must be the number"):
         run(folder, *where, "evaluation.protocol=few-shot")
-    with pytest.raises(UserError, match=r"data\.shots: 999 samples"):
+    with pytest.raises(UserError, match=r"data\.shots: expected 999 samples"):
         run(folder, *where, "evaluation.protocol=few-shot", "data.shots=999")
 
 
@@ -151,10 +167,28 @@ def test_zero_shot_on_new_classes(folder: Path) -> None:
     drawn = run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new], subset: 2, draws: 3}")
     assert [len(result.per_class) for result in drawn.results] == [2, 2, 2]
     assert drawn.top1.seeds == (0, 1, 2)
-    with pytest.raises(UserError, match=r"evaluation\.size: expected 2 to 0 classes"):
+    with pytest.raises(UserError, match=r"evaluation\.subset: expected 2 to 0 classes"):
         run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [seen], subset: 2}")
+    with pytest.raises(UserError, match=r"evaluation\.subset: expected one data set with one split .*, got 2"):
+        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new, seen], subset: 2}")
     with pytest.raises(UserError, match=r"there is no folder .*none"):
         run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [none]}")
+
+
+def test_precision_holds_for_the_linear_probe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alt.models.video_model import VideoModel
+
+    forward = VideoModel.forward
+    half: list[bool] = []
+
+    def watch(self: VideoModel, clips: torch.Tensor, **options: Any) -> Any:
+        half.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, clips, **options)
+
+    monkeypatch.setattr(VideoModel, "forward", watch)
+    probe = ["evaluation.protocol=linear-probe", "schedule={epochs: 2, warmup_epochs: 1}", "data.shots=1"]
+    run(folder, *probe, "data.limit=4", where=Placement(precision="bf16"))
+    assert half.count(True) >= 2  # training and test clips
 
 
 def test_other_classes_are_refused(folder: Path) -> None:
@@ -171,6 +205,14 @@ def test_the_command_takes_the_configuration_of_the_run(folder: Path, tmp_path: 
     lost = command(model)
     assert lost.exit_code == 2
     assert "with --data or --config: there is no config.yaml" in lost.output
+    for option, value, setting in (("--views", "1x1", "evaluation.crops"), ("--root", ".", "data.root"),
+                                   ("--labels", "labels.csv", "data.labels")):  # fmt: skip
+        unread = command(model, "--config", "entity-world-cpu", option, value)
+        assert unread.exit_code == 2
+        assert f"{option} goes with --data. Without it, change {setting}" in unread.output
+    unknown = command(model, "--config", "entity-world-cpu", "--set", "evaluation.kind=few-shot")
+    assert unknown.exit_code == 2  # as in alt train
+    assert "evaluation.kind is not a setting" in unknown.output
     named = command(model, "--config", "entity-world-cpu", "--set", "data.preset=tiny", "--json", tmp_path / "a.json")
     assert named.exit_code == 0, named.output
     run_folder.mkdir()
