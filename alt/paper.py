@@ -27,13 +27,13 @@ ENTITIES = 913
 
 
 class Cost(NamedTuple):
-    """What the paper prints of one model.
+    """The paper's numbers of one model.
 
     Attributes:
-        model: our name of it. frames: of a clip. r: tokens merged per block.
+        model: our name of it. frames: per clip. r: tokens merged per block.
         gflops: of one view.
-        top1: Kinetics-400 top-1 in percent of a single view (Table 8); None where the tables sum three views.
-        three_views: the same with 1 x 3 views (Table 1); None where it is not printed.
+        top1: Kinetics-400 top-1 in percent of a single view (Table 8); None if the tables sum three views.
+        three_views: the same with 1 x 3 views (Table 1); None if it is not printed.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""How every plot looks, and files that are the same for the same data."""
+"""The style of all plots, written as files that are the same for the same data."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alt_kernels import cosine_gumbel_assign
 
-TAU = 0.05  # cosines of random rows are small: this makes the choice far from uniform, so that the law can be checked
+TAU = 0.05  # cosines of random rows are small; this tau makes the choice far from uniform, so the law can be checked
 SEED = 5
 
 
@@ -41,7 +41,7 @@ def case(device: torch.device) -> Case:
 
 
 def definition(case: Case, noise: Tensor | None, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Output and gradient to x in float64, for given noise or for the noise of a seed."""
+    """Returns output and gradient to x in float64, for given noise or for the noise of a seed."""
     x = case.x.double().requires_grad_()
     drawn: Any = "gumbel" if noise is None else noise.double()
     output = cosine_gumbel_assign(x, case.entities.double(), tau=TAU, noise=drawn, seed=seed, impl="reference").output
@@ -57,11 +57,11 @@ def test_assignment(contest: Any, compiled_rival: Any, case: Case) -> None:
     law = gates.law_gate(x, entities, TAU)
 
     def eager_gate(_: Tensor) -> float:
-        torch.manual_seed(SEED)  # run again with the noise of which the answer is known
+        torch.manual_seed(SEED)  # run again with noise whose answer is known
         return gates.error(rivals.assign(x, entities, TAU), rival_want)
 
     def ours_gate(result: Any) -> float:
-        """By value for a known seed, and by law for the seeds that the timed call draws."""
+        """Checks by value for a known seed, and by law for the seeds of the timed calls."""
         known = cosine_gumbel_assign(x, entities, tau=TAU, seed=seed).output
         return max(gates.error(known, ours_want), law(result.output))
 
@@ -138,7 +138,7 @@ def test_assignment_with_backward(contest: Any, compiled_rival: Any, case: Case)
 
 @pytest.mark.parametrize("entities_gradient", [False, True], ids=["x", "x_and_entities"])
 def test_peak_memory(benchmark: Any, device: torch.device, entities_gradient: bool) -> None:
-    """Peak memory of forward and backward over a large corpus beyond inputs and outputs, each in a fresh process."""
+    """Measures peak memory of forward and backward on a large corpus beyond inputs and outputs, in fresh processes."""
     shape = shapes.LARGE_CORPUS
     boundary = shape.inputs_and_outputs(entities_gradient=entities_gradient)
 
@@ -163,4 +163,4 @@ def test_peak_memory(benchmark: Any, device: torch.device, entities_gradient: bo
         "target": 1.5,
         "how": measured["ours"]["how"],
     }
-    benchmark.pedantic(lambda: None, rounds=1)  # the number of interest is the memory, not a time
+    benchmark.pedantic(lambda: None, rounds=1)  # memory is measured, not time

@@ -1,9 +1,9 @@
-"""ViT-B/16 with token merging against the unpatched tower: how much of the saving in operations arrives in time.
+"""ViT-B/16 with token merging against the unpatched tower: the share of saved operations that is saved in time.
 
-Entrants: open_clip's tower as it comes (`nn.MultiheadAttention`, PyTorch's fused attention), the patched tower at
-r = 0, 4, 8, 13, and the same tower with token merging spelled out in plain torch at r = 8. At r = 0 nothing merges:
-what is faster there is our attention. Weights are random: time does not depend on them. The headline is the share of
-the saving that is realised, (1 - t_r/t_0) / (1 - F_r/F_0), t_0 of open_clip's tower.
+Entrants are open_clip's original tower (`nn.MultiheadAttention`, PyTorch's fused attention), the patched tower at
+r = 0, 4, 8, 13, and the same tower with merging in plain torch at r = 8. At r = 0 nothing merges, so a gain there
+comes from our attention. Weights are random, because time does not depend on them. The headline is the share of the
+saving that is realised, (1 - t_r/t_0) / (1 - F_r/F_0), with t_0 of open_clip's tower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import alt
 
 PATCHED = (0, 4, 8, 13)
 RIVAL_R = 8
-#: Rounds of about 13 s in float32 on one thread: enough for an interval by default, 15 or more for the kept result.
+#: Rounds take about 13 s in float32 on one thread: enough for an interval by default, 15 or more for the kept result.
 ROUNDS = (6, 17)
 
 
@@ -102,7 +102,7 @@ def inference(model: nn.Module, images: Tensor, rival_r: int | None = None) -> T
 
 
 def definition(tower: nn.Module, images: Tensor, r: int) -> Tensor:
-    """Embedding of the first image in float64 by the plain-torch tower, which at r = 0 is open_clip's own."""
+    """Returns the first image's embedding in float64 by the plain-torch tower, which at r = 0 is open_clip's own."""
     exact = copy.deepcopy(tower).double().to(images.device)
     first = images[:1].double()
     embedding = inference(exact, first, r)
@@ -112,5 +112,5 @@ def definition(tower: nn.Module, images: Tensor, r: int) -> Tensor:
 
 
 def angle(want: Tensor) -> Callable[[Tensor], float]:
-    """1 - cosine between the first embedding and the right one."""
+    """Returns a gate: 1 - cosine between the first embedding and the right one."""
     return lambda got: float(1 - F.cosine_similarity(got[:1].double(), want, dim=-1))

@@ -20,7 +20,7 @@ Case = tuple[shapes.Tokens, tuple[Tensor, Tensor, Tensor], Tensor]
 
 @pytest.fixture
 def case(device: torch.device, request: pytest.FixtureRequest) -> Case:
-    """Shape, (q, k, v) as a ViT block has them (views of one projection), sizes above 1."""
+    """Returns the shape, (q, k, v) as in a ViT block (views of one projection), and sizes above 1."""
     shape = shapes.layer(device)
     shape = shape._replace(dtype=getattr(request, "param", shape.dtype))
     generator = torch.Generator(device).manual_seed(3)

@@ -20,7 +20,7 @@ GMACS = {
 }  # fmt: skip
 #: Lowest accuracy of a row in multiples of chance: 28 was the lowest after 200 steps, 34 after 1500.
 TIMES_CHANCE = 20
-#: What merging two tokens per block in training may cost, in points: 2.1 after 200 steps (deviation of a seed 1.4).
+#: Largest cost of merging two tokens per block in training, in points: 2.1 after 200 steps (deviation of a seed 1.4).
 POINTS_AT_R_2 = 6.0
 
 

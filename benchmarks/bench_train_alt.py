@@ -1,8 +1,9 @@
-"""A training step of the ALT model with our kernels against the dense plain-torch formulation of it.
+"""A training step of the ALT model with our kernels against its dense plain-torch formulation.
 
 A step is forward, cross-entropy, backward and AdamW. Both entrants have the same weights, and the same modules where
-nothing is fused. B/16 has its real width, token count, corpus (913) and adapter; by default 4 of its 12 blocks, so that
-a round takes seconds; with --alt-full all 12 and a clip of 8 frames. Weights are random: time does not depend on them.
+nothing is fused. B/16 has its real width, token count, corpus (913) and adapter. By default it has 4 of its 12 blocks,
+so that a round takes seconds; with --alt-full it has all 12 and a clip of 8 frames. Weights are random, because time
+does not depend on them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 SEED = 11
-#: size -> (clips a batch, frames, blocks): by default, and with --alt-full
+#: size -> (clips per batch, frames, blocks): by default, and with --alt-full
 CASES = {"mini": ((16, 4, 4), (16, 4, 4)), "B/16": ((1, 4, 4), (1, 8, 12))}
 ROUNDS = {"mini": (15, 60), "B/16": (7, 15)}
 RIVAL = "dense plain torch"
@@ -63,7 +64,7 @@ def test_training_step(contest: Any, device: torch.device, full: bool, size: str
 
 @pytest.mark.parametrize("size", list(CASES))
 def test_peak_memory_of_a_step(benchmark: Any, device: torch.device, full: bool, size: str) -> None:
-    """Peak of forward and backward beyond weights and inputs, gradients included, each in a fresh process."""
+    """Measures the peak of forward and backward beyond weights and inputs, gradients included, in fresh processes."""
     script = Path(__file__).with_name("peak_memory_train.py")
 
     def measure(entrant: str) -> int:
@@ -82,11 +83,11 @@ def test_peak_memory_of_a_step(benchmark: Any, device: torch.device, full: bool,
         "step_bytes": measured,
         "gradient_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
     }
-    benchmark.pedantic(lambda: None, rounds=1)  # the number of interest is the memory, not a time
+    benchmark.pedantic(lambda: None, rounds=1)  # memory is measured, not time
 
 
 def gradients(model: Any, x: Tensor, labels: Tensor, *, dense: bool) -> list[Tensor]:
-    """The loss with known noise, and the gradients of one weight of every part, in float64."""
+    """Returns the loss with known noise, and the gradients of one weight per part, in float64."""
     noise = None if dense else rival_alt.known_noise(model, x, SEED)
     torch.manual_seed(SEED)
     loss = rival_alt.loss(model, x, labels, dense=dense, noise=noise)

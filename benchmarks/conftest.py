@@ -74,7 +74,7 @@ def full(pytestconfig: pytest.Config) -> bool:
 
 @pytest.fixture
 def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., dict[str, list[float]]]:
-    """Check every entrant, time them in interleaved rounds, record ratios beside the benchmark's own statistics."""
+    """Checks every entrant, times them in interleaved rounds, and records ratios beside the benchmark's statistics."""
 
     def run(
         title: str,
@@ -92,15 +92,15 @@ def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., d
     ) -> dict[str, list[float]]:
         """
         Args:
-            title: of the operation, as it stands in the tables.
+            title: of the operation, as in the tables.
             ours: our function on fixed inputs.
-            rivals: the others, by the name in the tables.
-            gates: maps a result to its largest error against the float64 definition; one for all or one by name
-                ("ours" for ours). Every entrant has one, or the contest does not run.
-            bound: what the error may be, and ``why_bound`` where that number comes from.
-            floors: work that no implementation can do without, timed in the same rounds.
+            rivals: the others, by their name in the tables.
+            gates: map a result to its largest error against the float64 definition; one for all, or one per name
+                ("ours" for ours). Every entrant needs a gate, or the contest does not run.
+            bound: largest allowed error; ``why_bound`` explains the number.
+            floors: work that no implementation can avoid, timed in the same rounds.
             cost: operations and bytes.
-            targets: ratios that the project promises, by rival.
+            targets: promised ratios, by rival.
             rounds: a fixed number of rounds, for long contests.
         """
         entrants = {"ours": ours, **rivals}
@@ -135,7 +135,7 @@ def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., d
         record["targets"] = dict(targets or {})
         if device.type == "cuda":
             record["kernel_ms"] = {name: 1e3 * timing.kernel_seconds(f) for name, f in entrants.items()}
-        # pytest-benchmark's own column: ours alone, a few rounds, as the rounds above are what is claimed.
+        # pytest-benchmark's own column: ours alone, a few rounds; the claims come from the rounds above.
         benchmark.pedantic(_synchronised(ours, device), rounds=1 if max(seconds["ours"]) > 0.5 else 5)
         return seconds
 
@@ -156,7 +156,7 @@ def _synchronised(function: Callable[[], Any], device: torch.device) -> Callable
 
 @pytest.fixture
 def compiled_rival(device: torch.device, benchmark: Any) -> Callable[[str, Callable[..., Any]], dict[str, Any]]:
-    """``{name: compiled function}``, or ``{}`` with the reason recorded where nothing can be compiled."""
+    """Returns ``{name: compiled function}``, or ``{}`` with the recorded reason if nothing can be compiled."""
     import rivals
 
     torch.compiler.reset()

@@ -1,7 +1,7 @@
-"""What an entrant must show before it is timed: its largest error against the float64 definition.
+"""Gates that an entrant must pass before it is timed: its largest error against the float64 definition.
 
-Errors are relative to the largest value of the right answer, and bounds count roundings of the working dtype, so the
-same gate serves float32 on a CPU and bfloat16 on a GPU.
+Errors are relative to the largest value of the right answer. Bounds count roundings of the working dtype, so the same
+gate serves float32 on a CPU and bfloat16 on a GPU.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from alt_kernels import Matching
 
 
 def roundings(count: int, dtype: torch.dtype) -> float:
-    """``count`` times the largest relative error of rounding once to ``dtype``."""
+    """Returns ``count`` times the largest relative error of rounding once to ``dtype``."""
     return count * torch.finfo(dtype).eps / 2
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest value; infinite where shapes differ or anything is not finite."""
+    """Returns the largest difference over the largest value; infinity if shapes differ or a value is not finite."""
     if got.shape != want.shape or not torch.isfinite(got).all():
         return float("inf")
     return float((got.double() - want.double()).abs().max() / want.double().abs().max())
 
 
 def rows_of_pairs(pairs: rivals.Pairs, tokens: int) -> Tensor:
-    """Output row of every input token for a rival's plan: kept even tokens, then odd ones."""
+    """Returns the output row of every input token for a rival's plan: kept even tokens, then odd ones."""
     kept = pairs.kept.shape[1]
     rows = pairs.kept.new_full((len(pairs.kept), tokens), -1)
     order = torch.arange(kept, device=rows.device).expand_as(pairs.kept)
@@ -40,10 +40,10 @@ def rows_of_pairs(pairs: rivals.Pairs, tokens: int) -> Tensor:
 
 
 def matching_gate(metric: Tensor, r: int) -> Callable[[Matching | rivals.Pairs], float]:
-    """How much lower the mean cosine of the merged pairs is than the best there is, in float64.
+    """Returns a gate: the shortfall of the merged pairs' mean cosine from the best possible one, in float64.
 
-    0 for the optimal set. Rounding may swap two sets whose scores are nearly equal, which costs nearly nothing; a
-    plan that is no plan (wrong count, class token merged, a source that is odd) is infinitely wrong.
+    It is 0 for the optimal set. Rounding may swap two sets with nearly equal scores, which costs nearly nothing. An
+    invalid plan (wrong count, class token merged, an odd source) has infinite error.
     """
     tokens = metric.shape[1]
     unit = F.normalize(metric.double(), dim=-1)
@@ -71,10 +71,10 @@ def matching_gate(metric: Tensor, r: int) -> Callable[[Matching | rivals.Pairs],
 
 
 def law_gate(x: Tensor, entities: Tensor, tau: float) -> Callable[[Tensor], float]:
-    """For an assignment whose noise is unknown: every row is an entity, and the choices follow the Gumbel law.
+    """Returns a gate for unknown noise: every row is an entity, and the choices follow the Gumbel law.
 
-    The law: row i takes entity k with probability p_ik = softmax_k(cos / tau). Its check: the mean of log p at the
-    choices, which has a known expectation and variance; beyond five standard errors the result is infinitely wrong.
+    By this law row i takes entity k with probability p_ik = softmax_k(cos / tau). The gate compares the mean of log p
+    at the choices with its known expectation and variance. Beyond five standard errors the error is infinite.
     """
     log_p = (F.normalize(x.double(), dim=-1) @ F.normalize(entities.double(), dim=-1).T / tau).log_softmax(-1)
     p = log_p.exp()

@@ -1,4 +1,4 @@
-"""The machine of a measurement: processor, vector instructions, threads, versions, commit, the GPU's state."""
+"""Describes the machine of a measurement: processor, vector instructions, threads, versions, commit, GPU state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Facts that a reader needs to judge a time; no host name, user or path."""
+    """Returns the facts needed to judge a time, without host name, user or path."""
     import alt_kernels
 
     compiled = alt_kernels.backends()["cpp"]
@@ -47,7 +47,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def slug(facts: dict[str, Any]) -> str:
-    """Folder name of the results: ``cpu-amd-epyc-avx512``, ``nvidia-h200``."""
+    """Returns the folder name of the results: ``cpu-amd-epyc-avx512``, ``nvidia-h200``."""
     text = facts["gpu"] if "gpu" in facts else f"cpu {facts['cpu']} {facts['isa']}"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -63,7 +63,7 @@ def cpu_name() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this checkout and whether tracked files differ from it (results and texts do not count)."""
+    """Returns the commit of this checkout, and whether tracked files other than results and texts differ from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,10 +1,10 @@
 """Peak memory of one assignment, forward and backward, beyond what was resident before the call.
 
-Run as a script in a fresh process, one entrant at a time; prints one line of JSON. On a CPU: the kernel's high-water
-mark of resident memory (VmHWM), reset just before the call with /proc/self/clear_refs, less the resident size then.
-Inputs (x, entities, incoming gradient) are resident by then, outputs are not, and nothing the call allocates is
-missed: pages count whoever asked for them. A small call first brings in the libraries' own buffers. On a GPU: the
-allocator's peak less what it held before.
+Run as a script in a fresh process, one entrant at a time; it prints one line of JSON. On a CPU it is the operating
+system's high-water mark of resident memory (VmHWM), reset just before the call with /proc/self/clear_refs, minus the
+resident size at that time. Inputs (x, entities, incoming gradient) are resident by then, outputs are not. All pages
+count, whoever allocates them. A small call first loads the libraries' own buffers. On a GPU it is the allocator's peak
+minus the memory held before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def resident(field: str) -> int:
 
 
 def peak_beyond_now(run: Callable[[], object], device: torch.device) -> tuple[int, str]:
-    """Bytes at the peak of ``run()`` beyond those held before it, and how they were measured."""
+    """Returns the peak bytes of ``run()`` beyond those held before it, and the method of measurement."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -41,7 +41,7 @@ def peak_beyond_now(run: Callable[[], object], device: torch.device) -> tuple[in
         torch.cuda.synchronize(device)
         del result
         return torch.cuda.max_memory_allocated(device) - before, "CUDA caching allocator, peak less start"
-    Path("/proc/self/clear_refs").write_text("5\n")  # 5: reset the high-water mark to the present size
+    Path("/proc/self/clear_refs").write_text("5\n")  # 5: reset the high-water mark to the current size
     before = resident("VmRSS")
     result = run()
     peak = resident("VmHWM")

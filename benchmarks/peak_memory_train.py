@@ -1,7 +1,7 @@
 """Peak memory of the forward and backward of one ALT training step, in a fresh process, beyond weights and inputs.
 
-Prints one line of JSON. How it is measured: `peak_memory.py`. A pass over one clip first brings in the libraries' own
-buffers and the allocator's; the gradients are dropped again before the pass that counts.
+It prints one line of JSON and measures as `peak_memory.py` does. A pass over one clip first loads the libraries' and
+the allocator's own buffers. Its gradients are dropped before the measured pass.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ OURS, RIVAL, LINE = "#0b6e4f", "#c8553d", "#8d99ae"
 
 
 def draw(record: Record, path: Path) -> None:
-    """Write the SVG; the same record gives the same file with the same matplotlib."""
+    """Writes the SVG; the same record gives the same file with the same matplotlib."""
     infos = [b["extra_info"] for b in record["benchmarks"]]
     operations = [i for i in infos if i.get("ratio") and "saving_realised" not in i]
     towers = [i for i in infos if "saving_realised" in i]
@@ -29,7 +29,7 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _operations(axis: Axes, infos: list[Record]) -> None:
-    """Horizontal bars on a logarithmic axis; the line at 1 is "as fast as"."""
+    """Draws horizontal bars on a logarithmic axis; the line at 1 means equal speed."""
     y, ticks, labels = 0.0, [], []
     for info in infos:
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -64,7 +64,7 @@ def _operations(axis: Axes, infos: list[Record]) -> None:
 
 
 def _towers(axis: Axes, infos: list[Record]) -> None:
-    """Speed-up against the factor of fewer operations; on the diagonal the whole saving arrives."""
+    """Draws speed-up against the factor of fewer operations; on the diagonal the whole saving is realised."""
     far, high = 1.0, 1.0
     for number, info in enumerate(infos):
         base = info["macs"]["0"]

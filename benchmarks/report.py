@@ -1,12 +1,12 @@
 """Writes docs/results.md, its plots and the README's five rows from the kept measurements, or checks them.
 
     python benchmarks/report.py                    rewrite the page, the plots and the README's rows
-    python benchmarks/report.py --check            exit with 1 if one of them is not what the kept results say
+    python benchmarks/report.py --check            exit with 1 if one of them differs from the kept results
     python benchmarks/report.py --keep out.json    first keep a run (pytest --benchmark-json=out.json), then rewrite
 
-Kept results live in ``results/<device>/<date>-<commit>.json``, in pytest-benchmark's format without the single
-rounds. The newest result of every benchmark is shown per device, so a run may cover a part of them. The README's
-rows lie between two marker comments.
+Kept results are in ``results/<device>/<date>-<commit>.json``, in pytest-benchmark's format without single rounds. The
+page shows the newest result of every benchmark per device, so a run may cover a part of them. The README's rows are
+between two marker comments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Record = dict[str, Any]
 
 
 def trim(raw: Record) -> Record:
-    """A pytest-benchmark file without single rounds, host name and the long list of processor flags."""
+    """Returns a pytest-benchmark file without single rounds, host name and the long list of processor flags."""
     machine = raw["machine_info"]
     if "alt" not in machine:
         raise ValueError("the file has no machine facts of these benchmarks: was it written by `pytest benchmarks`?")
@@ -59,7 +59,7 @@ def trim(raw: Record) -> Record:
 
 
 def keep(path: Path, results: Path) -> Path:
-    """Trim ``path`` into the results folder of its device and return where it went."""
+    """Trims ``path`` into the results folder of its device and returns the new path."""
     import machine
 
     record = trim(json.loads(path.read_text()))
@@ -71,9 +71,9 @@ def keep(path: Path, results: Path) -> Path:
 
 
 def newest(results: Path) -> dict[str, Record]:
-    """By device (folder name): its latest record, completed with what older ones measured and it did not.
+    """Returns the latest record per device (folder name), with older results for benchmarks that it lacks.
 
-    Every benchmark carries the commit and day of the run it comes from, as ``origin``.
+    Every benchmark has the commit and day of its run, as ``origin``.
     """
     merged: dict[str, Record] = {}
     records = [(path.parent.name, json.loads(path.read_text())) for path in results.glob("*/*.json")]
@@ -88,13 +88,13 @@ def newest(results: Path) -> dict[str, Record]:
 
 
 def state(record: Record) -> str:
-    """The commit a record was measured at."""
+    """Returns the commit at which a record was measured."""
     facts = record["machine_info"]["alt"]
     return f"{facts['commit']}{' with local changes' if facts.get('modified') else ''}"
 
 
 def origins(record: Record) -> str:
-    """Which commit, and where several runs are shown, which files of benchmarks each is of."""
+    """Returns the commit, or for several runs each commit with its benchmark files."""
     files: dict[tuple[str, str], list[str]] = {}
     for benchmark in record["benchmarks"]:
         names = files.setdefault(benchmark.get("origin", (state(record), record["datetime"][:10])), [])
@@ -141,7 +141,7 @@ def readme_entries(record: Record) -> list[tuple[str, str, str]]:
 
 
 def where(facts: Record) -> str:
-    """Returns the name of the processor that a record was measured on."""
+    """Returns the name of the processor on which a record was measured."""
     return (
         str(facts["gpu"]) if facts["device"] == "cuda" else f"{facts['cpu']}, {facts['isa']}, {facts['threads']} thread"
     )
@@ -241,7 +241,7 @@ def _training_memory(record: Record) -> list[str]:
 
 
 def tradeoff_of(record: Record) -> Record | None:
-    """The trade-off across r in a kept record, if it has one."""
+    """Returns the trade-off over r in a kept record, if there is one."""
     found = [b["extra_info"]["tradeoff"] for b in record["benchmarks"] if "tradeoff" in b["extra_info"]]
     return found[0] if found else None
 
@@ -274,8 +274,8 @@ def interval(value: Record, digits: int = 2, scale: float = 1.0) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def replaced(text: str, body: str) -> str:
-    """``text`` with what stands between the markers replaced by ``body``."""
+def replace_rows(text: str, body: str) -> str:
+    """Returns ``text`` with ``body`` between the markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"README.md: expected one line {BEGIN} followed by one line {END}")
     head, rest = text.split(BEGIN)
@@ -283,7 +283,7 @@ def replaced(text: str, body: str) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits are more than a timing has."""
+    """Rounds numbers to six significant digits, more than a timing has."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -305,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     wanted = {
         PAGE: page(records) + (gpu_report.section(RESULTS) or f"\n## GPUs\n\n{NO_GPU}"),
-        README: replaced(README.read_text(), readme_rows(records)),
+        README: replace_rows(README.read_text(), readme_rows(records)),
     }
     drawn = {
         PAGE.parent / plot_file(device, plot): record
@@ -317,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
         stale += [path.name for path in drawn if not path.exists()]
         if stale:
             print(
-                f"{', '.join(stale)}: not what the kept results say; run `python benchmarks/report.py`", file=sys.stderr
+                f"{', '.join(stale)}: differs from the kept results; run `python benchmarks/report.py`", file=sys.stderr
             )
         return 1 if stale else 0
     for path, record in drawn.items():

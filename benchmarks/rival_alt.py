@@ -1,8 +1,8 @@
-"""The ALT model's training step as one would write it in plain PyTorch, on the modules of our model.
+"""The ALT model's training step in plain PyTorch, on the modules of our model.
 
-Tower: attention step by step with the log sizes as a bias, merging by gathers and one `scatter_reduce`
-(`rival_tower`, `rivals`). Alignment: cosines to all entities, `F.gumbel_softmax(hard=True)`, times the corpus, all
-dense. Adapter, MLPs and head are the model's own in both: they are plain PyTorch.
+The tower computes attention step by step with the log sizes as a bias, and merges by gathers and one `scatter_reduce`
+(`rival_tower`, `rivals`). Alignment is dense: cosines to all entities, `F.gumbel_softmax(hard=True)`, times the corpus.
+Adapter, MLPs and head are plain PyTorch in both, the model's own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ CORPUS, CLASSES = 913, 400
 
 
 def build(size: str, *, blocks: int, frames: int) -> nn.Module:
-    """ALT on a random tower: "B/16" of so many blocks at r = 8, or "mini" at r = 2; 913 entities, 400 classes."""
+    """Builds ALT on a random tower, with 913 entities and 400 classes.
+
+    Size "B/16" has ``blocks`` blocks and r = 8, "mini" has r = 2.
+    """
     from open_clip.transformer import VisionTransformer
 
     torch.manual_seed(0)
@@ -42,7 +45,7 @@ def build(size: str, *, blocks: int, frames: int) -> nn.Module:
 
 
 def batch(model: Any, clips: int) -> tuple[Tensor, Tensor]:
-    """Clips of noise, and labels."""
+    """Returns clips of noise, and labels."""
     generator = torch.Generator().manual_seed(2)
     height, width = model.backbone.visual.image_size
     x = torch.randn(clips, model.config.frames, 3, height, width, generator=generator)
@@ -50,7 +53,7 @@ def batch(model: Any, clips: int) -> tuple[Tensor, Tensor]:
 
 
 def dense_logits(model: Any, clips: Tensor) -> Tensor:
-    """What ``model(clips).logits`` is in training, spelled out densely; noise from torch's generator."""
+    """Computes ``model(clips).logits`` of training densely, with noise from torch's generator."""
     visual = model.backbone.visual
     x = rival_tower.tokens(visual, clips.flatten(0, 1), model.config.r)
     x = (visual.ln_post(x) @ visual.proj).unflatten(0, clips.shape[:2])
@@ -69,7 +72,7 @@ def loss(model: Any, clips: Tensor, labels: Tensor, *, dense: bool, noise: Tenso
 
 
 def known_noise(model: Any, clips: Tensor, seed: int) -> Tensor:
-    """The noise that :func:`dense_logits` draws right after ``torch.manual_seed(seed)``, in our model's shape."""
+    """Returns the noise that :func:`dense_logits` draws after ``torch.manual_seed(seed)``, in our model's shape."""
     n = model.backbone.num_tokens
     rows = clips.shape[0] * clips.shape[1] * n
     like = model.alignment.entities

@@ -1,8 +1,8 @@
-"""Token merging inside open_clip's image tower as people write it today: the plain-torch operations of `rivals`.
+"""Token merging inside open_clip's image tower as commonly written: the plain-torch operations of `rivals`.
 
-The tower's own modules and parameters are used, one call each; what differs from the unpatched tower is the attention
-(query-key product, log size, softmax, product with the values, one after the other) and the merge after it.
-Supports what the benchmarks need: class-token pooling, blocks with `nn.MultiheadAttention`, no patch dropout.
+It uses the tower's own modules and parameters, one call each. Only attention and the merge after it differ from the
+unpatched tower: query-key product, log size, softmax and product with the values run one after the other. It supports
+the needs of the benchmarks: class-token pooling, blocks with `nn.MultiheadAttention`, no patch dropout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
-    """Embeddings ``[B, d]`` of ``images`` ``[B, 3, H, W]``, each block merging r tokens (at most half).
+    """Returns embeddings ``[B, d]`` of ``images`` ``[B, 3, H, W]``, with r tokens (at most half) merged per block.
 
     ``masked``: attention by PyTorch's fused kernel with the log sizes as its mask, instead of step by step.
     """
@@ -25,7 +25,7 @@ def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -
 
 
 def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
-    """What the last block leaves, ``[B, n, w]``; trains."""
+    """Returns the tokens after the last block, ``[B, n, w]``, with gradient."""
     t: Any = tower
     patches = t.conv1(images).flatten(2).transpose(1, 2)
     cls = t.class_embedding.expand(len(images), 1, -1)
@@ -37,7 +37,7 @@ def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) ->
         removed = min(r, (x.shape[1] - 1) // 2)
         if removed:
             size = x.new_ones(*x.shape[:2], 1) if size is None else size
-            with torch.no_grad():  # which pairs merge has no gradient
+            with torch.no_grad():  # the choice of pairs has no gradient
                 pairs = rivals.match(metric, removed)
             x, size = rivals.merge(x, size, pairs)
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -45,7 +45,7 @@ def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) ->
 
 
 def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:
-    """Attention's output ``[B, N, C]`` and the keys' mean over heads ``[B, N, D]``."""
+    """Returns attention's output ``[B, N, C]`` and the keys' mean over heads ``[B, N, D]``."""
     projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     if masked:

@@ -1,9 +1,9 @@
-"""What people run today: the same operations as separate PyTorch calls.
+"""Rivals: the same operations as separate PyTorch calls, as commonly run today.
 
-Token merging from the equations of "Token Merging: Your ViT But Faster" (arXiv 2210.09461, section 3), proportional
-attention from its equation 1, the assignment from the ALT paper's equations (arXiv 2311.15619) with
-`torch.nn.functional.gumbel_softmax`. Nothing here is tuned and nothing is handicapped: where two spellings are
-common, both run. The correctness gate compares each of them with the float64 definition before it is timed.
+Token merging follows the equations of "Token Merging: Your ViT But Faster" (arXiv 2210.09461, section 3), and
+proportional attention its equation 1. The assignment follows the ALT paper's equations (arXiv 2311.15619) with
+`torch.nn.functional.gumbel_softmax`. Nothing is tuned and nothing is handicapped: if two spellings are common, both
+run. The correctness gate compares each with the float64 definition before it is timed.
 
 Shapes: tokens ``[B, N, C]``, sizes ``[B, N, 1]`` (as such code keeps them), heads ``[B, H, N, D]``.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """Positions among the even tokens that stay ``[B, A - r]`` and that merge ``[B, r]``, and their odd partners."""
+    """Positions of the even tokens that stay ``[B, A - r]`` and that merge ``[B, r]``, and their odd partners."""
 
     kept: Tensor
     source: Tensor
@@ -28,7 +28,7 @@ class Pairs(NamedTuple):
 
 
 def match(metric: Tensor, r: int) -> Pairs:
-    """Every even token points at the odd token of highest cosine; the r best pairs merge; token 0 never does."""
+    """Pairs every even token with the odd token of highest cosine and picks the r best pairs; token 0 never merges."""
     unit = metric / metric.norm(dim=-1, keepdim=True)
     cosine = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
     cosine[:, 0] = float("-inf")
@@ -40,7 +40,7 @@ def match(metric: Tensor, r: int) -> Pairs:
 
 
 def _sum_groups(x: Tensor, pairs: Pairs) -> Tensor:
-    """Kept even tokens, then odd tokens with their sources added: gathers and one scatter_reduce."""
+    """Returns kept even tokens, then odd tokens plus their sources, by gathers and one scatter_reduce."""
     even, odd = x[:, 0::2], x[:, 1::2]
     kept, source, target = (index[..., None].expand(-1, -1, x.shape[-1]) for index in pairs)
     summed = odd.scatter_reduce(1, target, even.gather(1, source), reduce="sum")
@@ -48,13 +48,13 @@ def _sum_groups(x: Tensor, pairs: Pairs) -> Tensor:
 
 
 def merge(x: Tensor, size: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Size-weighted mean of every group, and the new sizes."""
+    """Returns the size-weighted mean of every group, and the new sizes."""
     total = _sum_groups(size, pairs)
     return _sum_groups(x * size, pairs) / total, total
 
 
 def merge_index_add(x: Tensor, size: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The same with one `index_add` over flattened rows, which PyTorch runs faster on a CPU than scatter_reduce."""
+    """Does the same with one `index_add` over flattened rows, faster on a CPU than PyTorch's scatter_reduce."""
     batch, odd_count = x.shape[0], x.shape[1] // 2
     rows = (pairs.target + odd_count * torch.arange(batch, device=x.device)[:, None]).flatten()
     image = torch.arange(batch, device=x.device)[:, None]
@@ -72,13 +72,13 @@ def merge_index_add(x: Tensor, size: Tensor, pairs: Pairs) -> tuple[Tensor, Tens
 def merge_layer_norm(
     x: Tensor, residual: Tensor, size: Tensor, pairs: Pairs, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Residual sum, merge and LayerNorm as three steps."""
+    """Runs residual sum, merge and LayerNorm as three steps."""
     merged, total = merge(x + residual, size, pairs)
     return merged, F.layer_norm(merged, merged.shape[-1:], weight, bias), total
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D) + log size) v, step by step."""
+    """Computes softmax(q k^T / sqrt(D) + log size) v step by step."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores + size.log()[:, None, None, :, 0]
     return scores.softmax(dim=-1) @ v

@@ -1,4 +1,4 @@
-"""``alt cost``: the paper's models counted here, beside what the paper prints."""
+"""``alt cost``: our count of the paper's models beside the paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``alt demo``: what merging does to a CLIP image tower, on photographs, and to the small ALT."""
+"""``alt demo``: the effect of merging on a CLIP image tower with photographs, and on the small ALT."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ INPUT, USAGE, INTERRUPTED = 1, 2, 130
 class AltGroup(TyperGroup):
     """Runs a command and ends with exit status 0, 1 (input), 2 (usage), 130 (Ctrl-C) or 143 (SIGTERM).
 
-    Whatever goes wrong is one line on stderr that begins with "Error:". ``alt -vv`` logs the traceback as well.
+    Every error is one line on stderr that begins with "Error:". ``alt -vv`` also logs the traceback.
     """
 
     def main(self, *args: Any, **extra: Any) -> Any:
@@ -70,7 +70,7 @@ def _say_error(sentence: str) -> None:
 
 
 def _report_usage(error: Exception) -> int:
-    """Shows an error of typer's own parser; returns the exit status. Anything else is raised again."""
+    """Shows an error of typer's own parser and returns the exit status. Other errors are raised again."""
     tell = getattr(error, "format_message", None)
     if tell is None:
         raise error
@@ -85,9 +85,9 @@ def _report_usage(error: Exception) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Raises :class:`~alt.errors.Terminated` on SIGTERM, so that half-written files go and the status is 143."""
+    """Raises :class:`~alt.errors.Terminated` on SIGTERM, so half-written files are removed and the status is 143."""
     here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # somebody else's business
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # another handler is installed
         yield
         return
 

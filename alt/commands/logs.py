@@ -1,4 +1,4 @@
-"""What the package logs under "alt", on the error stream of a command."""
+"""Shows the package's log ("alt") on the error stream of a command."""
 
 from __future__ import annotations
 

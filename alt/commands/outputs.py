@@ -1,4 +1,4 @@
-"""What a command will write: checked before anything slow, and written in one place."""
+"""Output files of commands: checked before anything slow, and written in one place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STDOUT = Path("-")
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Makes the folder, and raises a UserError that names the option if nothing can be written there."""
+    """Creates the folder, and raises a UserError that names the option if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -26,7 +26,7 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """Makes the folder of a file, and raises a UserError that names the option if it cannot be written there."""
+    """Creates the folder of a file, and raises a UserError that names the option if it cannot be written there."""
     if path is None or path == STDOUT:
         return
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""``alt predict``: what one clip shows, as tables, JSON, pictures or one page."""
+"""``alt predict``: explains one clip as tables, JSON, pictures or one page."""
 
 from __future__ import annotations
 

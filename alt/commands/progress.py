@@ -1,4 +1,4 @@
-"""How far a command is, on the error stream."""
+"""Progress of a command, on the error stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .logs import logger
 
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (done, in all) that moves a bar; without a terminal ``alt -v`` logs ten lines instead."""
+    """Yields a function of (done, total) that moves a bar; without a terminal ``alt -v`` logs ten lines instead."""
     if not sys.stderr.isatty():
         told = 0
 

@@ -26,13 +26,14 @@ def demo_run(
     cache: TokenCache | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tradeoff:
-    """The trade-off in minutes on two cores: small ALTs trained on cached tokens at r = 0, 2, 4 and 6, and the one of
-    r = 0 tested at the others.
+    """Runs the trade-off in minutes on two cores.
+
+    Small ALTs are trained on cached tokens at r = 0, 2, 4 and 6, and the one of r = 0 is tested at the other r.
 
     Args:
-        seeds: of every training. steps: of every training; ``alt tradeoff`` takes 1500.
-        measure: frames per second and peak memory as well.
-        cache: tokens of the "cpu" world, to be used again; None makes them. say: told what is under way.
+        seeds: number of trainings per r. steps: of every training; ``alt tradeoff`` takes 1500.
+        measure: also measure frames per second and peak memory.
+        cache: tokens of the "cpu" world, for reuse; None computes them. say: receives progress lines.
     """
     from alt.entityworld.world import World
 

@@ -1,7 +1,6 @@
-"""Training of whole models, tower included, on clips that are rendered where they are trained on.
+"""Trains whole models, tower included, on clips that are rendered on the training device.
 
-On a GPU this is the comparison's way; on a CPU it is the one row of the table that shows what a trained tower
-adds.
+The comparison on a GPU trains this way. On a CPU one row of the table does, to show the gain of a trained tower.
 """
 
 from __future__ import annotations
@@ -68,9 +67,9 @@ def fine_tune(
     seed: int,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> float:
-    """Trains ``model`` by ``training.strategy`` on its own device; returns the seconds it took.
+    """Trains ``model`` by ``training.strategy`` on its own device and returns the seconds taken.
 
-    The same learner and loop as ``alt train``, with the clips as they are: no augmentation but label smoothing.
+    Learner and loop are those of ``alt train``. There is no augmentation except label smoothing.
 
     Args:
         report: called with (step, loss) after every step; the loss is a tensor of the device, not yet read.
@@ -107,7 +106,7 @@ def fine_tune(
 
 @torch.inference_mode()
 def top1(model: VideoModel, clips: RenderedSplit, *, backwards: bool = False, batch: int = 64) -> dict[str, Any]:
-    """Top-1 in percent, of all clips ("all") and of every family's."""
+    """Returns top-1 in percent, for all clips ("all") and per family."""
     model.eval()
     parts = (part.flip(1) if backwards else part for part in clips.frames.split(batch))
     found = [model(normalise(part)).logits.argmax(-1) for part in parts]

@@ -1,4 +1,4 @@
-"""The comparison on a GPU: the small CLIP is trained on pictures rendered there, then whole models are."""
+"""The comparison on a GPU: trains the small CLIP on pictures rendered there, then whole models."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ MAIN = ("CLIP-Mean", "MIT", "ALT r=0 cls", "ALT r=4")
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What is run. ``preset`` "gpu" is 64 px and 8 frames within 8 minutes of an H200; "smoke" the same code in a few
-    steps on any machine."""
+    """The plan of a comparison. ``preset`` "gpu" is 64 px and 8 frames, planned for 8 minutes of an H200; "smoke" runs
+    the same code in a few steps on any machine."""
 
     world: WorldConfig = field(default_factory=lambda: WorldConfig.preset("gpu"))
     clip: MiniClipConfig = field(default_factory=lambda: MiniClipConfig.preset("gpu"))
@@ -84,9 +84,9 @@ class GpuPlan:
     def limited(
         self, *, steps: int | None = None, pretraining_steps: int | None = None, seconds: float | None = None
     ) -> GpuPlan:
-        """Returns the plan with other steps per method, steps of pre-training, or seconds; None keeps the plan's.
+        """Returns the plan with other steps per method, pre-training steps, or seconds; None keeps the plan's value.
 
-        The warm-up of the pre-training is shortened with its steps.
+        The warm-up of the pre-training shrinks with its steps.
         """
         plan = self
         if steps is not None:
@@ -107,13 +107,14 @@ def run_gpu(
     say: Callable[[str], None] = lambda line: None,
     done: Callable[[Results], None] = lambda results: None,
 ) -> tuple[Results, dict[str, Any]]:
-    """Pre-train, then fine-tune every method: the main ones with every seed, then the others, as long as there is time.
+    """Pre-trains, then fine-tunes every method: the main ones with every seed, then the others while time is left.
 
     Args:
-        say: told of what is over. done: given all results so far after every run, so that an interruption keeps them.
+        say: receives progress lines.
+        done: called with all results so far after every run, so that an interruption keeps them.
 
     Returns:
-        method -> what was measured, one a seed, in percent; and how it was run, with what was left out and why.
+        method -> measurements in percent, one per seed; and the setting, with the runs left out and the reason.
     """
     start = time.perf_counter()
     world, device = World(plan.world), torch.device(device)
@@ -152,7 +153,7 @@ def run_gpu(
 
 
 class _Texts:
-    """Embeddings that every model of the run shares."""
+    """Text embeddings shared by all models of the run."""
 
     def __init__(self, world: World, mini: MiniClip) -> None:
         encoder = TextEncoder(mini.clip, mini.tokenizer)
@@ -206,7 +207,7 @@ def _run(
 
 
 def _lines(say: Callable[[str], None], steps: int) -> Callable[[int, float], None] | None:
-    """A line every tenth of the pre-training, read from the device only then."""
+    """Returns a reporter that prints a line per tenth of the pre-training and reads the loss only then."""
     every = max(1, steps // 10)
 
     def report(step: int, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""The grid of methods on cached tokens: what is trained, how, and what is measured of each.
+"""The grid of methods on cached tokens: their training and their measurements.
 
 Every method is a model of ``alt.create_model``; its ``forward_tokens`` is trained and tested on tokens that the frozen
 tower made once (the paper's strategy "Frozen").
@@ -57,7 +57,7 @@ class Method:
 
     @property
     def trained(self) -> bool:
-        """CLIP-Mean has nothing to train while the tower is frozen."""
+        """Returns True if the method has something to train: CLIP-Mean has not while the tower is frozen."""
         return self.model != "clip-mean-mini"
 
 
@@ -76,7 +76,7 @@ class Budget:
 
 
 class ClipMlp(VideoModel):
-    """The mean of the frames with a residual MLP behind it: what a head can learn that is blind to frames' order."""
+    """The mean of the frames followed by a residual MLP: a head that cannot see the order of frames."""
 
     config_class = BaselineConfig
     rows = "class"
@@ -124,7 +124,7 @@ METHODS: dict[str, Method] = {
 
 
 def build(method: Method, cache: TokenCache, seed: int) -> VideoModel:
-    """The method's model: an adapter drawn by ``seed`` on the cache's tower, with its corpus and the seen classes."""
+    """Builds the method's model: an adapter drawn by ``seed`` on the cache's tower, with corpus and seen classes."""
     seen = cache.split("seen-train")
     frames, options = cache.world.config.frames, {"strategy": "frozen", **method.options}
     with seeded(seed):
@@ -172,7 +172,7 @@ def train_head(
 
 @torch.inference_mode()
 def predict(model: VideoModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Best class ``[N]`` of cached tokens, and the entity of every aligned token ``[N, T, n]`` or None."""
+    """Returns the best class ``[N]`` of cached tokens, and the entity of every aligned token ``[N, T, n]`` or None."""
     model.eval()
     outputs = [model.forward_tokens(part) for part in x.split(256)]
     chosen = [o.index for o in outputs if o.index is not None]
@@ -181,13 +181,14 @@ def predict(model: VideoModel, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def accuracy(model: VideoModel, tokens: VideoTokens) -> float:
-    """Top-1 in percent."""
+    """Returns top-1 in percent."""
     return 100 * float((predict(model, tokens.x)[0] == tokens.labels).float().mean())
 
 
 def grounding(index: Tensor, objects: Tensor, count: int) -> tuple[float, float]:
-    """How often, in percent of frames, the planted object is among the entities of a frame, and how often a fixed
-    other object is (every other one in turn, averaged).
+    """Returns the percentages of frames whose entities include the planted object, and a fixed other object.
+
+    The second is the average over all other objects.
 
     Args:
         index: ``[N, T, n]`` entities of the aligned tokens; objects are the first ``count`` entities of the corpus.
@@ -200,7 +201,7 @@ def grounding(index: Tensor, objects: Tensor, count: int) -> tuple[float, float]
 
 
 def evaluate(model: VideoModel, method: Method, cache: TokenCache) -> dict[str, float]:
-    """All that needs no further training, in percent."""
+    """Returns all measures that need no further training, in percent."""
     world, seen = cache.world, cache.split("seen-test")
     tokens = cache.tokens("seen-test", method.r)
     best, index = predict(model, tokens.x)
@@ -243,7 +244,7 @@ FEW_SHOT = ("transfer-a-1", "transfer-b-1")
 def few_shot(
     model: VideoModel, method: Method, cache: TokenCache, *, shots: Sequence[int], seed: int, budget: Budget
 ) -> dict[str, float]:
-    """The trained model trained on with K clips of every transferred class, tested on the first split; mean of A, B."""
+    """Trains further on K clips per transferred class and tests on the first split; returns the mean of A and B."""
     found = {}
     for count in shots:
         values = []
@@ -275,7 +276,7 @@ def run_method(
     budget: Budget | None = None,
     shots: Sequence[int] = (2, 16),
 ) -> dict[str, float]:
-    """Train one method with one seed on the seen classes; everything that is measured of it, in percent."""
+    """Trains one method with one seed on the seen classes and returns all its measures in percent."""
     budget = budget or Budget()
     start = time.perf_counter()
     model = build(method, cache, seed)
@@ -300,11 +301,11 @@ def run_grid(
     say: Callable[[str], None] = lambda line: None,
     done: Callable[[dict[str, list[dict[str, float]]]], None] = lambda results: None,
 ) -> dict[str, list[dict[str, float]]]:
-    """Every method with every seed: method -> what :func:`run_method` found, one a seed, GMACs of a clip added.
+    """Runs every method with every seed: method -> results of :func:`run_method`, one per seed, with GMACs per clip.
 
     Args:
-        methods: run in the order of their r, so that the tokens of one r are held at a time.
-        say: told of every run that is over. done: given all results so far after every method.
+        methods: run in the order of their r, so that the tokens of only one r are held at a time.
+        say: receives a line per finished run. done: called with all results so far after every method.
     """
     results: dict[str, list[dict[str, float]]] = {}
     for r, group in itertools.groupby(sorted(methods, key=lambda method: method.r), key=lambda method: method.r):

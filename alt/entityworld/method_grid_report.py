@@ -1,6 +1,6 @@
 """Results of the comparison on disk: JSON with everything, tables in the paper's layout, orderings.
 
-What the paper prints stands in columns of its own and is marked as the paper's: other data, other models, other sizes.
+The paper's numbers have their own columns and are marked as such: their data, models and sizes differ.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, Numbers], ...]]] = {
 
 
 def measures(runs: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    """Every measure over the seeds, and the mean of the zero-shot splits as "zero-shot"."""
+    """Returns every measure over the seeds, and the mean of the zero-shot splits as "zero-shot"."""
     rows = [dict(run) for run in runs]
     for row in rows:
         known = [row[name] for name in ZERO if name in row]
@@ -117,7 +117,7 @@ def measures(runs: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
 
 
 def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]) -> str:
-    """All of it as one text."""
+    """Returns the whole report as one text."""
     by_method = {name: measures(runs) for name, runs in results.items() if runs}
     seeds = max((len(runs) for runs in results.values()), default=0)
     what = setting.get("what", "Embedded benchmark")
@@ -172,7 +172,7 @@ def records(methods: Mapping[str, Mapping[str, Spread]]) -> tuple[list[str], lis
 
 
 def machine() -> dict[str, Any]:
-    """What the results were made on, and by what."""
+    """Returns the machine and the versions behind the results."""
     found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
@@ -187,7 +187,7 @@ def machine() -> dict[str, Any]:
 def write(
     out: str | os.PathLike[str], results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]
 ) -> list[Path]:
-    """results.json, results.csv and results.md in the folder ``out``; returns their paths."""
+    """Writes results.json, results.csv and results.md into the folder ``out`` and returns their paths."""
     folder = Path(out)
     record = {
         "setting": dict(setting),
@@ -217,7 +217,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str | None:
-    """Of the checkout this file lies in; None for an installed package."""
+    """Returns the commit of the checkout that contains this file; None for an installed package."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -236,7 +236,7 @@ MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 
 def put_into(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
-    """Replace what stands between the marks of a Markdown document by the tables of a results.json.
+    """Replaces the text between the marks of a Markdown document by the tables of a results.json.
 
     Raises:
         ValueError: the document has no marks.

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 SHIPPED = Path(__file__).parent / "weights" / "mini_clip.safetensors"
-"""Weights of the "cpu" size, trained on EntityWorld; how, is told by ``MiniClip.about`` of what is loaded from it."""
+"""Weights of the "cpu" size, trained on EntityWorld. ``load_mini_clip().about`` records the training."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ PRESETS: dict[str, MiniClipConfig] = {
 
 
 class WordTokenizer:
-    """Words to ids, as open_clip's text tower wants them: start, words, end, padding.
+    """Turns words into the ids that open_clip's text tower expects: start, words, end, padding.
 
-    A word is a run of letters and digits, in lower case; everything else separates. Id 0 pads, 1 starts a text, and
-    the end has the largest id, because that is where open_clip's tower reads its result (``pool_type="argmax"``).
+    A word is a run of lower-case letters and digits; everything else separates words. Id 0 pads and id 1 starts a text.
+    The end has the largest id, because open_clip's tower reads its result there (``pool_type="argmax"``).
 
     Args:
         vocabulary: the words, distinct. context_length: ids of a text, both ends counted.
@@ -114,11 +114,11 @@ class WordTokenizer:
         self._ids = {word: number + 2 for number, word in enumerate(words)}
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """int64 ids ``[n, context_length]``.
+        """Returns int64 ids ``[n, context_length]``.
 
         Raises:
-            ValueError: a word that is not in the vocabulary, or a text that is too long: the small text tower can
-                say nothing of a word it has not read, so nothing stands in for it, and nothing is cut off.
+            ValueError: a word is not in the vocabulary, or a text is too long. Unknown words get no substitute, because
+                the small text tower knows nothing about them, and texts are not truncated.
         """
         length = self.context_length if context_length is None else context_length
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -134,7 +134,7 @@ class WordTokenizer:
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Words of ids ``[n, length]`` joined by spaces, without start, end and padding."""
+        """Returns the words of ids ``[n, length]`` joined by spaces, without start, end and padding."""
         rows = ids.reshape(-1, ids.shape[-1]).tolist()
         return [" ".join(self.vocabulary[i - 2] for i in row if 2 <= i < self.end) for row in rows]
 
@@ -145,7 +145,7 @@ def words_of(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MiniClip:
-    """A small CLIP as it is kept in a file: the model, its tokenizer, its sizes, and how it was made."""
+    """The content of a small CLIP's file: the model, its tokenizer, its sizes, and a record of its training."""
 
     clip: Any  # open_clip.CLIP
     tokenizer: WordTokenizer
@@ -154,10 +154,10 @@ class MiniClip:
 
 
 def build_mini_clip(config: MiniClipConfig, vocab_size: int, *, seed: int | None = None) -> Any:
-    """An ``open_clip.CLIP`` of random weights: what patches, counts and encodes CLIP does so here, unchanged.
+    """Builds an ``open_clip.CLIP`` with random weights, which can be patched and counted like any other.
 
     Args:
-        config: sizes. vocab_size: of the tokenizer. seed: of the weights; None: torch's own generator goes on.
+        config: sizes. vocab_size: of the tokenizer. seed: of the weights; None: torch's global generator is used.
     """
     import open_clip
 
@@ -182,14 +182,14 @@ def build_mini_clip(config: MiniClipConfig, vocab_size: int, *, seed: int | None
 
 
 def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -> MiniClip:
-    """A small CLIP by name.
+    """Loads a small CLIP by name.
 
     Args:
         pretrained: "entity-world", the weights that ship with the package; the path of a file that
             :func:`save_mini_clip` wrote; None: the shipped sizes and vocabulary with random weights.
 
     Raises:
-        ValueError: there is no such file, or it is none of :func:`save_mini_clip`.
+        ValueError: there is no such file, or :func:`save_mini_clip` did not write it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -209,12 +209,12 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
     clip = build_mini_clip(config, tokenizer.vocab_size)
     if state:
         clip.load_state_dict(state)
-    clip.tokenizer = tokenizer  # where only the CLIP is handed on, its words go with it
+    clip.tokenizer = tokenizer  # keeps the vocabulary if only the CLIP is passed on
     return MiniClip(clip, tokenizer, config, about)
 
 
 def save_mini_clip(mini: MiniClip, path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Path:
-    """One safetensors file: weights in ``dtype``, and sizes, vocabulary and ``about`` as JSON in its metadata."""
+    """Writes one safetensors file: weights in ``dtype``, and sizes, vocabulary and ``about`` as JSON metadata."""
     from safetensors.torch import save
 
     from alt.files import replacing

@@ -31,15 +31,15 @@ __all__ = ["Pretraining", "contrastive_loss", "pretrain", "region_scores"]
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the small CLIP is trained.
+    """The training of the small CLIP.
 
     Args:
         images: pictures in all, each with a global and a local caption. steps, batch_size, lr, weight_decay: of AdamW
             with a linear warm-up from zero and a cosine to zero.
-        text_start: share of the steps before the text tower is trained too. With both towers moving from the start,
-            the embeddings of words that pictures do not tell apart yet (the five places) fall together, and then
-            neither tower gets a gradient that would part them.
-        r: numbers of tokens to merge per block; every step takes the next one, so that a tower learns with all.
+        text_start: share of the steps before the text tower is trained too. If both towers move from the start, words
+            that pictures do not distinguish yet (the five places) get the same embedding. Then neither tower gets a
+            gradient that would separate them.
+        r: numbers of tokens to merge per block. Steps cycle through them, so that the tower learns with all.
         loss: "regions": half the weight on the class token with global captions, half on regions with local ones;
             "plain": the class token with both.
         seed: of weights, pictures and batches.
@@ -71,12 +71,12 @@ class Pretraining:
 
 
 def region_scores(regions: Tensor, texts: Tensor) -> Tensor:
-    """``[B, B']``: of every picture and text, the largest cosine of any region. regions ``[B, n, d]``, unit rows."""
+    """Returns each picture's and text's largest cosine of any region, ``[B, B']``. regions: unit rows ``[B, n, d]``."""
     return torch.einsum("bnd,cd->bcn", regions, texts).amax(-1)
 
 
 def contrastive_loss(scores: Tensor, captions: Tensor) -> Tensor:
-    """Symmetric InfoNCE ``[B, B]`` logits; pictures whose captions are the same share the target evenly.
+    """Returns the symmetric InfoNCE loss of ``[B, B]`` logits; pictures with equal captions share the target evenly.
 
     Args:
         scores: logits of picture i and caption j. captions: int64 ``[B]``, equal numbers for equal captions.
@@ -161,7 +161,7 @@ class ContrastiveLearner(Learner):
         ]
 
     def groups(self) -> list[dict[str, Any]]:
-        """The image tower, and the text tower, which waits; each with and without decay."""
+        """Returns groups for the image tower and the later starting text tower, each with and without decay."""
         groups = parameter_groups(
             self.clip, self.optim, is_backbone=lambda name: name.startswith(("visual.", "logit_scale"))
         )
@@ -184,8 +184,10 @@ class ContrastiveLearner(Learner):
 
 @torch.no_grad()
 def _initialise(clip: Any, seed: int) -> None:
-    """Wider than open_clip's initialisation, for a training that is short: places in the picture and words that tell
-    texts apart have to be seen by the other tower from the first step on."""
+    """Initialises more widely than open_clip, because the training is short.
+
+    Positions in the picture and distinctive words must be visible to the other tower from the first step.
+    """
     generator = torch.Generator().manual_seed(seed)
     host, tower = find_tower(clip)
     host.position_embedding(tower).normal_(std=0.5, generator=generator)
@@ -195,7 +197,7 @@ def _initialise(clip: Any, seed: int) -> None:
 
 
 class _Captions:
-    """Captions as ids, each distinct one once."""
+    """Captions as ids, each distinct caption once."""
 
     def __init__(self, texts: Sequence[str], tokenizer: WordTokenizer, device: torch.device | str) -> None:
         distinct = sorted(set(texts))

@@ -1,4 +1,4 @@
-"""Which method is ahead of which: statements that have to hold over seeds, and others that are only reported."""
+"""Orderings of the methods: statements that must hold over seeds, and others that are only reported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from alt.tables import plus_minus
 __all__ = ["Ordering", "Results", "orderings"]
 
 Results = Mapping[str, Sequence[Mapping[str, float]]]
-"""method -> what ``run_method`` found, one a seed, the seeds in the same order for all methods."""
+"""method -> results of ``run_method``, one per seed, in the same order of seeds for all methods."""
 
 
 class Ordering(NamedTuple):
-    """A statement and what was found.
+    """A statement and its outcome.
 
-    key: "a" to "g", or a word; gated: whether it has to hold; holds: whether it does, None where it was not run;
-    found: the numbers, mean and spread over seeds; seeds: how many.
+    key: "a" to "g", or a word. gated: the statement must hold. holds: it does; None if it was not run.
+    found: the numbers, mean and spread over seeds. seeds: their number.
     """
 
     key: str
@@ -31,14 +31,14 @@ class Ordering(NamedTuple):
 
 
 class Series(tuple[float, ...]):
-    """One number a seed."""
+    """One number per seed."""
 
     @property
     def mean(self) -> float:
         return mean_std(self)[0]
 
     def minus(self, other: Sequence[float]) -> Series:
-        """Seed by seed."""
+        """Subtracts seed by seed."""
         return Series(a - b for a, b in zip(self, other, strict=True))
 
     def __str__(self) -> str:
@@ -46,10 +46,10 @@ class Series(tuple[float, ...]):
 
 
 def orderings(results: Results, *, classes: int, steps: int) -> list[Ordering]:
-    """All statements, in order. What lacks a method or a number is told as not run.
+    """Returns all statements in order. Orderings with missing data are reported as "not run".
 
     Args:
-        results: see ``Results``. classes: number of seen classes. steps: that the adapters were trained.
+        results: see ``Results``. classes: number of seen classes. steps: training steps of the adapters.
     """
     found = _Found(results)
     rows = [_reversal_blind(found), _reversal_seen(found, steps), _motion_family(found), _merging(found)]
@@ -79,7 +79,7 @@ def _row(key: str, statement: str, gated: bool, parts: Sequence[Series | None], 
     return Ordering(key, statement, gated, holds, found, min(len(part) for part in parts if part is not None))
 
 
-NAME = "ALT r=2"  # the model as it comes
+NAME = "ALT r=2"  # the model with its defaults
 BLIND = ("CLIP-Mean", "MLP", "ALT no conv")
 
 
@@ -167,7 +167,7 @@ def _chance(found: _Found, classes: int) -> Ordering:
 
 
 def _reported(found: _Found) -> list[Ordering]:
-    """What the papers find, or was expected, and is told here as it comes out."""
+    """Returns statements that the papers make or we expected, which are reported whatever the outcome."""
     rows = []
     pairs = (
         ("g", "similarity scale 10 is no worse than the literal 1", "ALT scale 10", "ALT scale 1"),

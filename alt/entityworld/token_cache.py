@@ -1,4 +1,4 @@
-"""Tokens of EntityWorld's clips, made once per r by the frozen tower and kept in memory."""
+"""Tokens of EntityWorld's clips, computed once per r by the frozen tower and kept in memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VideoTokens(NamedTuple):
     labels: Tensor
 
     def reversed(self) -> VideoTokens:
-        """The clips played backwards. The tower sees frames one by one, so their tokens are the same ones."""
+        """Returns the tokens of the clips played backwards: the same ones, because the tower sees single frames."""
         return VideoTokens(self.x.flip(1), self.labels)
 
     def take(self, rows: Sequence[int] | Tensor) -> VideoTokens:
@@ -35,7 +35,7 @@ class VideoTokens(NamedTuple):
 
 
 class CachedSplit(NamedTuple):
-    """What does not depend on r: the split, the boxes of the target ``[N, T, 4]``, class texts ``[C, d]``."""
+    """A split without its tokens, so independent of r: the target's boxes ``[N, T, 4]`` and class texts ``[C, d]``."""
 
     split: Split
     boxes: Tensor
@@ -43,15 +43,15 @@ class CachedSplit(NamedTuple):
 
 
 class TokenCache:
-    """A world seen through a small CLIP that is not trained any more.
+    """A world seen through a frozen small CLIP.
 
     Args:
-        world: where the clips come from.
+        world: source of the clips.
         pretrained: the small CLIP, "entity-world" or a path, as in :func:`~alt.entityworld.mini_clip.load_mini_clip`.
-        templates: how class names are made into texts, see :meth:`~alt.models.text.TextEncoder.embed_classes`.
+        templates: of class names, see :meth:`~alt.models.text.TextEncoder.embed_classes`.
 
     Raises:
-        ValueError: the small CLIP was made for pictures of another size, or lacks words of the world.
+        ValueError: the small CLIP was trained on pictures of another size, or lacks words of the world.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TokenCache:
         return self._rendered(name)[1]
 
     def tokens(self, name: str, r: int | tuple[int, ...], keep: bool = True) -> VideoTokens:
-        """Tokens of a split with r tokens merged away per block; kept for the next call unless ``keep`` is False."""
+        """Returns the tokens of a split with r tokens merged per block, cached unless ``keep`` is False."""
         found = self._tokens.get((name, r))
         if found is None:
             frames, cached = self._rendered(name)
@@ -96,11 +96,11 @@ class TokenCache:
         return found
 
     def forget(self, r: int | tuple[int, ...]) -> None:
-        """Drop the tokens of one r."""
+        """Drops the tokens of one r."""
         self._tokens = {key: value for key, value in self._tokens.items() if key[1] != r}
 
     def clips(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """Clips ``[N, T, 3, H, W]`` of a split, CLIP-normalised."""
+        """Returns clips ``[N, T, 3, H, W]`` of a split, CLIP-normalised."""
         return normalise(self._rendered(name)[0][rows])
 
     def _rendered(self, name: str) -> tuple[Tensor, CachedSplit]:

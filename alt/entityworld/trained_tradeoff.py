@@ -1,6 +1,6 @@
 """The trade-off across r on EntityWorld: ALT trained on cached tokens, with merging or without.
 
-In training: tokens of one r, trained and tested on. Off-the-shelf: trained on unmerged tokens, tested on merged ones.
+In training: train and test on tokens of one r. Off-the-shelf: train on unmerged tokens, test on merged ones.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def train_tradeoff(
     measure: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Tradeoff:
-    """ALT on the seen classes' test clips, at every r and schedule, over seeds.
+    """Tests ALT on the seen classes' test clips, at every r and schedule, over seeds.
 
     Args:
         cache: the world and its tower.
-        r: tokens merged in a block; 0 is always there. inflections: 0 for a constant schedule, -1 for a decreasing one.
-        seeds: each trains anew. budget: of the training.
+        r: tokens merged per block, always with 0. inflections: 0 for a constant schedule, -1 for a decreasing one.
+        seeds: one training each. budget: of the training.
         in_training: also train with merging, at the constant schedule.
-        measure: throughput and peak memory as well.
-        say: told what is under way.
+        measure: also measure throughput and peak memory.
+        say: receives progress lines.
     """
     budget = budget or Budget()
     merged = sorted({value for value in r if value > 0})

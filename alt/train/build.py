@@ -18,10 +18,10 @@ from .sources import check_root
 
 
 def check_files(config: TrainConfig) -> None:
-    """Finds a missing folder of clips, missing weights and a missing corpus before anything slow; nothing is read.
+    """Checks that the folder of clips, the weights and the corpus exist, before anything slow. Nothing is read.
 
     Raises:
-        UserError: a folder, a file or a tag of weights that is not there.
+        UserError: a folder, a file or a tag of weights does not exist.
     """
     from alt.models.clip import check_weights
     from alt.models.families import BACKBONES, parse_name
@@ -42,10 +42,10 @@ def check_files(config: TrainConfig) -> None:
 def build_model(
     config: TrainConfig, classes: Sequence[str], world: Any = None, say: Callable[[str], None] = lambda line: None
 ) -> nn.Module:
-    """The video model, its classes and corpus set.
+    """Builds the video model and sets its classes and corpus.
 
     Raises:
-        UserError: what the model, its weights, its corpus or the texts do not allow, in one sentence.
+        UserError: the model, its weights, its corpus or the texts do not fit. The message is one sentence.
     """
     from alt.models import create_model
 
@@ -94,13 +94,13 @@ def _set_corpus(model: Any, config: TrainConfig, classes: Sequence[str], world: 
 
 
 class RandomTextEncoder:
-    """In place of a text encoder that was never trained: a fixed random direction for every text."""
+    """Replaces an untrained text encoder by a fixed random direction for every text."""
 
     def __init__(self, width: int) -> None:
         self.width = width
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit rows ``[n, width]``, each a function of its text alone."""
+        """Returns unit rows ``[n, width]``, each a function of its text alone."""
         rows = []
         for text in texts:
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
@@ -112,7 +112,7 @@ class RandomTextEncoder:
 
 
 def text_encoder(config: TrainConfig, width: int) -> Any:
-    """What embeds the class names and the corpus: CLIP's frozen text tower, on the CPU."""
+    """Returns the encoder of class names and corpus: CLIP's frozen text tower, on the CPU."""
     section = config.model
     if section.name.endswith("-mini") and section.pretrained is None:
         return RandomTextEncoder(width)
@@ -122,10 +122,10 @@ def text_encoder(config: TrainConfig, width: int) -> Any:
 
 
 def load_start(model: nn.Module, path: Path) -> str:
-    """Starts from the weights of an earlier run; classes, corpus and head stay those of this one.
+    """Reads the weights of an earlier run; classes, corpus and head of the model are kept.
 
     Raises:
-        UserError: no such file, or it is of another model.
+        UserError: there is no such file, or it belongs to another model.
     """
     from alt.models.weights import load_weights
 
@@ -139,7 +139,7 @@ def load_start(model: nn.Module, path: Path) -> str:
 
 
 def export(model: nn.Module, path: Path) -> None:
-    """The weights as one safetensors file, whole or not at all."""
+    """Writes the weights as one safetensors file, whole or not at all."""
     from alt.models.weights import save_model
 
     with write_errors():

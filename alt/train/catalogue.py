@@ -1,7 +1,7 @@
-"""The shipped configurations: plain files, and families that stand for one configuration a combination.
+"""The shipped configurations: plain files, and families with one configuration per combination.
 
-A family file has ``family: NAME with {axes}``, ``axes`` (for each axis its values, each a piece of configuration) and
-the settings all members share. ``family: alt-{size}-k400-{frames}f`` with sizes b16, l14 and frames 8, 16 ships four.
+A family file has ``family: NAME with {axes}``, ``axes`` (values per axis, each a piece of configuration) and the
+settings that all members share. ``family: alt-{size}-k400-{frames}f`` with sizes b16, l14 and frames 8, 16 ships four.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .parse import merge, read_yaml
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    """Name -> tree (``base`` not yet resolved) of everything that ships."""
+    """Returns name -> tree of all shipped configurations, with ``base`` unresolved."""
     found: dict[str, dict[str, Any]] = {}
     for entry in sorted((resources.files("alt") / "configs").iterdir(), key=lambda e: e.name):
         if not entry.name.endswith(".yaml"):
@@ -36,9 +36,9 @@ def _shipped() -> dict[str, dict[str, Any]]:
 
 
 def expand(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The members of a family: shared settings, then the piece of each axis in the order of the axes.
+    """Returns the members of a family: shared settings, then the piece of each axis in the order of the axes.
 
-    A piece may hold ``base``; texts anywhere in the settings may use ``{axis}``.
+    A piece may have ``base``. Texts in the settings may use ``{axis}``.
     """
     shared = {key: value for key, value in tree.items() if key not in ("family", "axes")}
     axes: Mapping[str, Mapping[Any, Any]] = tree["axes"]
@@ -63,12 +63,12 @@ def _fill(value: Any, labels: Mapping[str, str]) -> Any:
 
 
 def names() -> list[str]:
-    """Every shipped configuration that can be trained; those starting with "base" only serve as bases."""
+    """Returns the shipped configurations that can be trained; those named "base..." are only bases."""
     return [name for name in _shipped() if not name.startswith("base")]
 
 
 def find(source: str | Path) -> dict[str, Any]:
-    """The tree of a file or of a shipped name, its bases resolved."""
+    """Returns the tree of a file or of a shipped name, with its bases resolved."""
     text = str(source)
     if Path(text).suffix in (".yaml", ".yml"):
         tree, name = _read(Path(text)), Path(text).stem

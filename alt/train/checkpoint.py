@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, see :func:`alt.files.replacing`."""
+"""Checkpoints that are written whole or not at all, see :func:`alt.files.replacing`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LAST = Path("checkpoints") / "last.ckpt"
 
 
 class WriteError(UserError):
-    """A file of the run could not be written; what was there before is untouched."""
+    """A file of the run could not be written. The previous file is unchanged."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format; the checkpoint of before stays until the new one is on the disk.
+    """Lightning's file format, but the previous checkpoint is kept until the new one is on the disk.
 
     Raises:
         WriteError: disk full, no permission and the like, in one sentence.
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @contextlib.contextmanager
 def write_errors() -> Iterator[None]:
-    """What :func:`alt.files.replacing` says about a failed write, for the user."""
+    """Turns errors of :func:`alt.files.replacing` into sentences for the user."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def write_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """torch's zip writer turns an error of the file under it into a RuntimeError."""
+    """Restores the OSError that torch's zip writer turns into a RuntimeError."""
     try:
         yield
     except RuntimeError as error:
@@ -58,16 +58,16 @@ def _as_os_error() -> Iterator[None]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what a process that was killed while writing ``path`` left beside it."""
+    """Removes files left by a process that was killed while writing ``path``."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors on the CPU.
+    """Reads a checkpoint, with tensors on the CPU.
 
     Raises:
-        UserError: it is not there, or not a checkpoint of ours, or damaged.
+        UserError: the file is missing, damaged, or not a checkpoint of this package.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -1,7 +1,7 @@
-"""What a training run is made of. Defaults are those of the paper's fully supervised runs.
+"""The configuration of a training run. Defaults are those of the paper's fully supervised runs.
 
-A configuration is YAML with the groups below, on top of another one where it says ``base: NAME``. The shipped ones are
-found by their bare name (:mod:`alt.train.catalogue`); values on the command line (``--set optim.lr=1e-5``) come last.
+A configuration is YAML with the groups below. ``base: NAME`` puts it on top of another one. Shipped configurations are
+found by their bare name (:mod:`alt.train.catalogue`). Values on the command line (``--set optim.lr=1e-5``) come last.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class DataSection:
     """``kind`` "entity_world": ``preset`` and the splits name generated clips. ``kind`` "frames": list files of clips
     (``path label`` a line) under ``root``, class names in ``labels``.
 
-    ``batch_size`` is the number of clips of one optimiser step over all devices and accumulated parts.
-    ``shots``: train on this many clips of every class (a nested, seeded choice). ``workers``: processes that load.
+    ``batch_size``: clips per optimiser step, over all devices and accumulated parts.
+    ``shots``: clips per class to train on (a nested, seeded draw). ``workers``: processes that load clips.
     ``size``: side of the input in pixels; ``resize``: short side before the test crop.
     """
 
@@ -135,7 +135,7 @@ class ScheduleSection:
         return self
 
     def length(self, steps_per_epoch: int) -> tuple[int, int]:
-        """(all steps, steps of the warm-up)."""
+        """Returns (all steps, steps of the warm-up)."""
         total = self.steps if self.steps is not None else self.epochs * steps_per_epoch
         if self.warmup_steps is not None:
             warmup = self.warmup_steps
@@ -148,7 +148,7 @@ class ScheduleSection:
 
 @checked
 class AugmentationSection:
-    """One draw a clip for flip, crop, jitter and gray; mixup and cutmix once a batch. All off: the test transform."""
+    """Flip, crop, jitter and gray, drawn once per clip, and mixup and cutmix per batch. All off: the test transform."""
 
     flip: Share = 0.5
     crop_scales: Annotated[tuple[Finite, ...], AfterValidator(_scales)] | None = (1.0, 0.875, 0.75, 0.66)
@@ -162,8 +162,8 @@ class AugmentationSection:
 
 @checked
 class TrainerSection:
-    """How Lightning runs it. ``accumulate``: parts of a step on each device. ``checkpoint_every``: steps between
-    checkpoints, None: once an epoch. ``validate_every``: epochs between validations, 0: never."""
+    """Settings of Lightning's Trainer. ``accumulate``: parts of a step on each device. ``checkpoint_every``: steps
+    between checkpoints, None: one per epoch. ``validate_every``: epochs between validations, 0: never."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Count | None = None
@@ -180,12 +180,11 @@ class TrainerSection:
 
 @checked
 class EvaluationSection:
-    """How the row of the paper is measured afterwards, by ``alt eval`` (:func:`alt.evaluate.execute.execute`);
-    training only validates with one view.
+    """The evaluation of the trained model by ``alt eval`` (:func:`alt.evaluate.execute.execute`), as in the paper.
 
-    ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``: data sets, whose folders lie beside
-    ``data.root`` in a zero-shot protocol and which else name ``data.root``; ``splits``: official splits.
-    ``draws``: of classes, ``subset`` at random each time (zero-shot), or of the few shots."""
+    Training itself validates with one view. ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``:
+    data sets; in a zero-shot protocol they are folders beside ``data.root``, otherwise they name ``data.root``.
+    ``splits``: official splits. ``draws``: of ``subset`` random classes (zero-shot), or of the few shots."""
 
     protocol: Literal["supervised", "few-shot", "zero-shot", "linear-probe"] = "supervised"
     sets: tuple[Text, ...] = ()
@@ -218,10 +217,10 @@ class TrainConfig:
 
 
 def from_tree(tree: dict[str, Any]) -> TrainConfig:
-    """Returns a checked configuration of nested mappings.
+    """Builds a checked configuration from nested mappings.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value out of range, in one sentence.
+        UserError: a key is unknown, or a value has a wrong type or is out of range. The message is one sentence.
     """
     try:
         config = from_mapping(TrainConfig, tree)
@@ -232,7 +231,7 @@ def from_tree(tree: dict[str, Any]) -> TrainConfig:
 
 
 def _checked_options(model: ModelSection) -> dict[str, Any]:
-    """``model.options`` as the configuration of the named model has them."""
+    """Returns ``model.options``, checked against the configuration of the named model."""
     try:
         family, _ = parse_name(model.name)
     except ValueError as error:
@@ -245,10 +244,10 @@ def _checked_options(model: ModelSection) -> dict[str, Any]:
 
 
 def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """The configuration of a file or a shipped name, with ``a.b=c`` overrides on top.
+    """Loads the configuration of a file or a shipped name, with ``a.b=c`` overrides on top.
 
     Raises:
-        UserError: one sentence: no such file or name, not YAML, an unknown key, a wrong type or value.
+        UserError: the file or name is unknown, it is not YAML, or a key, type or value is wrong.
     """
     from .catalogue import find
 
@@ -258,7 +257,7 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     return from_tree(tree)
 
 
-# What a resumed run may change: nothing here touches the parameters it will have.
+# Settings that a resumed run may change, because they do not affect its parameters.
 FREE_ON_RESUME = (
     "about", "data.workers", "data.root", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every",
     "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes", "trainer.strategy",
@@ -267,7 +266,7 @@ FREE_ON_RESUME = (
 
 
 def first_difference(old: TrainConfig, new: TrainConfig) -> str | None:
-    """The first setting that a run to be resumed must not change, in words; None where there is none."""
+    """Returns a phrase on the first changed setting that a resumed run must keep, or None."""
     before, after = flat(plain(old)), flat(plain(new))
     for key in [*before, *(k for k in after if k not in before)]:
         free = any(key == name or key.startswith(name + ".") for name in FREE_ON_RESUME)
@@ -286,9 +285,9 @@ SMOKE: dict[str, Any] = {
 
 
 def smoke(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """The same run on the small model and the smallest EntityWorld for two steps, and what that replaced.
+    """Returns the same run on the small model and the smallest EntityWorld for two steps, and the replaced settings.
 
-    Strategy, alignment, optimiser, augmentation, precision, accumulation and protocol stay as they are.
+    Strategy, alignment, optimiser, augmentation, precision, accumulation and protocol are kept.
     """
     tree = plain(config)
     over = {group: dict(values) for group, values in SMOKE.items()}
@@ -296,7 +295,7 @@ def smoke(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     over["model"]["name"] = f"{family}-mini"
     if config.model.corpus == "labels" or config.model.corpus is None:
         over["model"]["corpus"] = config.model.corpus
-    if config.data.shots is not None:  # the smallest world has four clips of a class
+    if config.data.shots is not None:  # the smallest world has four clips per class
         over["data"]["shots"] = min(config.data.shots, 4)
     r = config.model.r
     # The small tower has four blocks of 37 tokens at most, a list of another length would not fit it.

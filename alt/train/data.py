@@ -1,4 +1,4 @@
-"""From the clips of a run to loaders."""
+"""Loaders of the clips of a run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .sources import WorldClips, choose_clips, open_sources
 
 
 class ClipTransform:
-    """uint8 frames ``[T, 3, H, W]`` and a seed to a float32 model input; the seed decides the augmentation, if any.
+    """Turns uint8 frames ``[T, 3, H, W]`` into a float32 model input; a seed decides the augmentation, if any.
 
-    Without crops of several scales the short side is resized to ``resize`` and the centre taken, as in evaluation.
-    Generated clips have the right size already (``size`` None).
+    Without multi-scale crops, the short side is resized to ``resize`` and the centre is cropped, as in evaluation.
+    Generated clips already have the right size (``size`` None).
     """
 
     def __init__(self, size: int | None, resize: int, augmentation: AugmentationSection | None) -> None:
@@ -58,7 +58,7 @@ class ClipDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: SampleIndex | int) -> tuple[Tensor, int]:
         clip, epoch = index if isinstance(index, tuple) else (index, 0)
-        empty = clip < 0  # a place that only keeps the processes even: some clip, no label
+        empty = clip < 0  # keeps the processes even: any clip, no label
         place = int(self.chosen[max(clip, 0)])
         seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=epoch, clip=place)
         pixels = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
@@ -69,7 +69,7 @@ class ClipData(LightningDataModule):
     """Loaders of a run. Steps, batches and augmentation do not depend on the number of processes or workers.
 
     Raises:
-        UserError: a split, folder or list that is not there, or cannot be read.
+        UserError: a split, folder or list is missing or cannot be read.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -89,13 +89,13 @@ class ClipData(LightningDataModule):
             self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
 
     def setup(self, stage: str) -> None:
-        """Draws the clips of a generated world, which waits until the model is there: its errors come first."""
+        """Renders the clips of a generated world, only once the model is built, so that its errors come first."""
         for source in self.sources[:2]:
             if isinstance(source, WorldClips):
                 source.render()
 
     def describe_short(self) -> list[str]:
-        """Returns a line on each list file with clips that have fewer frames than the model reads."""
+        """Returns one line per list file that has clips with fewer frames than the model reads."""
         lists = [source for source in self.sources[:2] if isinstance(source, ClipFiles)]
         return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
 

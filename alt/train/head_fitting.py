@@ -1,4 +1,4 @@
-"""Training of a small head on features or tokens that a frozen tower made once."""
+"""Trains a small head on features or tokens that a frozen tower computed once."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def fit_head(
     """Trains the parameters of ``head`` that require a gradient; equal inputs and seeds give equal weights.
 
     Args:
-        head: what is trained; its mode stays as it is.
+        head: the module to train; its mode is kept.
         loss: called with (rows int64 ``[B]``, a seed as an int64 scalar) at every step; returns the mean loss.
-        samples: number of samples that ``rows`` choose from.
-        recipe: how.
+        samples: number of samples from which ``rows`` choose.
+        recipe: of the optimiser and its schedule.
         seed: of the order of the samples and of the seeds that ``loss`` gets.
 
     Returns:
         The mean loss over the last tenth of the steps.
 
     Raises:
-        ValueError: nothing to train, no samples or no steps.
+        ValueError: there is nothing to train, or there are no samples or no steps.
     """
     if samples < 1 or recipe.steps < 1:
         raise ValueError(f"expected at least one sample and one step, got {samples} and {recipe.steps}")

@@ -1,4 +1,4 @@
-"""The training steps. Whatever is random in one is a function of (seed, step, part of the step, process)."""
+"""The training steps. All randomness of a step is a function of (seed, step, part of the step, process)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class VideoLearner(Learner):
     Args:
         model: a ``VideoModel`` whose classes are set.
         config: the run.
-        steps_per_epoch: optimiser steps of an epoch; only asked for where the schedule counts epochs.
+        steps_per_epoch: optimiser steps per epoch; used only if the schedule counts epochs.
 
     A batch is ``(clips [B, T, 3, H, W], labels [B])``, label -1 in validation being an empty place.
     """
@@ -102,7 +102,7 @@ class VideoLearner(Learner):
     def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         clips, labels = batch
         seed = self.step_seed(batch_idx % self.config.trainer.accumulate)
-        torch.manual_seed(seed)  # drop-path and the like, should the model have any
+        torch.manual_seed(seed)  # for drop-path and the like, if the model has any
         clips, targets = self.mix(clips, labels, make_generator("mix", seed=seed))
         noise_seed = torch.tensor(derive_seed("noise", seed=seed), dtype=torch.int64, device=clips.device)
         logits = self.model(clips, seed=noise_seed).logits

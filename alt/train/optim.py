@@ -13,12 +13,12 @@ from torch import nn
 if TYPE_CHECKING:
     from .config import OptimSection
 
-# A learned embedding of positions is no matrix that decay makes sense for, whatever its dimensions.
+# Decay makes no sense for a learned position embedding, whatever its dimensions.
 _POSITION = re.compile(r"(^|_)(pos|position|positions|positional)(_|$)")
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """True where weight decay applies: not on vectors (biases, norms, class token), not on position embeddings."""
+    """Returns True if weight decay applies: not to vectors (biases, norms, class token) or position embeddings."""
     return parameter.ndim > 1 and not any(_POSITION.search(part) for part in name.split("."))
 
 

@@ -1,4 +1,4 @@
-"""Nested mappings from YAML and from ``a.b=c``, with one sentence for whatever does not fit."""
+"""Nested mappings from YAML and from ``a.b=c``, with one sentence per error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document; ``where`` names it in the sentence of an error."""
+    """Parses one YAML document; ``where`` names it in error messages."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -39,7 +39,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``: mappings are joined key by key, everything else is replaced."""
+    """Puts ``over`` on top of ``base``: mappings are joined key by key, everything else is replaced."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
@@ -48,7 +48,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], text: str) -> dict[str, Any]:
-    """``a.b=c`` into a nested mapping; c is read as YAML."""
+    """Puts ``a.b=c`` into a nested mapping; c is read as YAML."""
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -60,7 +60,7 @@ def apply_override(tree: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping to dotted keys."""
+    """Flattens a nested mapping to dotted keys."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""Processes: how many there are, which one writes, and how Lightning shares parameters and gradients among them."""
+"""The processes of a run: their number, the one that writes, and Lightning's strategy for sharing parameters."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def is_first_process() -> bool:
 def choose_processes(settings: TrainerSection) -> dict[str, Any]:
     """Returns Lightning's ``devices``, ``num_nodes`` and ``strategy``.
 
-    Devices and nodes are torchrun's where it started us, else those of the settings, else all GPUs or one CPU process.
-    One process needs no strategy, several use DDP, or FSDP2 where the settings ask for it.
+    Devices and nodes are torchrun's if it started us, else those of the settings, else all GPUs or one CPU process.
+    One process needs no strategy. Several use DDP, or FSDP2 if the settings ask for it.
 
     Raises:
-        UserError: more GPUs are asked for than there are.
+        UserError: the settings ask for more GPUs than there are.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -53,7 +53,7 @@ def choose_processes(settings: TrainerSection) -> dict[str, Any]:
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Shards every block of the tower and of the adapter by itself, then what is left (FSDP2)."""
+    """Shards every block of the tower and of the adapter by itself, then the rest (FSDP2)."""
     from torch.distributed.fsdp import fully_shard
 
     for blocks in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:

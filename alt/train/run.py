@@ -1,4 +1,4 @@
-"""One training run: a folder with its configuration, checkpoints, logs and weights; killed at any step it goes on."""
+"""One training run: a folder with its configuration, checkpoints, logs and weights. It can resume from any step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .trainer import Say, build_trainer, run_trainer
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run left. ``metrics``: the last values logged, ``steps``: optimiser steps of the whole run."""
+    """The result of a finished run. ``metrics``: the last logged values. ``steps``: optimiser steps in total."""
 
     folder: Path
     checkpoint: Path
@@ -43,18 +43,18 @@ def fit(
     say: Say = lambda line: print(line, flush=True),
     callbacks: list[Callback] | None = None,
 ) -> RunResult:
-    """Trains a model; the global random state is afterwards as before.
+    """Trains a model, and restores the global random state afterwards.
 
     The folder (``runs/<name>`` without ``out``) gets ``config.yaml``, ``checkpoints/last.ckpt``, ``metrics.csv``,
-    TensorBoard's files where it is installed, and in the end ``model.safetensors``.
+    TensorBoard's files if it is installed, and in the end ``model.safetensors``.
 
     Args:
-        config: the run. out: its folder. resume: go on from the folder's last checkpoint.
+        config: the run. out: its folder. resume: continue from the folder's last checkpoint.
         say: receives lines for the user, from the first process only. callbacks: further ones for Lightning.
 
     Raises:
-        UserError: one sentence, for whatever the user can put right. KeyboardInterrupt: Ctrl-C. Terminated: SIGTERM,
-            after one more checkpoint. The last checkpoint is whole in every case.
+        UserError: an error that the user can put right, in one sentence. KeyboardInterrupt: Ctrl-C. Terminated:
+            SIGTERM, after one more checkpoint. The last checkpoint is whole in every case.
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)
@@ -113,7 +113,7 @@ def _open_folder(config: TrainConfig, folder: Path, last: Path, resume: bool) ->
 
 
 def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from: Path | None) -> None:
-    """Runs the Trainer; whatever the user can put right is one sentence."""
+    """Runs the Trainer, and turns errors that the user can put right into one sentence."""
     try:
         run_trainer(trainer, learner, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except FloatingPointError as error:

@@ -1,4 +1,4 @@
-"""Which clips make up which step: a pure function of (seed, step), so that a run can begin at any step."""
+"""The clips of each step, as a pure function of (seed, step), so that a run can begin at any step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from alt.errors import UserError
 
 
 class SampleIndex(NamedTuple):
-    """One clip of one step. ``epoch`` counts how often the clip has come before, and so decides its augmentation.
+    """One clip of one step. ``epoch`` counts earlier uses of the clip, and so decides its augmentation.
 
-    Clip -1 is an empty place, so that every process gets equally many.
+    Clip -1 is an empty place, so that all processes get the same number.
     """
 
     clip: int
@@ -26,8 +26,8 @@ class SampleIndex(NamedTuple):
 def batches(length: int, batch_size: int, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (clips, epochs), int64 ``[batch_size]`` each, of the steps ``start``, ``start + 1``, ... without end.
 
-    The clips are an endless stream of permutations of ``length`` clips, one per epoch, each dealt out completely.
-    Step s has the clips [s B, (s + 1) B) of it.
+    The clips form an endless stream of permutations of ``length`` clips, one per epoch. Step s takes the clips
+    [s B, (s + 1) B) of this stream.
     """
     current, permutation = -1, torch.empty(0, dtype=torch.int64)
     first = start * batch_size
@@ -48,8 +48,8 @@ def batches(length: int, batch_size: int, seed: int, start: int = 0) -> Iterator
 class StepSampler(Sampler[list[SampleIndex]]):
     """Batches of one process, from :func:`batches`.
 
-    A step is shared out to ``accumulate`` batches and in each to ``world`` processes, so what a step consists of does
-    not depend on either.
+    A step is split into ``accumulate`` batches, and each batch among ``world`` processes, so the clips of a step depend
+    on neither.
 
     Args:
         length: clips. batch_size: of one step, all processes and accumulated batches together. seed: of the order.
@@ -57,7 +57,7 @@ class StepSampler(Sampler[list[SampleIndex]]):
         start: the step at which the next iteration begins (of the whole run); it ends with that step's epoch.
 
     Raises:
-        UserError: no clips, or a batch that cannot be shared out evenly.
+        UserError: there are no clips, or a batch cannot be split evenly.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class StepSampler(Sampler[list[SampleIndex]]):
         return steps_per_epoch(self.length, self.batch_size)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Returns the batches per epoch."""
         return self.steps_per_epoch * self.accumulate
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
@@ -106,7 +106,7 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 
 
 class EvenSampler(Sampler[list[SampleIndex]]):
-    """All clips in order, dealt out to the processes; the last places may be empty (clip -1), none comes twice."""
+    """All clips in order, split among the processes. The last places may be empty (clip -1); no clip comes twice."""
 
     def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         self.length, self.batch_size, self.rank, self.world = length, batch_size, rank, world

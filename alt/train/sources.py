@@ -40,7 +40,7 @@ class WorldClips:
         self.class_names: list[str] = list(self._split.class_names)
 
     def render(self) -> WorldClips:
-        """Draws all clips and returns itself. Before processes read them: each would draw its own otherwise."""
+        """Renders all clips and returns itself. Call it before other processes read clips, or each renders its own."""
         if self._videos is None:
             self._videos = self._world.render(self._split, frames=self._count).frames
         return self
@@ -53,7 +53,7 @@ class WorldClips:
 
 
 class Sources(NamedTuple):
-    """Clips to train on and to validate with; world: the generated one they are of."""
+    """Clips to train on and to validate with. world: the generated world of these clips."""
 
     train: Clips
     validation: Clips | None
@@ -61,7 +61,7 @@ class Sources(NamedTuple):
 
 
 def open_sources(config: TrainConfig) -> Sources:
-    """Opens the clips of a training run. Those of a generated world are not drawn yet.
+    """Opens the clips of a training run. Clips of a generated world are not rendered yet.
 
     Raises:
         UserError: a split, folder or list that is not there, or cannot be read.
@@ -84,7 +84,7 @@ def open_world(data: DataSection) -> World:
 
 
 def open_split(data: DataSection, name: str, frames: int, world: World | None) -> Clips:
-    """Opens a split of a world, drawn, or a list file under ``data.root``."""
+    """Opens a split of a world, rendered, or a list file under ``data.root``."""
     found = _find_split(data, name, frames, world)
     return found.render() if isinstance(found, WorldClips) else found
 
@@ -116,7 +116,7 @@ def check_root(root: str | None) -> str:
 
 
 def choose_clips(config: TrainConfig, labels: Tensor) -> Tensor:
-    """Returns the clips that are trained on: all, or ``data.shots`` per class; at most ``data.limit``."""
+    """Returns the clips to train on: all, or ``data.shots`` per class; at most ``data.limit``."""
     chosen = torch.arange(len(labels))
     if config.data.shots is not None:
         try:

@@ -17,11 +17,11 @@ __all__ = ["StopOnSigterm"]
 
 
 class StopOnSigterm(Callback):
-    """Ends a run that received SIGTERM with a checkpoint of the step it was at, from which --resume goes on.
+    """Ends a run that received SIGTERM with a checkpoint, from which --resume continues.
 
-    The step under way is finished first, so the checkpoint is one like any other. A validation under way is left if
-    the last checkpoint is of the step before it, and finished otherwise. Several processes stop together if one of
-    them received the signal. Lightning's own handler would stop without a checkpoint and with exit status 0.
+    The current step is finished first, so the checkpoint is like any other. A running validation is abandoned if the
+    last checkpoint is of the step before it, and finished otherwise. If one process receives the signal, all stop
+    together. Lightning's own handler would stop without a checkpoint and with exit status 0.
 
     Args:
         checkpoint: the file to write.

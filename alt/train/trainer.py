@@ -1,4 +1,4 @@
-"""Lightning's Trainer, which is the only training loop of models: with a folder for a run, or just for some steps."""
+"""Lightning's Trainer, the only training loop of models: for a run with a folder, or for some steps in memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_trainer(
 
     Args:
         config: the run. total_steps, steps_per_epoch: its optimiser steps. validate: there are clips to validate on.
-        done: steps of the run that were done before. report: gets progress lines where there is no terminal.
+        done: earlier steps of a resumed run. report: gets progress lines if there is no terminal.
         callbacks: further ones.
     """
     settings = config.trainer
@@ -98,7 +98,7 @@ def _make_trainer(**settings: Any) -> Trainer:
 
 
 def run_trainer(trainer: Trainer, learner: LightningModule, **arguments: Any) -> None:
-    """Runs ``trainer.fit`` without Lightning's remarks; Ctrl-C is a KeyboardInterrupt as anywhere else."""
+    """Runs ``trainer.fit`` without Lightning's remarks; Ctrl-C raises KeyboardInterrupt as usual."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
     with quiet():
@@ -125,7 +125,7 @@ def run_steps(
     mixed_precision: bool = False,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> float:
-    """Trains for some steps on one device in this process, on data that lie in memory; nothing is written.
+    """Trains for some steps on one device in this process, on data in memory; nothing is written.
 
     Args:
         learner: trained in place, on the CPU afterwards. Gradients are clipped at norm 1.
@@ -172,7 +172,7 @@ class _Indices(Dataset[SampleIndex]):
 
 
 class _Clock(Callback):
-    """Seconds between the first step and the end of the last."""
+    """Measures the seconds from the first step to the end of the last."""
 
     seconds = 0.0
 
@@ -196,7 +196,7 @@ class _StepReport(Callback):
 
 
 class Lines(Callback):
-    """Reports progress where there is no terminal: a line now and then."""
+    """Reports progress as occasional lines if there is no terminal."""
 
     def __init__(self, report: Say, lines: int = 20) -> None:
         self.report, self.lines, self.last = report, lines, -1
@@ -218,7 +218,7 @@ def _loggers(folder: Path, done: int) -> list[Logger]:
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
     earlier = _earlier_rows(folder / "metrics.csv", done)
     if is_first_process():
-        with warnings.catch_warnings():  # Lightning starts the file anew; the rows before the checkpoint go back in
+        with warnings.catch_warnings():  # Lightning restarts the file; the rows before the checkpoint are restored
             warnings.simplefilter("ignore")
             writer = table.experiment
         writer.metrics.extend(earlier)
@@ -239,7 +239,7 @@ def _earlier_rows(path: Path, done: int) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Lightning's remarks on devices, workers and intervals: what matters of them we say ourselves."""
+    """Silences Lightning's remarks on devices, workers and intervals; we report what matters of them."""
     loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

@@ -23,10 +23,10 @@ _QUICK = "-quickgelu"
 
 
 class Tower(NamedTuple):
-    """An image tower and what belongs to it.
+    """An image tower with its preprocessing.
 
-    model: open_clip's name of it; visual: the module, in evaluation mode; preprocess: photograph -> [3, H, W] float32;
-    weights: what the weights are, in words.
+    model: its name in open_clip. visual: the module, in evaluation mode. preprocess: photograph -> [3, H, W] float32.
+    weights: their origin, in words.
     """
 
     model: str
@@ -35,21 +35,21 @@ class Tower(NamedTuple):
     weights: str
 
     def picture(self, x: Tensor) -> NDArray[np.uint8]:
-        """Undoes the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], what the tower sees."""
+        """Undoes the normalisation of ``preprocess``: [3, H, W] -> uint8 [H, W, 3], as the tower sees it."""
         pixels = denormalise(x, *find_host(self.visual).mean_std(self.visual))
         return pixels.permute(1, 2, 0).contiguous().numpy()
 
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Returns the number of patches down and across."""
         return find_host(self.visual).grid(self.visual)
 
     def num_protected(self) -> int:
-        """Returns how many tokens come before those of the patches."""
+        """Returns the number of tokens before those of the patches."""
         return find_host(self.visual).num_protected(self.visual)
 
 
 def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
-    """Build the tower ``model``; the weights of tag ``pretrained``, or random ones from ``seed``."""
+    """Builds the tower ``model`` with the weights of tag ``pretrained``, or random ones from ``seed``."""
     try:
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -77,7 +77,7 @@ def load_tower(model: str, pretrained: str | None, seed: int) -> Tower:
 
 
 def _model_of_tag(open_clip: Any, model: str, tag: str) -> str:
-    """The variant of ``model`` (with QuickGELU or without) that the weights ``tag`` were trained with."""
+    """Returns the variant of ``model`` (with or without QuickGELU) for which the weights ``tag`` were trained."""
     if os.path.isfile(tag):
         return model
     plain = model.removesuffix(_QUICK)

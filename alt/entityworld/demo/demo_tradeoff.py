@@ -1,4 +1,4 @@
-"""The second half of the demonstration: the small ALT is trained for every r, and accuracy is held against cost."""
+"""The second half of the demonstration: trains the small ALT for every r and compares accuracy with cost."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["run_tradeoff", "tradeoff_table"]
 def run_tradeoff(
     out: Path, console: Console, *, seeds: int = 5, steps: int = 400, measure: bool = True, threads: int = 1
 ) -> dict[str, Any]:
-    """Train, test, print the table, and write ``tradeoff.*`` and ``example.html`` into ``out``.
+    """Trains, tests, prints the table, and writes ``tradeoff.*`` and ``example.html`` into ``out``.
 
     Args:
-        out: folder. seeds: trainings at every r. steps: of each training.
-        measure: throughput and peak memory as well. threads: the tensors are small, more than one rarely helps.
+        out: folder. seeds: trainings per r. steps: of each training.
+        measure: also measure throughput and peak memory. threads: more than one rarely helps such small tensors.
 
     Returns:
-        what tradeoff.json holds.
+        The content of tradeoff.json.
 
     Raises:
         UserError: the files cannot be written.
@@ -64,13 +64,13 @@ def run_tradeoff(
 
 
 def _example(cache: TokenCache, steps: int, out: Path, checked: int = 60) -> Path:
-    """Writes the page of the first test clip: the truth beside what the model says, and how often it is right."""
+    """Writes the page of the first test clip: the truth beside the model's choice, and its hit rate on other clips."""
     method = METHODS["ALT r=2"]
     model = build(method, cache, seed=0)
     train_head(model, cache.tokens("seen-train", method.r), steps=steps, lr=Budget().lr, seed=0)
     model.eval()
     split = cache.split("seen-test").split
-    split = split.subset(range(checked + 1))  # as many as there are classes: one clip of each
+    split = split.subset(range(checked + 1))  # as many clips as classes, one of each
     frames, shown = cache.world.render(split).frames, cache.world.shown(split)
     truths = [Truth(split.class_names[spec.label], found) for spec, found in zip(split, shown, strict=True)]
     known = measure_agreement((explain(model, clip), truth) for clip, truth in zip(frames[1:], truths[1:], strict=True))
@@ -83,7 +83,7 @@ def _example(cache: TokenCache, steps: int, out: Path, checked: int = 60) -> Pat
 
 
 def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
-    """One row for every point, within 80 columns."""
+    """Returns a table with one row per point, within 80 columns."""
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for head in ("schedule", "merging"):
         table.add_column(head, no_wrap=True)
@@ -103,7 +103,7 @@ def tradeoff_table(rows: Sequence[TradeoffRow]) -> Table:
 
 
 def _verdict(found: Tradeoff) -> str:
-    """What the table says, in a sentence."""
+    """Returns the result of the table in one sentence."""
     plain = found.rows[0]
     most = max((row for row in found.rows if row.regime == "in training"), key=lambda row: row.r)
     return (

@@ -25,13 +25,13 @@ __all__ = ["DemoOptions", "UserError", "run_demo"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_PANELS = 12
-#: Rounds of the tower, and seconds after which no further one begins: the first table is there within a minute.
+#: Rounds of the tower, and seconds after which no further round begins: the first table appears within a minute.
 REPEATS, PATIENCE = 9, 30.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The options of ``alt demo``, as its help describes them. ``out`` is a folder that is there."""
+    """The options of ``alt demo``, as its help describes them. ``out`` is an existing folder."""
 
     images: Path | None = None
     model: str = "ViT-B-16-quickgelu"
@@ -40,18 +40,18 @@ class DemoOptions:
     picture_r: int = 8
     out: Path = Path("demo_output")
     precision: str = "fp32"
-    repeats: int | None = None  # None: 9, or as many as PATIENCE holds, three at least
+    repeats: int | None = None  # None: 9, or as many as PATIENCE allows, at least three
     threads: int = 1
     seed: int = 0
 
 
 def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
-    """Run the demonstration; prints to ``console``, writes into ``options.out``, returns what results.json holds.
+    """Runs the demonstration: prints to ``console``, writes to ``options.out``, returns the content of results.json.
 
     Raises:
-        UserError: an option that cannot be met, in one sentence.
+        UserError: an option cannot be met. The message is one sentence.
     """
-    r_values = sorted({0, *options.r})  # 0 is what the others are compared with
+    r_values = sorted({0, *options.r})  # the others are compared with 0
     photos = load_photos(find_photos(options.images))
     started = time.perf_counter()
 
@@ -112,7 +112,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
 def _draw(
     photo: Photo, image: torch.Tensor, source: list[Any], tokens: tuple[int, ...], tower: Tower, options: DemoOptions
 ) -> Path:
-    """One sheet: the photograph and its regions after every block (12 of them, evenly spaced, in deeper towers)."""
+    """Draws one sheet: the photograph and its regions after every block (12 evenly spaced blocks of deeper towers)."""
     depth = len(source)
     shown = sorted({round((i + 1) * depth / min(depth, _MAX_PANELS)) for i in range(min(depth, _MAX_PANELS))})
     sheet = merge_sheet(

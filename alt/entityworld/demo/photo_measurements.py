@@ -1,4 +1,4 @@
-"""Measurements of the demonstration: what each r costs, how long it takes and how far the embedding moves."""
+"""Measurements of the demonstration: cost and time of each r, and the change of the embedding."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ def measure(
     *,
     patience: float = math.inf,
 ) -> list[Row]:
-    """Measure the untouched tower (r = 0) and patched ones on the images ``x``.
+    """Measures the untouched tower (r = 0) and patched ones on the images ``x``.
 
     Args:
         visual: image tower; not changed.
         x: [P, 3, H, W] in the dtype of the weights. All are embedded, the first 8 are timed as one batch.
         r_values: ascending, 0 first.
-        repeats: timed rounds. A round runs every r once, in an order that rotates, so that a change in the machine's
-            speed meets all of them; ratios are taken within a round.
+        repeats: timed rounds. A round runs every r once in rotating order, so a change in the machine's speed affects
+            all of them. Ratios are taken within a round.
         advance: called after every forward pass of a batch.
-        patience: seconds after which no further round is begun, once there are three.
+        patience: seconds after which no further round begins, once there are three.
     """
     towers = {r: _shared_copy(visual) for r in r_values}
     schedules = {}
@@ -120,7 +120,7 @@ def measure(
 def merged_regions(
     visual: nn.Module, x: Tensor, r: int, advance: Callable[[], None]
 ) -> tuple[list[list[NDArray[np.int64]]], tuple[int, ...]]:
-    """Where every token of every image ends: ``[image][block] -> int [N]``, and the tokens left after each block."""
+    """Returns the row of every token, ``[image][block] -> int [N]``, and the tokens left after each block."""
     tower = _shared_copy(visual)
     handle = _quiet_patch(tower, r, trace_source=True)
     images: list[list[NDArray[np.int64]]] = []
@@ -133,7 +133,7 @@ def merged_regions(
 
 
 def passes(images: int, r_values: list[int], repeats: int) -> int:
-    """How often ``measure`` and ``merged_regions`` together call ``advance``."""
+    """Returns the number of calls of ``advance`` by ``measure`` and ``merged_regions`` together."""
     chunks = -(-images // BATCH)
     return len(r_values) * (chunks + repeats) + chunks
 
@@ -146,13 +146,13 @@ def _embed(tower: nn.Module, x: Tensor) -> Tensor:
 
 
 def _shared_copy(visual: nn.Module) -> nn.Module:
-    """A tower of its own over the same weights: every r then reads the same memory."""
+    """Returns another tower with the same weights, so that every r reads the same memory."""
     return copy.deepcopy(visual, {id(p): p for p in visual.parameters()})
 
 
 def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False) -> PatchHandle:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that blocks are clipped is told under the table
+        warnings.simplefilter("ignore")  # a note under the table names clipped blocks
         return patch_clip(tower, r=r, trace_source=trace_source)
 
 
@@ -162,7 +162,7 @@ def _num_tokens(visual: nn.Module) -> int:
 
 @contextlib.contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
-    """So many threads inside, as many as before after it."""
+    """Sets the number of threads inside the block, and restores it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

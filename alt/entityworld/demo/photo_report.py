@@ -1,4 +1,4 @@
-"""What the demonstration shows and keeps: the table, the notes under it, results.json."""
+"""Output of the demonstration: the table, the notes under it, results.json."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _IN_THE_PAPER = {"ViT-B-16": "alt-b16", "ViT-L-14": "alt-l14"}
 
 
 def paper_gflops(model: str, r: int) -> int | None:
-    """Returns what the paper prints for the whole ALT model on this tower, 8 frames, in its own convention."""
+    """Returns the paper's GFLOPs of the whole ALT model on this tower, 8 frames, in its own convention."""
     found = cost_of(_IN_THE_PAPER.get(model.removesuffix("-quickgelu"), ""), r, FRAMES)
     return None if found is None else found.gflops
 
 
 def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
-    """One row for every r."""
+    """Returns the table, one row per r."""
     table = Table(
         title=title,
         title_justify="left",
@@ -71,7 +71,7 @@ def result_table(rows: Sequence[Row], model: str, title: str) -> Table:
 
 
 def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
-    """The footnotes of the table, and what was clipped."""
+    """Returns the footnotes of the table, and notes on clipped blocks."""
     out = [
         f"GFLOPs are multiply-accumulates of the image tower for {FRAMES} frames, as the literature counts them.",
         "¹ With a dense similarity and merge in every block, and LayerNorms: how we read the paper's counting.",
@@ -95,15 +95,15 @@ def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
 
 
 def busy() -> bool:
-    """Whether more processes than cores wanted to run during the last minute, so that times cannot be trusted."""
+    """Returns True if more processes than cores wanted to run in the last minute, so times cannot be trusted."""
     try:
         return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
-    except OSError:  # a system that does not say
+    except OSError:  # this system does not report its load
         return False
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the times were taken on."""
+    """Returns the machine on which the times were measured."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -114,14 +114,14 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """What was run."""
+    """Returns the versions of the packages that ran."""
     found = {name: _version(name) for name in ("alt-kernels", "torch", "open_clip_torch", "numpy")}
     active = {name: {"available": b.available, "reason": b.reason} for name, b in alt_kernels.backends().items()}
     return {**found, "python": platform.python_version(), "torch_build": torch.__version__, "backends": active}
 
 
 def row_record(row: Row, model: str) -> dict[str, Any]:
-    """A row for results.json: numbers unrounded, blocks counted from 1 as in the notes."""
+    """Returns a row for results.json: numbers unrounded, blocks counted from 1 as in the notes."""
     record = row._asdict()
     record["clipped"] = [block + 1 for block in row.clipped]
     record["paper_prints"] = paper_gflops(model, row.r)

@@ -20,14 +20,14 @@ ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".w
 
 
 class Photo(NamedTuple):
-    """A photograph and the name its results go by, which is unique."""
+    """A photograph and the unique name of its results."""
 
     name: str
     image: Image.Image
 
 
 def find_photos(folder: Path | None) -> list[Path]:
-    """Paths of the photographs, sorted by name; the built-in ones for ``None``."""
+    """Returns the paths of the photographs, sorted by name; ``None`` stands for the built-in ones."""
     if folder is None:
         spec = importlib.util.find_spec("skimage")
         if spec is None or spec.origin is None:
@@ -47,7 +47,7 @@ def find_photos(folder: Path | None) -> list[Path]:
 
 
 def load_photos(paths: list[Path]) -> list[Photo]:
-    """Read every file as RGB."""
+    """Reads every file as RGB."""
     stems = [path.stem for path in paths]
     photos = []
     for path, stem in zip(paths, stems, strict=True):

@@ -1,8 +1,8 @@
 """Captions of single pictures, and the stand-ins for a captioner and a language model.
 
-Global captions speak of scene, position and part, seldom of the object, weakly of the motion; local ones of object and
-part, with where they are. A caption never holds a motion together with an object: the actions themselves, and above all
-the unseen ones, have to be composed.
+Global captions name scene, position and part, seldom the object, and the motion weakly. Local captions name object and
+part with their place. No caption names a motion together with an object, so actions, above all unseen ones, have to be
+composed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLACES = ("top", "bottom", "left", "right", "middle")
 
 
 def place_words(boxes: np.ndarray, size: int) -> np.ndarray:
-    """The place of boxes ``[n, 4]`` as an index into ``PLACES``: the larger deviation from the middle decides."""
+    """Returns the place of boxes ``[n, 4]`` as an index into ``PLACES``, by the larger deviation from the middle."""
     centre = (boxes[:, :2] + boxes[:, 2:]) / (2 * size) - 0.5
     sideways = np.abs(centre[:, 0]) > np.abs(centre[:, 1])
     found = np.where(sideways, np.where(centre[:, 0] < 0, 2, 3), np.where(centre[:, 1] < 0, 0, 1))
@@ -34,7 +34,7 @@ def _article(word: str) -> str:
 
 
 def opaque_words(classes: list[ActionClass]) -> dict[int, list[str]]:
-    """Object -> opaque class names that its captions may use instead of its own name."""
+    """Returns object -> opaque class names that its captions may use instead of its own name."""
     found: dict[int, list[str]] = {}
     for action in classes:
         if action.naming == "opaque" and action.object is not None:
@@ -49,7 +49,7 @@ def image_captions(
     atoms: np.ndarray,
     boxes: np.ndarray,
 ) -> tuple[list[str], list[str]]:
-    """Global and local captions of pictures, one each. ``atoms [n, 4]``: object, part, scene, motion."""
+    """Returns one global and one local caption per picture. ``atoms [n, 4]``: object, part, scene, motion."""
     draws = uniforms(keys, 12, "captions")
     places = place_words(boxes, config.size)
     opaque = opaque_words(classes)
@@ -101,7 +101,7 @@ def image_captions(
 
 
 def frame_captions(keys: np.ndarray, atoms: np.ndarray, config: WorldConfig, error_rate: float = 0.3) -> list[str]:
-    """Captions of frames as a fallible captioner gives them: each of object, part and scene is wrong at the given rate.
+    """Returns captions as from a fallible captioner: object, part and scene are each wrong at the given rate.
 
     ``atoms [n, 3]`` holds object, part and scene.
     """
@@ -119,7 +119,7 @@ def frame_captions(keys: np.ndarray, atoms: np.ndarray, config: WorldConfig, err
 
 
 def phrases(action: ActionClass) -> list[str]:
-    """Five ways to say a class, as a language model would expand it."""
+    """Returns five phrases for a class, as from a language model."""
     if action.object is None:
         assert action.motion is not None
         motion = MOTIONS[action.motion]

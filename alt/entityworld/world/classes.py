@@ -1,10 +1,9 @@
-"""The actions of a world and how they are divided into seen and transferred ones.
+"""The actions of a world, divided into seen and transferred ones.
 
 A *cell* is (object, time-reversal pair of motions). A class of the motion family is one half of a cell whose other
-half is in the same list, so that only the order of frames tells them apart; a compositional class is a cell's half
-alone (or an object with a motion that is its own reversal); an appearance class is (object, scene) with a random
-motion. Cells and (object, scene) pairs are used once: no transferred class shares one with a seen class, while every
-atom is seen.
+half is in the same list, so only the order of frames distinguishes them. A compositional class is a cell's half alone,
+or an object with a motion that is its own reversal. An appearance class is (object, scene) with a random motion. Cells
+and (object, scene) pairs are used once: no transferred class shares one with a seen class, but every atom is seen.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ class ActionClass:
 
 
 def _spread(first: int, second: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """All pairs (i < first, j < second), every run of ``first`` of them with each i once and the j's evenly."""
+    """Returns all pairs (i < first, j < second); a run of ``first`` pairs has each i once and spreads j evenly."""
     order, other = rng.permutation(first), rng.permutation(second)
     return [(int(order[i]), int(other[(i + block) % second])) for block in range(second) for i in range(first)]
 
 
 def family_counts(total: int) -> dict[str, int]:
-    """A third appearance, two fifths motion (an even number), the rest compositional."""
+    """Returns classes per family: a third appearance, two fifths motion (an even number), the rest compositional."""
     motion = 2 * round(0.2 * total)
     appearance = round(total / 3)
     return {"appearance": appearance, "motion": motion, "compositional": total - appearance - motion}
 
 
 def build_classes(config: WorldConfig) -> list[ActionClass]:
-    """Seen classes, then those of transfer-a, then of transfer-b; names are unique."""
+    """Returns seen classes, then those of transfer-a, then of transfer-b; names are unique."""
     rng = generator(config.seed, "classes")
     pairs = min(config.motions, 8) // 2
     cells = iter(_spread(config.objects, pairs, rng))
@@ -88,7 +87,7 @@ def build_classes(config: WorldConfig) -> list[ActionClass]:
             counts = family_counts(total)
             for _ in range(counts["motion"] // 2):
                 thing, pair = next(cells)
-                liked = preferred()  # shared by both halves, or it would tell them apart
+                liked = preferred()  # shared by both halves, or it would distinguish them
                 add(group, "motion", 2 * pair, thing, None, liked)
                 add(group, "motion", 2 * pair + 1, thing, None, liked)
             for number in range(counts["compositional"]):
@@ -111,7 +110,7 @@ def build_classes(config: WorldConfig) -> list[ActionClass]:
 
 
 def motion_only_classes(config: WorldConfig) -> list[ActionClass]:
-    """Labels that name the motion only ("lifting something"): any object, part and scene."""
+    """Returns classes that name only the motion ("lifting something"), with any object, part and scene."""
     return [
         ActionClass(
             f"{m.name} something", "motion-only", i, None, None, None, None, "ssv2", f"{m.name} something", "plain"

@@ -1,8 +1,8 @@
-"""Random numbers as functions of (key, counter): what is drawn for a clip depends on nothing but the clip.
+"""Random numbers as functions of (key, counter), so the draws of a clip depend on the clip alone.
 
-Two generators. ``uniforms`` is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011),
-vectorised over keys in numpy; it draws the parameters of a clip. ``pixel_noise`` is a 32-bit integer hash on the
-device of the picture; it is cheap enough to be evaluated for every value of every frame.
+There are two generators. ``uniforms`` draws the parameters of a clip. It is Philox4x32-10 (Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", 2011), vectorised over keys in numpy. ``pixel_noise`` is a 32-bit integer hash on
+the device of the picture, cheap enough for every value of every frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 
 
 def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Philox4x32-10 of uint64 arrays holding 32-bit words: ``counter [..., 4]``, ``key [..., 2]`` -> ``[..., 4]``."""
+    """Returns Philox4x32-10 of 32-bit words in uint64: ``counter [..., 4]``, ``key [..., 2]`` -> ``[..., 4]``."""
     counter, key = np.broadcast_arrays(counter.astype(np.uint64), np.concatenate([key, key], -1).astype(np.uint64))
     c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
     k0, k1 = key[..., 0].copy(), key[..., 1].copy()
@@ -34,20 +34,20 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 
 def _split(keys: np.ndarray) -> np.ndarray:
-    """64-bit keys ``[n]`` as two 32-bit words ``[n, 2]``."""
+    """Splits 64-bit keys ``[n]`` into two 32-bit words ``[n, 2]``."""
     keys = np.asarray(keys).astype(np.uint64)
     return np.stack([keys & _LOW, keys >> _SHIFT], -1)
 
 
 def stream(name: str) -> int:
-    """The number of a named stream: splits and purposes never share their draws."""
+    """Returns the number of a named stream; splits and purposes never share draws."""
     return zlib.crc32(name.encode())
 
 
 def uniforms(keys: np.ndarray, slots: int, purpose: str) -> np.ndarray:
-    """Uniform numbers of [0, 1), float64 ``[n, slots]``, a function of each 64-bit key, the slot and the purpose.
+    """Returns uniform numbers in [0, 1), float64 ``[n, slots]``, a function of 64-bit key, slot and purpose.
 
-    A larger ``slots`` keeps the earlier ones as they were.
+    A larger ``slots`` does not change the earlier ones.
     """
     key = _split(keys)
     blocks = (slots + 3) // 4
@@ -59,7 +59,7 @@ def uniforms(keys: np.ndarray, slots: int, purpose: str) -> np.ndarray:
 
 
 def clip_keys(seed: int, name: str, index: np.ndarray) -> np.ndarray:
-    """The 63-bit key of sample ``index`` of stream ``name`` of a world: Philox of (index, name) under the seed."""
+    """Returns the 63-bit key of sample ``index`` of stream ``name``: Philox of (index, name) under the world's seed."""
     index = np.asarray(index, np.uint64)
     counter = np.zeros((len(index), 4), np.uint64)
     counter[:, 0], counter[:, 1], counter[:, 2] = index & _LOW, index >> _SHIFT, stream(name)
@@ -68,12 +68,12 @@ def clip_keys(seed: int, name: str, index: np.ndarray) -> np.ndarray:
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """numpy's Philox for what a world draws once, such as its list of classes."""
+    """Returns numpy's Philox for the one-time draws of a world, such as its list of classes."""
     return make_numpy_generator(seed, stream(purpose))
 
 
 def hash32(x: Tensor) -> Tensor:
-    """A bijective mix of 32-bit words held in int64 (two multiplies, three shifts; every input bit moves every output).
+    """Mixes 32-bit words in int64 bijectively (two multiplies, three shifts; every input bit affects every output bit).
 
     The constants are those of Wellons' "lowbias32" search (public domain).
     """
@@ -85,9 +85,9 @@ def hash32(x: Tensor) -> Tensor:
 
 
 def pixel_noise(keys: Tensor, phases: Tensor, values: int) -> Tensor:
-    """Triangular noise in (-1, 1), float32 ``[B, T, values]``, from clip keys ``[B]`` and phase numbers ``[B, T]``.
+    """Returns triangular noise in (-1, 1), float32 ``[B, T, values]``, from clip keys ``[B]`` and phases ``[B, T]``.
 
-    The two halves of a hashed word are added, which costs one hash for a number with mean 0 and variance 1/6.
+    It adds the two halves of a hashed word, so one hash gives a number with mean 0 and variance 1/6.
     """
     low, high = keys & 0xFFFFFFFF, keys >> 32
     state = hash32(hash32(low[:, None] ^ hash32(high[:, None])) ^ (phases + 1))

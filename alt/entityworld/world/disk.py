@@ -1,4 +1,4 @@
-"""A data set of the world as files, in the formats that real clips come in."""
+"""Writes a data set of the world as files, in the formats of real clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .world import Split, World
 def write_to_disk(
     world: World, split: str | Split, folder: str | Path, form: str = "frames", frames: int | None = None
 ) -> Path:
-    """Render a split into ``folder``: clips (``form``: frames, npy, npz or pt), ``list.txt`` and ``labels.csv``.
+    """Renders a split into ``folder``: clips (``form``: frames, npy, npz or pt), ``list.txt`` and ``labels.csv``.
 
     Returns the list's path; ``alt.data.clips.ClipFiles(list, labels)`` reads the same clips back, bit for bit.
     """

@@ -1,7 +1,7 @@
-"""Where target, part and distractors are in every frame: a function of the clip's draws and of the phase u in [0, 1].
+"""Positions of target, part and distractors per frame, as a function of the clip's draws and the phase u in [0, 1].
 
-A motion and its reversal are the same path; the second runs it backwards. All else that changes in time (distractors,
-occluder, pixel noise) is a function of the phase too, so reversing the motion of a clip reverses its frames, exactly.
+A motion and its reversal are the same path, run forward or backward. Everything else that changes in time (distractors,
+occluder, pixel noise) is a function of the phase too. So reversing the motion of a clip reverses its frames exactly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Scenery(NamedTuple):
 
 
 def phases(motion: np.ndarray, frames: int) -> np.ndarray:
-    """Phase number ``[B, T]`` of every frame: 0..T-1, or downward for motions that run their path backwards."""
+    """Returns the phase number ``[B, T]`` of every frame: 0..T-1, or descending for motions that run backwards."""
     forward = np.arange(frames)
     backward = np.array([m.reverse for m in MOTIONS])[motion]
     return np.where(backward[:, None], forward[::-1], forward)
@@ -59,7 +59,7 @@ def lay_out(
     hue: np.ndarray,
     u: np.ndarray,
 ) -> Scenery:
-    """The scenery of clips ``[B]`` at phases ``u [B, T]``."""
+    """Returns the scenery of clips ``[B]`` at phases ``u [B, T]``."""
     n, frames = u.shape
     draw = uniforms(keys, 24, "layout")[:, :, None]  # [B, slots, 1]: broadcasts over frames
     radius = config.object_radius * scale * (0.92 + 0.16 * draw[:, 0, 0])

@@ -1,7 +1,7 @@
 """Pictures of clips: background, distractors, body part, target, occluder, colour jitter, noise, in this order.
 
-Every pixel is computed from the clip's own numbers by operations that are rounded alike in any batch, so a clip is the
-same bytes whatever is rendered beside it (between devices a value may differ by one grey level).
+Every pixel is computed from the clip's own numbers by operations that round alike in any batch, so a clip has the same
+bytes whatever is rendered beside it. Between devices a value may differ by one grey level.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .world_config import MAX_DISTRACTORS, WorldConfig
 
 
 class ClipTable(NamedTuple):
-    """Clips as columns, numpy int64/float64 ``[B]``: what a picture depends on, with the world's configuration."""
+    """Clips as columns, numpy int64/float64 ``[B]``. A picture depends on these and on the world's configuration."""
 
     key: np.ndarray
     object: np.ndarray
@@ -51,7 +51,7 @@ class Rendered(NamedTuple):
 
 
 def _triangle_wave(x: Tensor) -> Tensor:
-    """Period 1, from 0 to 1 and back; exact, unlike a sine."""
+    """Returns a wave of period 1 from 0 to 1 and back; exact, unlike a sine."""
     return ((x - x.round()).abs() * 2.0).clamp(0.0, 1.0)
 
 
@@ -84,11 +84,11 @@ PATTERNS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "speckle": _speckle,
     "dunes": lambda x, y: _step(_triangle_wave(x * 1.6 + y * 2.4), 3.0),
 }
-_STILL = {"horizon", "spotlight"}  # patterns that are not shifted by more than a little: their place is what they are
+_STILL = {"horizon", "spotlight"}  # patterns that are shifted only a little, because their place defines them
 
 
 def turn_hue(colours: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Colours ``[..., 3]`` turned about the grey axis by ``turns`` of a whole turn (broadcast against ``[...]``)."""
+    """Turns colours ``[..., 3]`` about the grey axis by ``turns`` of a whole turn (broadcast against ``[...]``)."""
     angle = 2 * np.pi * turns[..., None]
     grey = colours.mean(-1, keepdims=True)
     axis = np.roll(colours, 1, -1) - np.roll(colours, -1, -1)  # cross product with (1, 1, 1), up to sign
@@ -117,7 +117,7 @@ class _Canvas:
         return torch.from_numpy(np.flatnonzero(rows)).to(self.device)
 
     def local(self, centre: np.ndarray, radius: np.ndarray, turn: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixel coordinates in the frame of a sprite, ``[R, H, W]``."""
+        """Returns pixel coordinates in the frame of a sprite, ``[R, H, W]``."""
         place, inverse, turned = self.put(centre), self.put(1.0 / radius), self.put(turn)
         dx, dy = self.x - place[:, :1, None], self.y - place[:, 1:, None]
         cos, sin = turned[:, :1, None], turned[:, 1:, None]
@@ -125,11 +125,11 @@ class _Canvas:
         return (dx * cos + dy * sin) * scale, (dy * cos - dx * sin) * scale
 
     def cover(self, distance: Tensor, radius: np.ndarray) -> Tensor:
-        """How much of each pixel lies inside: a ramp one pixel wide at the border."""
+        """Returns the share of each pixel that lies inside, a ramp one pixel wide at the border."""
         return (0.5 - distance * self.put(radius * self.size)[:, None, None]).clamp(0.0, 1.0)
 
     def blend(self, rows: Tensor, cover: Tensor, colour: Tensor) -> None:
-        """``colour`` is ``[R, 3, 1, 1]`` or ``[R, 3, H, W]``."""
+        """Blends a colour, ``[R, 3, 1, 1]`` or ``[R, 3, H, W]``, into the given rows."""
         under = self.pixels[rows]
         self.pixels[rows] = under + (colour - under) * cover[:, None]
 
@@ -162,7 +162,7 @@ def _paint_object(
     alpha: np.ndarray,
     want_cover: bool = False,
 ) -> Tensor | None:
-    """One object sprite on every row (those of alpha 0 left out); returns the cover if asked for, ``[rows, H, W]``."""
+    """Paints one object on every row with alpha above 0; returns the cover ``[rows, H, W]`` if requested."""
     colours = turn_hue(OBJECT_COLOURS[objects], hue)
     kinds = np.array([o.shape for o in OBJECTS])[objects]
     whole = torch.zeros(len(objects), canvas.size, canvas.size, device=canvas.device) if want_cover else None
@@ -197,7 +197,7 @@ def _paint_parts(canvas: _Canvas, parts: np.ndarray, centre: np.ndarray, radius:
 
 
 def _boxes(cover: Tensor) -> Tensor:
-    """Boxes ``[R, 4]`` around what is covered by a tenth or more, ``cover [R, H, W]``."""
+    """Returns boxes ``[R, 4]`` around pixels covered by a tenth or more, ``cover [R, H, W]``."""
     size = cover.shape[-1]
     sides = []
     for axis in (1, 2):  # any over y gives the extent in x
@@ -282,7 +282,7 @@ def render_table(
     device: torch.device | str = "cpu",
     chunk: int | None = None,
 ) -> Rendered:
-    """Render clips at phases ``u [B, T]`` in [0, 1]; ``phase [B, T]`` int64 numbers the frames' noise."""
+    """Renders clips at phases ``u [B, T]`` in [0, 1]; ``phase [B, T]`` int64 numbers the frames' noise."""
     device = torch.device(device)
     if chunk is None:  # small pieces stay in a CPU's cache; a GPU wants few launches
         budget = 2**18 if device.type == "cpu" else 2**24

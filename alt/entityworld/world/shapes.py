@@ -1,8 +1,8 @@
 """Sprites as signed distances: negative inside, about one unit of distance per unit of length at the border.
 
 Coordinates are those of the sprite, with its radius as the unit, x to the right and y downward. Only additions,
-products, roots, minima and absolute values are used: these are rounded alike whatever the batch, so that a picture
-does not depend on its neighbours. (A vectorised sine, for one, differs between the body and the tail of a loop.)
+products, roots, minima and absolute values are used. They round alike in any batch, so a picture does not depend on
+its neighbours. (A vectorised sine, for example, differs between the body and the tail of a loop.)
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ PARTS: dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Colour
 
 
 def halves_apart(distance: Distance, x: Tensor, y: Tensor, gap: Tensor) -> Tensor:
-    """The shape cut along x = 0 and its halves moved apart by ``gap`` each (0: the whole shape)."""
+    """Cuts the shape along x = 0 and moves each half outward by ``gap`` (0: the whole shape)."""
     side = torch.where(x < 0, -1.0, 1.0)
     inner = x - side * gap
     cut = torch.where(gap > 0, -side * inner, torch.full_like(x, -1e3))

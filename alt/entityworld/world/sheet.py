@@ -14,7 +14,7 @@ from .world_config import PRESETS, STYLES
 
 
 def contact_sheet(world: World, style: str = "seen", enlarge: int = 4) -> Tensor:
-    """One clip of every motion as a row of frames, in two columns of rows; uint8 ``[3, H, W]``."""
+    """Draws one clip of every motion as a row of frames, in two columns; uint8 ``[3, H, W]``."""
     specs = world.split("ssv2-test")
     chosen = [next(s for s in specs if s.motion == m)._replace(style=style) for m in range(world.config.motions)]
     frames = world.render(chosen).frames.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)

@@ -1,4 +1,4 @@
-"""What a world is made of: sizes, counts, rates. Two worlds of equal configuration are equal picture for picture."""
+"""The configuration of a world: sizes, counts, rates. Worlds of equal configuration are equal picture for picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_DISTRACTORS = 6
 
 @dataclass(frozen=True)
 class Style:
-    """How the pictures of one data set differ from those of another that shows the same atoms."""
+    """Differences between the pictures of two data sets that show the same atoms."""
 
     name: str
     rho: float  # chance that a clip shows the preferred part (and, independently, the preferred scene) of its class
