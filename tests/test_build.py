@@ -75,9 +75,10 @@ def unpacked(sdist: Path, tmp_path: Path) -> Path:
 
 def install(wheel: Path, folder: Path) -> Path:
     """A new environment holding the wheel, and beside it the torch of this one; its Python."""
-    venv.create(folder, with_pip=True, symlinks=True)
+    venv.create(folder, with_pip=False, symlinks=True)  # this environment's pip serves that one
     python = folder / "bin" / "python"
-    call(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
+    call(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "torch_of_the_tests.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
     return python

@@ -138,7 +138,9 @@ def test_eval_of_a_checkpoint_any_r(files: dict[str, Path], tmp_path: Path) -> N
     assert "r = 2" in plain.output
 
 
-def test_sweep_of_a_checkpoint_on_data(files: dict[str, Path], tmp_path: Path) -> None:
+def test_sweep_of_a_checkpoint_on_data(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the paper's nine rows is printed beside it; test_cost_of_models.py counts them all."""
+    monkeypatch.setattr("alt.evaluate.paper_costs.paper_costs", lambda: paper_costs(COSTS[:1]))
     out = tmp_path / "sweep"
     done = run(
         *("tradeoff", "--checkpoint", files["checkpoint"], "--data", files["data"], "--labels", files["labels"]),
@@ -148,6 +150,7 @@ def test_sweep_of_a_checkpoint_on_data(files: dict[str, Path], tmp_path: Path) -
     rows = from_record(json.loads((out / "tradeoff.json").read_text())).rows
     assert [(r.r, r.inflection, r.trained_r) for r in rows] == [(0, 0.0, 2), (4, 0.0, 2), (4, -1.0, 2)]
     assert rows[1].gmacs < rows[0].gmacs
+    assert "GMACs counted here; GFLOPs and accuracies are the paper's" in done.output
 
 
 @pytest.mark.parametrize(
