@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
-import warnings
 
 import pytest
 
@@ -28,6 +27,7 @@ def test_an_old_path_warns_and_gives_the_same_thing(old: str) -> None:
     assert getattr(module, name) is getattr(importlib.import_module(new), name)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("command", ["alt.embedded.mini_clip_training", "alt.data.entity_world.sheet"])
 def test_documented_commands_still_run(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -36,8 +36,7 @@ def test_documented_commands_still_run(
     for package in ("alt.embedded", "alt.data.entity_world", command):  # as in a process that has not met them
         monkeypatch.delitem(sys.modules, package, raising=False)
     monkeypatch.setattr(sys, "argv", [command, "--help"])
-    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module(command, run_name="__main__", alter_sys=True)
     assert ended.value.code in (0, None)
     assert "--" in capsys.readouterr().out

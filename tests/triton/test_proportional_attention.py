@@ -13,6 +13,7 @@ from alt_kernels.reference import proportional_attention as reference
 from alt_kernels.triton import attention_tiles, launch_configs
 from alt_kernels.triton import proportional_attention as forward
 from alt_kernels.triton import proportional_attention_backward as backward
+from tools import aot
 
 from ..ops.test_proportional_attention import truth_of
 
@@ -335,7 +336,7 @@ def test_configurations() -> None:
     for entries in launch_configs.load(backward.STEM).values():
         for when, use in (entry.values() for entry in entries):
             assert not use["whole_head"] or use["key_cols"] >= when["keys"]
-    cases = forward.AOT + backward.AOT
+    cases = aot.cases(forward.STEM) + aot.cases(backward.STEM)
     assert {case.kernel for case in cases} == {
         forward._forward_resident, forward._forward_online, backward._backward_queries, backward._backward_keys,
     }  # fmt: skip
