@@ -20,6 +20,7 @@ from .options import (
     Precision,
     Reduction,
     Root,
+    is_given,
     list_of_clips,
     parse_device,
     parse_reduction,
@@ -116,8 +117,7 @@ def _refuse_options_of_lists(ctx: typer.Context) -> None:
     """Raises UsageError for an option that an evaluation would not read: its configuration has a setting instead."""
     settings = {"views": "evaluation.crops and evaluation.clips", "labels": "data.labels", "root": "data.root"}
     for name, setting in settings.items():
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(ctx, name):
             raise UsageError(f"--{name} goes with --data. Without it, change {setting} with --set.")
 
 

@@ -119,6 +119,12 @@ class Precision(enum.StrEnum):
     bf16 = "bf16"
 
 
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Returns whether an option is on the command line, its default value included."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def parse_reduction(text: str) -> int | float | tuple[int, ...]:
     """Returns ``"8"``, a share ``"0.05"``, or one number per block ``"16,16,0"`` as numbers.
 

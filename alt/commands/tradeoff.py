@@ -21,6 +21,7 @@ from .options import (
     Threads,
     WorldOption,
     WorldPreset,
+    is_given,
     list_of_clips,
     parse_device,
     parse_sweep_or_r,
@@ -30,6 +31,7 @@ from .outputs import check_folder, say
 
 
 def tradeoff(
+    ctx: typer.Context,
     sweep: Sweep = None,
     seeds: Seeds = 5,
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps per seed and r.")] = 1500,
@@ -64,8 +66,14 @@ def tradeoff(
     chosen = parse_sweep_or_r(sweep, r, "0,4,8,13" if checkpoint else "0,2,4,6")
     if (checkpoint is None) != (data is None):
         raise UsageError("--checkpoint and --data go together: the model, and the clips to test it on.")
+    unread = ("labels", "root", "views", "batch") if checkpoint is None else ("seeds", "steps", "world")
+    for name in unread:
+        if is_given(ctx, name):
+            raise UsageError(f"--{name} goes {'with' if checkpoint is None else 'without'} --checkpoint.")
     parse_views(views)
     place = parse_device(device)
+    if checkpoint is None and place != "cpu" and is_given(ctx, "device"):
+        raise UsageError(f"--device: expected cpu without --checkpoint, because the training runs there, got {place}.")
     check_folder(out, "--out")
     torch.set_num_threads(threads)
     found: Any
