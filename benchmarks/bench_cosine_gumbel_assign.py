@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt.measure import call_fresh_process
 from alt_kernels import cosine_gumbel_assign
 
 TAU = 0.05  # cosines of random rows are small; this tau makes the choice far from uniform, so the law can be checked
@@ -143,13 +141,10 @@ def test_peak_memory(benchmark: Any, device: torch.device, entities_gradient: bo
     boundary = shape.inputs_and_outputs(entities_gradient=entities_gradient)
 
     def measure(entrant: str) -> dict[str, Any]:
-        script = Path(__file__).with_name("peak_memory.py")
+        script = Path(__file__).with_name("peak_memory_assign.py")
         options = ["--device", device.type, *(["--entities-gradient"] if entities_gradient else [])]
-        done = subprocess.run(
-            [sys.executable, str(script), entrant, *options], capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{entrant}: {done.stderr.strip().splitlines()[-1:]}"
-        return json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = call_fresh_process([str(script), entrant, *options], timeout=300)
+        return found
 
     names = {"ours": "ours"} if benchmark.disabled else {"ours": "ours", "F.gumbel_softmax": "rival"}
     measured = {name: measure(entrant) for name, entrant in names.items()}

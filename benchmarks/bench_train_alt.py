@@ -9,9 +9,6 @@ does not depend on them.
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ import pytest
 import rival_alt
 import torch
 from torch import Tensor
+
+from alt.measure import call_fresh_process
 
 SEED = 11
 #: size -> (clips per batch, frames, blocks): by default, and with --alt-full
@@ -68,10 +67,8 @@ def test_peak_memory_of_a_step(benchmark: Any, device: torch.device, full: bool,
     script = Path(__file__).with_name("peak_memory_train.py")
 
     def measure(entrant: str) -> int:
-        command = [sys.executable, str(script), entrant, size, "--device", device.type, *(["--full"] if full else [])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{entrant}: {done.stderr.strip().splitlines()[-1:]}"
-        return int(json.loads(done.stdout.splitlines()[-1])["bytes"])
+        command = [str(script), entrant, size, "--device", device.type, *(["--full"] if full else [])]
+        return int(call_fresh_process(command, timeout=600)["bytes"])
 
     names = {"ours": "ours"} if benchmark.disabled else {"ours": "ours", RIVAL: "rival"}
     model, _, _, shape = case(size, full)

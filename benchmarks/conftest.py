@@ -6,8 +6,10 @@ Options: ``--alt-full`` for the kept result (more rounds), ``--alt-device`` to c
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import machine
 import pytest
 import shapes
-import timing
 import torch
+
+from alt.measure import describe_machine, interleave, keep_freed_memory, median_interval, paired_ratio, time_call
 
 #: Seconds that one contest may spend on its rounds: by default, and with --alt-full.
 BUDGET = (4.0, 20.0)
+MIN_ROUNDS, MOST_ROUNDS = 15, 400
 
 MALLOC = pytest.StashKey[str]()
 
@@ -45,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep = config.getoption("--alt-malloc") == "keep"
-    config.stash[MALLOC] = timing.keep_freed_memory() if keep else "as the system does"
+    config.stash[MALLOC] = keep_freed_memory() if keep else "as the system does"
 
 
 def chosen_device(config: pytest.Config) -> torch.device:
@@ -56,7 +59,7 @@ def chosen_device(config: pytest.Config) -> torch.device:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    facts = machine.describe(chosen_device(config))
+    facts = describe_machine(chosen_device(config))
     facts["malloc"] = config.stash[MALLOC]
     facts["full"] = bool(config.getoption("--alt-full"))
     machine_info["alt"] = facts
@@ -121,20 +124,28 @@ def contest(benchmark: Any, device: torch.device, full: bool) -> Callable[..., d
         if benchmark.disabled:
             benchmark(ours)
             return {}
-        seconds, cpu, faults = timing.interleave(
-            entrants | dict(floors or {}), device=device, budget=BUDGET[full], rounds=rounds
+        timed = entrants | dict(floors or {})
+        samples = interleave(
+            {name: partial(time_call, function, device) for name, function in timed.items()},
+            rounds=rounds or MOST_ROUNDS,
+            min_rounds=rounds or MIN_ROUNDS,
+            seconds=BUDGET[full],
         )
-        record["median_ms"] = {name: 1e3 * timing.median_interval(s).median for name, s in seconds.items()}
-        record["ratio"] = {name: timing.paired_ratio(seconds[name], seconds["ours"])._asdict() for name in rivals}
+        seconds = {name: [s.seconds for s in found] for name, found in samples.items()}
+        cpu = {name: [s.cpu_seconds for s in found] for name, found in samples.items()}
+        record["median_ms"] = {name: 1e3 * median_interval(s).median for name, s in seconds.items()}
+        record["ratio"] = {name: paired_ratio(seconds[name], seconds["ours"])._asdict() for name in rivals}
         if device.type == "cpu":
-            record["cpu_time_ratio"] = {name: timing.paired_ratio(cpu[name], cpu["ours"]).median for name in rivals}
-            record["page_faults"] = {name: sum(counts) / len(counts) for name, counts in faults.items()}
-        record["over_floor"] = {
-            name: timing.paired_ratio(seconds["ours"], seconds[name])._asdict() for name in floors or {}
-        }
+            record["cpu_time_ratio"] = {name: paired_ratio(cpu[name], cpu["ours"]).median for name in rivals}
+            record["page_faults"] = {
+                name: statistics.mean(s.page_faults for s in found) for name, found in samples.items()
+            }
+        record["over_floor"] = {name: paired_ratio(seconds["ours"], seconds[name])._asdict() for name in floors or {}}
         record["targets"] = dict(targets or {})
         if device.type == "cuda":
-            record["kernel_ms"] = {name: 1e3 * timing.kernel_seconds(f) for name, f in entrants.items()}
+            from triton.testing import do_bench  # the GPU alone, without the host's share
+
+            record["kernel_ms"] = {name: do_bench(f, return_mode="median") for name, f in entrants.items()}
         # pytest-benchmark's own column: ours alone, a few rounds; the claims come from the rounds above.
         benchmark.pedantic(_synchronised(ours, device), rounds=1 if max(seconds["ours"]) > 0.5 else 5)
         return seconds

@@ -1,7 +1,7 @@
 """Peak memory of the forward and backward of one ALT training step, in a fresh process, beyond weights and inputs.
 
-It prints one line of JSON and measures as `peak_memory.py` does. A pass over one clip first loads the libraries' and
-the allocator's own buffers. Its gradients are dropped before the measured pass.
+Prints one line of JSON; `alt.measure.peak_memory` says how it is measured. A pass over one clip first brings in the
+libraries' own buffers and the allocator's; the gradients are dropped again before the pass that counts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_train_alt
-import peak_memory
 import rival_alt
 
-from alt.evaluate.measure import hand_memory_back
+from alt.measure import measure_peak, return_freed_memory
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true")
     options = parser.parse_args()
-    hand_memory_back()
+    return_freed_memory()
     torch.set_num_threads(1)
     device = torch.device(options.device)
     model, x, labels, _ = bench_train_alt.case(options.size, options.full)
@@ -40,8 +39,7 @@ def main() -> None:
 
     run(1)
     model.zero_grad(set_to_none=True)
-    extra, how = peak_memory.peak_beyond_now(lambda: run(len(x)), device)
-    print(json.dumps({"bytes": extra, "how": how}))
+    print(json.dumps(measure_peak(lambda: run(len(x)), device)._asdict()))
 
 
 if __name__ == "__main__":

@@ -60,11 +60,11 @@ def trim(raw: Record) -> Record:
 
 def keep(path: Path, results: Path) -> Path:
     """Trims ``path`` into the results folder of its device and returns the new path."""
-    import machine
+    from alt.measure import machine_slug
 
     record = trim(json.loads(path.read_text()))
     facts = record["machine_info"]["alt"]
-    target = results / machine.slug(facts) / f"{record['datetime'][:10]}-{facts['commit']}.json"
+    target = results / machine_slug(facts) / f"{record['datetime'][:10]}-{facts['commit']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(_rounded(record), indent=1) + "\n")
     return target

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    import machine
     from gpu import __main__ as entry
     from gpu import (
         bench,
@@ -26,6 +25,7 @@ try:
         cases,
         clock,
         dry_launch,
+        gpu_state,
         inputs,
         prepare,
         processes,
@@ -244,7 +244,7 @@ def test_training_takes_its_seconds_and_steps_from_the_entry() -> None:
 def test_clocks_are_recorded_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in what was written of a section that was stopped."""
     clocks = iter(["1980 MHz", "1410 MHz"])
-    monkeypatch.setattr(machine, "gpu_state", lambda _: {"clocks.sm": next(clocks)})
+    monkeypatch.setattr(gpu_state, "read", lambda _: {"clocks.sm": next(clocks)})
     seen: list[session.Record] = []
 
     def kept(session: session.Session, *_: object) -> session.Record:
@@ -266,10 +266,10 @@ def test_the_driver_is_asked_for_clocks_power_and_temperature(monkeypatch: pytes
         count = len(command[1].partition("=")[2].split(","))
         return subprocess.CompletedProcess(command, 0, ", ".join(map(str, range(count))) + "\n", "")
 
-    monkeypatch.setattr(machine.subprocess, "run", answer)
-    found = machine.gpu_state(torch.device("cuda"))
+    monkeypatch.setattr(subprocess, "run", answer)
+    found = gpu_state.read(torch.device("cuda"))
     assert {"clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"} <= found.keys()
-    assert machine.gpu_state(torch.device("cpu")) == {}
+    assert gpu_state.read(torch.device("cpu")) == {}
 
 
 def test_the_kernels_without_compiled_rivals_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

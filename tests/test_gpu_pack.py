@@ -14,10 +14,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    import machine  # noqa: F401  found by `gpu` later on
     from gpu import __main__ as entry
     from gpu import calls, dry_launch, pack, prepare, session
 finally:

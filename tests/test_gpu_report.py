@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import report as pages

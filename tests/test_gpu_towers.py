@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("scipy", reason="the benchmarks need the extra [bench]")
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
 pytest.importorskip("open_clip")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:

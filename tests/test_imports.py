@@ -27,6 +27,7 @@ KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
 BELOW_PATCH = {"alt_kernels", "alt.hosts", "alt.lazy"}
 BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files", "alt.validation"}
 BELOW_JOBS = BELOW_MODELS | {"alt.tables", "alt.paper", "alt.plots", "alt.models", "alt.data", "alt.cost", "alt.errors"}
+BELOW_JOBS |= {"alt.measure"}
 JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.entityworld", "alt.entityworld.demo"}
 # The generated world and its small CLIP lie in the room of the comparison, but below models and jobs.
 WORLD = {"alt.entityworld.world", "alt.entityworld.mini_clip"}
@@ -51,6 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.cost": BELOW_MODELS,
     "alt.models": BELOW_MODELS | {"alt.errors", "alt.corpus", "alt.entityworld.mini_clip"},
     "alt.data": set(),
+    "alt.measure": {"alt_kernels", "alt.lazy"},
     "alt.files": set(),
     "alt.corpus": {"alt.data", "alt.files"},
     "alt.visualize": BELOW_JOBS | {"alt.evaluate"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Iterator
 
@@ -22,20 +21,18 @@ def describe_installation() -> Iterator[str]:
     import torch
 
     import alt_kernels
+    from alt.measure import describe_machine
 
+    machine = describe_machine("cuda" if torch.cuda.is_available() else "cpu")
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    yield f"alt-kernels {alt_kernels.__version__}"
-    yield f"torch       {torch.__version__} ({built_for})"
+    yield f"alt-kernels {machine['alt_kernels']}"
+    if machine["commit"] != "unknown":
+        yield f"commit      {machine['commit']}{', with local changes' if machine['modified'] else ''}"
+    yield f"torch       {machine['torch']} ({built_for})"
     for name in ("triton", "numpy", "lightning", "open_clip_torch"):
-        yield f"{name.removesuffix('_torch'):<11} {_version_of(name)}"
-    yield f"python      {platform.python_version()} ({platform.platform()})"
-    yield "GPU         " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "none that torch can use")
+        yield f"{name.removesuffix('_torch'):<11} {machine[name] or 'not installed'}"
+    yield f"python      {machine['python']} ({platform.platform()})"
+    yield f"CPU         {machine['cpu']}, {machine['isa']}, {machine['threads']} thread(s)"
+    yield f"GPU         {machine.get('gpu', 'none that torch can use')}"
     for name, (available, reason) in alt_kernels.backends().items():
         yield f"backend {name}: {'yes' if available else 'no'}, {reason}"
-
-
-def _version_of(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -5,11 +5,8 @@ The paper's numbers have their own columns and are marked as such: their data, m
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,12 @@ import torch
 from alt import paper
 from alt.evaluate.spread import Spread, spread
 from alt.files import replacing
+from alt.measure import describe_machine
 from alt.tables import to_csv, to_markdown
 
 from .orderings import Ordering, Results
 
-__all__ = ["TABLES", "machine", "markdown", "put_into", "records", "write"]
+__all__ = ["TABLES", "markdown", "put_into", "records", "write"]
 
 ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
 COLUMNS = ("seen", "2-shot", "zero-shot")
@@ -171,19 +169,6 @@ def records(methods: Mapping[str, Mapping[str, Spread]]) -> tuple[list[str], lis
     return head, rows
 
 
-def machine() -> dict[str, Any]:
-    """Returns the machine and the versions behind the results."""
-    found: dict[str, Any] = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    for name in ("alt-kernels", "torch", "open_clip_torch"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found | {"commit": _commit()}
-
-
 def write(
     out: str | os.PathLike[str], results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]
 ) -> list[Path]:
@@ -191,7 +176,7 @@ def write(
     folder = Path(out)
     record = {
         "setting": dict(setting),
-        "machine": machine(),
+        "machine": describe_machine("cuda" if torch.cuda.is_available() else "cpu"),
         "orderings": [ordering._asdict() for ordering in found],
         "results": {name: [dict(run) for run in runs] for name, runs in results.items()},
     }
@@ -205,31 +190,6 @@ def write(
         with replacing(folder / name, "the results") as file:
             file.write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """Returns the commit of the checkout that contains this file; None for an installed package."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")

@@ -106,7 +106,7 @@ def rows_of(
     speed: Mapping[Any, Any] = {}
     memory: Mapping[Any, Any] = {}
     if measure:
-        from .measure import peak_memory, throughput
+        from .speed_and_memory import peak_memory, throughput
 
         speed = throughput(models, clips=clips, device=device, seconds=seconds)
         memory = peak_memory(models, clips=clips, device=device)

@@ -119,11 +119,12 @@ def out_of(options: argparse.Namespace, facts: dict[str, Any] | None = None) -> 
         return options.out
     if options.device == "cpu":
         return sessions.ROOT / "build" / "dry-run"
-    import machine
     import torch
 
+    from alt.measure import machine_slug
+
     found = facts or {"gpu": torch.cuda.get_device_name()}
-    return sessions.ROOT / "benchmarks" / "results" / machine.slug(found)
+    return sessions.ROOT / "benchmarks" / "results" / machine_slug(found)
 
 
 def run(options: argparse.Namespace, built: object, seconds: float | None = None) -> int:
@@ -156,12 +157,11 @@ def run(options: argparse.Namespace, built: object, seconds: float | None = None
 
 def one(session: Any, section: str, budget: Any) -> dict[str, Any]:
     """Run a section, write its file as it goes on, print its table."""
-    import machine
-
+    from . import gpu_state
     from . import session as sessions
 
     begin, latest = time.monotonic(), {}
-    states = {"before": machine.gpu_state(session.device)}
+    states = {"before": gpu_state.read(session.device)}
 
     def keep(record: dict[str, Any]) -> None:
         latest.update(record)
@@ -180,7 +180,7 @@ def one(session: Any, section: str, budget: Any) -> dict[str, Any]:
         record |= {"traceback": traceback.format_exc()}
         record["table"] = [*latest.get("table", []), *traceback.format_exc().splitlines()[-6:]]
     seconds = time.monotonic() - begin
-    record |= {"gpu_state": states | {"after": machine.gpu_state(session.device)}}
+    record |= {"gpu_state": states | {"after": gpu_state.read(session.device)}}
     path = sessions.write(session, section, record, seconds, budget.left_out)
     missing = [f"left out: {what}" for what in budget.left_out]
     for line in [*record["table"], *missing[:8], *([f"... and {len(missing) - 8} more"] if len(missing) > 8 else [])]:

@@ -126,10 +126,10 @@ def check(session: Session, case: Case, entrant: str, function: Callable[[int], 
     """Returns an entrant's error and peak memory, and the reason if it must not be timed."""
     found: Record = {}
     if case.peak and session.device.type == "cuda":
-        import peak_memory
+        from alt.measure import measure_peak
 
         function(0)  # libraries take their workspaces
-        found["peak_bytes"] = int(peak_memory.peak_beyond_now(lambda: function(0), session.device)[0])
+        found["peak_bytes"] = measure_peak(lambda: function(0), session.device).bytes
     if entrant in case.unbiased:
         function(0)
         return found | {"easier_problem": True}, ""

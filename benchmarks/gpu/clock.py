@@ -3,22 +3,25 @@
 On a GPU a call is timed inside a CUDA graph (`graphs.py`): a graph of calls that go through several sets of inputs in
 turn, so that a set is out of the L2 cache when its turn comes again, is replayed between two events. What cannot be
 captured is timed between events as it is launched. In both ways the GPU is first given something to wait for, so that
-all of it is in the queue when it begins: the host's time to launch is not in the measured time. Entrants take turns
-in an order drawn anew for every round, and ratios are taken within a round. Without a GPU the same code times calls
-with the host's clock.
+all of it is in the queue when it begins: the host's time to launch is not in the measured time. The rounds are those
+of `alt.measure.timing`. Without a GPU the same code times calls with the host's clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import random
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
+
+from alt.measure import interleave as rounds_of
+from alt.measure import median_ratio, time_call
 
 from . import graphs
 
@@ -67,11 +70,7 @@ def synchronize(device: torch.device) -> None:
 
 def once(run: Call, device: torch.device) -> float:
     """Wall-clock seconds of one call, until its results are there."""
-    synchronize(device)
-    begin = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - begin
+    return time_call(run, device).seconds
 
 
 def host_seconds(run: Call, device: torch.device, count: int = 30) -> float:
@@ -175,38 +174,51 @@ def interleave(
             on. Without it the first exception is raised.
     """
     prepared: dict[str, Ready] = {}
-    found: dict[str, list[float]] = {}
-
-    def attempt(name: str, what: Callable[[], Any]) -> Any:
+    for name, calls in entrants.items():
         try:
-            return what()
+            prepared[name] = ready(calls, device, 0.0 if name in launched else longest)
         except Exception as error:
             if failed is None:
                 raise
             failed[name] = error
-            prepared.pop(name, None)
             release(device)
-            return None
 
-    for name, calls in entrants.items():
-        limit = 0.0 if name in launched else longest
-        if (entrant := attempt(name, lambda c=calls, m=limit: ready(c, device, m))) is not None:
-            prepared[name], found[name] = entrant, []
-    order, begin = random.Random(0), time.monotonic()  # the same orders in every run
-    for number in range(-1, rounds):
-        if number >= 5 and time.monotonic() - begin > seconds:
-            break
-        for name in order.sample(sorted(prepared), len(prepared)):
-            entrant = prepared[name]
-            taken = attempt(name, lambda e=entrant: _seconds(e.run, device, e.wait) / e.count)
-            if number >= 0 and taken is not None:
-                found[name].append(taken)
-    return {name: Timed(found[name], entrant.how, entrant.why) for name, entrant in prepared.items()}
+    def take(entrant: Ready) -> float:
+        try:
+            return _seconds(entrant.run, device, entrant.wait) / entrant.count
+        except Exception:
+            release(device)
+            raise
+
+    found = rounds_of(
+        {name: partial(take, entrant) for name, entrant in prepared.items()},
+        rounds=rounds,
+        seconds=seconds,
+        failed=failed,
+    )
+    return {name: Timed(seconds, prepared[name].how, prepared[name].why) for name, seconds in found.items()}
+
+
+def interleave_launched(
+    entrants: Mapping[str, Sequence[Call]], device: torch.device, *, rounds: int, failed: dict[str, Exception]
+) -> dict[str, Timed]:
+    """Time every entrant as it is launched, the host's share included; its calls take turns from round to round."""
+
+    def take(turns: Iterator[Call]) -> float:
+        try:
+            return once(next(turns), device)
+        except Exception:
+            release(device)
+            raise
+
+    turns = {name: partial(take, itertools.cycle(calls)) for name, calls in entrants.items()}
+    found = rounds_of(turns, rounds=rounds, failed=failed)
+    return {name: Timed(seconds, "host") for name, seconds in found.items()}
 
 
 def ratio(slow: Timed, fast: Timed) -> float:
     """Median over rounds of slow / fast."""
-    return statistics.median(s / f for s, f in zip(slow.seconds, fast.seconds, strict=True))
+    return median_ratio(slow.seconds, fast.seconds)
 
 
 def spread(timed: Timed) -> tuple[float, float]:

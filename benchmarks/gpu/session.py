@@ -75,9 +75,9 @@ def source_hash() -> str:
 
 def facts(device: torch.device) -> Record:
     """The machine, the versions and the commit: ``COMMIT`` names it where there is no git."""
-    import machine
+    from alt.measure import describe_machine
 
-    found = machine.describe(device) | {"source": source_hash()}
+    found = describe_machine(device) | {"source": source_hash()}
     if found["commit"] == "unknown" and os.environ.get("COMMIT"):
         found["commit"] = os.environ["COMMIT"]
     return found

@@ -8,7 +8,6 @@ depend on them. Batches of 8 run as a CUDA graph, since launches would be all th
 from __future__ import annotations
 
 import copy
-import random
 import statistics
 import warnings
 from collections.abc import Callable
@@ -308,20 +307,7 @@ def _time(
         seconds = 0.0 if session.dry else 10.0
         limits = {"rounds": most, "seconds": seconds, "longest": float("inf")}
         return clock.interleave(calls, session.device, failed=failed, **limits)
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    order = random.Random(0)
-    for turn in range(-1, most):  # the first is a warm-up
-        for name in order.sample(sorted(found), len(found)):
-            try:
-                taken = clock.once(calls[name][turn % 2], session.device)
-            except Exception as error:
-                failed[name] = error
-                del found[name]
-                clock.release(session.device)
-                continue
-            if turn >= 0:
-                found[name].append(taken)
-    return {name: Timed(values, "host") for name, values in found.items()}
+    return clock.interleave_launched(calls, session.device, rounds=most, failed=failed)
 
 
 def summarize(row: Record, times: dict[str, tuple[int, Timed]]) -> None:

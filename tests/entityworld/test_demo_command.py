@@ -88,7 +88,7 @@ def test_demo_prints_a_row_for_every_r_and_keeps_pictures_and_results(photograph
     assert 0.5 < thirty["cosine"] < 1 - 1e-6
     assert thirty["clipped"] == [2, 3]
     assert kept["machine"]["threads"] == 1
-    assert kept["versions"]["torch_build"] == torch.__version__
+    assert kept["machine"]["torch"] == torch.__version__
     with torch.random.fork_rng():
         visual = load_tower(MODEL, None, 0).visual
     for row in kept["rows"]:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 import alt
 from alt.cli import build_app
 from alt.data.clips import write_clips
-from alt.evaluate.measure import peak_memory, throughput
 from alt.evaluate.paper_costs import paper_costs
+from alt.evaluate.speed_and_memory import peak_memory, throughput
 from alt.evaluate.tradeoff import (
     Point,
     Tradeoff,

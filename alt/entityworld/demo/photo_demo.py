@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alt.entityworld.demo.demo_tower import Tower, load_tower
 from alt.entityworld.demo.photo_measurements import cpu_threads, measure, merged_regions, passes
-from alt.entityworld.demo.photo_report import busy, machine, notes, result_table, row_record, versions
+from alt.entityworld.demo.photo_report import notes, result_table, row_record
 from alt.entityworld.demo.photos import Photo, find_photos, load_photos
 from alt.errors import UserError, one_line
+from alt.measure import describe_machine, is_busy
 from alt.patch import patch_clip
 from alt.visualize.regions import merge_sheet, region_map
 
@@ -75,6 +76,7 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         repeats, patience = (REPEATS, PATIENCE) if options.repeats is None else (options.repeats, math.inf)
         task = progress.add_task("running the tower", total=passes(len(photos), r_values, repeats))
         rows = measure(tower.visual, x, r_values, repeats, lambda: progress.advance(task), patience=patience)
+        machine = describe_machine()  # with the threads of the measurement
         sources, tokens = merged_regions(tower.visual, x, options.picture_r, lambda: progress.advance(task))
         drawing = progress.add_task("drawing the regions", total=len(photos))
         pictures = []
@@ -87,15 +89,14 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         f"{min(8, len(photos))}, median of {len(rows[0].seconds)} interleaved rounds"
     )
     console.print(result_table(rows, tower.model, setting))
-    for note in notes(rows, tower.model, busy()):
+    for note in notes(rows, tower.model, is_busy()):
         console.print(note)
     results = {
         "model": tower.model,
         "weights": tower.weights,
         "photographs": [photo.name for photo in photos],
         "options": {key: str(v) if isinstance(v, Path) else v for key, v in asdict(options).items()},
-        "machine": machine(options.threads),
-        "versions": versions(),
+        "machine": machine,
         "rows": [row_record(row, tower.model) for row in rows],
         "pictures": [path.name for path in pictures],
     }

@@ -6,9 +6,9 @@ import contextlib
 import copy
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from alt.cost import count_macs
 from alt.hosts import find_host
+from alt.measure import interleave, median_ratio, time_call
 from alt.patch import PatchHandle, patch_clip
 
 __all__ = ["FRAMES", "Row", "cpu_threads", "measure", "merged_regions"]
@@ -63,8 +64,7 @@ def measure(
         visual: image tower; not changed.
         x: [P, 3, H, W] in the dtype of the weights. All are embedded, the first 8 are timed as one batch.
         r_values: ascending, 0 first.
-        repeats: timed rounds. A round runs every r once in rotating order, so a change in the machine's speed affects
-            all of them. Ratios are taken within a round.
+        repeats: timed rounds. A round runs every r once, in an order drawn anew; ratios are taken within a round.
         advance: called after every forward pass of a batch.
         patience: seconds after which no further round begins, once there are three.
     """
@@ -83,22 +83,25 @@ def measure(
         embeddings[r] = torch.cat(parts)
 
     batch = x[:BATCH]
-    seconds: dict[int, list[float]] = {r: [] for r in r_values}
-    begun = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= 3 and time.perf_counter() - begun > patience:
-            break
-        for r in np.roll(r_values, -turn).tolist():
-            start = time.perf_counter()
-            _embed(towers[r], batch)
-            seconds[r].append(time.perf_counter() - start)
-            advance()
+
+    def time_tower(tower: nn.Module) -> float:
+        sample = time_call(lambda: _embed(tower, batch))
+        advance()
+        return sample.seconds
+
+    seconds = interleave(
+        {r: partial(time_tower, tower) for r, tower in towers.items()},
+        rounds=repeats,
+        min_rounds=3,
+        seconds=patience,
+        warm_up=0,
+    )
 
     rows = []
     base_cost = count_macs(towers[0], FRAMES)
     for r in r_values:
         cost = count_macs(towers[r], FRAMES)
-        ratio = statistics.median(t / t0 for t, t0 in zip(seconds[r], seconds[0], strict=True))
+        ratio = median_ratio(seconds[r], seconds[0])
         saving = 1 - cost.native / base_cost.native
         rows.append(
             Row(

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
-import alt_kernels
 from alt.entityworld.demo.photo_measurements import FRAMES, Row
 from alt.paper import cost_of
 
-__all__ = ["machine", "notes", "paper_gflops", "result_table", "versions"]
+__all__ = ["notes", "paper_gflops", "result_table", "row_record"]
 
 _IN_THE_PAPER = {"ViT-B-16": "alt-b16", "ViT-L-14": "alt-l14"}
 
@@ -94,51 +88,9 @@ def notes(rows: Sequence[Row], model: str, machine_busy: bool) -> list[str]:
     return out
 
 
-def busy() -> bool:
-    """Returns True if more processes than cores wanted to run in the last minute, so times cannot be trusted."""
-    try:
-        return os.getloadavg()[0] > (os.cpu_count() or 1) + 0.5
-    except OSError:  # this system does not report its load
-        return False
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Returns the machine on which the times were measured."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def versions() -> dict[str, Any]:
-    """Returns the versions of the packages that ran."""
-    found = {name: _version(name) for name in ("alt-kernels", "torch", "open_clip_torch", "numpy")}
-    active = {name: {"available": b.available, "reason": b.reason} for name, b in alt_kernels.backends().items()}
-    return {**found, "python": platform.python_version(), "torch_build": torch.__version__, "backends": active}
-
-
 def row_record(row: Row, model: str) -> dict[str, Any]:
     """Returns a row for results.json: numbers unrounded, blocks counted from 1 as in the notes."""
     record = row._asdict()
     record["clipped"] = [block + 1 for block in row.clipped]
     record["paper_prints"] = paper_gflops(model, row.r)
     return record
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
