@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -197,6 +198,7 @@ class _Job:
         config, train, test = self.config, self.open_train(), self.open_test()
         check_classes(train.class_names, test.class_names, "The training clips")
         rows = choose_clips(config, train.labels).tolist()
+        steps, warmup_steps = config.schedule.length(math.ceil(len(rows) / config.data.batch_size))
         probe = ProbeConfig(
             lr=config.optim.lr * config.optim.new_multiplier * config.optim.few_shot_multiplier,
             epochs=config.schedule.epochs,
@@ -205,9 +207,11 @@ class _Job:
             weight_decay=config.optim.weight_decay,
             min_lr_ratio=config.schedule.min_ratio,
             seed=config.seed,
+            steps=steps,
+            warmup_steps=warmup_steps,
         )
         seen, unseen = self.dataset(train, single), self.dataset(test, single)
-        self.say(f"Linear probe on {len(rows)} clips, {probe.epochs} epochs.")
+        self.say(f"Linear probe on {len(rows)} clips, {steps} steps.")
         fitted, tested, where = Subset(seen, rows), self.limited(unseen), self.where
         with where.progress("clips", len(fitted) + len(tested)) as progress:  # type: ignore[arg-type]
             result = linear_probe(

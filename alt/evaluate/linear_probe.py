@@ -30,7 +30,7 @@ __all__ = ["Features", "ProbeConfig", "extract_features", "fingerprint", "fit_pr
 
 class ProbeConfig(NamedTuple):
     """lr and its floor: of AdamW. epochs: include warm-up. batch_size: in videos. seed: of the videos' order and the
-    initial weights."""
+    initial weights. steps, warmup_steps: of the schedule, instead of epochs."""
 
     lr: float = 4e-4
     epochs: int = 30
@@ -39,6 +39,8 @@ class ProbeConfig(NamedTuple):
     weight_decay: float = 1e-3
     min_lr_ratio: float = 0.01
     seed: int = 0
+    steps: int | None = None
+    warmup_steps: int | None = None
 
 
 class Features(NamedTuple):
@@ -135,8 +137,8 @@ def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None =
     steps = math.ceil(len(x) / config.batch_size)
     recipe = HeadRecipe(
         lr=config.lr,
-        steps=config.epochs * steps,
-        warmup_steps=config.warmup_epochs * steps,
+        steps=config.epochs * steps if config.steps is None else config.steps,
+        warmup_steps=config.warmup_epochs * steps if config.warmup_steps is None else config.warmup_steps,
         batch_size=config.batch_size,
         weight_decay=config.weight_decay,
         min_ratio=config.min_lr_ratio,

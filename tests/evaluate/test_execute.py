@@ -187,7 +187,8 @@ def test_precision_holds_for_the_linear_probe(folder: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(VideoModel, "forward", watch)
     probe = ["evaluation.protocol=linear-probe", "schedule={epochs: 2, warmup_epochs: 1}", "data.shots=1"]
-    run(folder, *probe, "data.limit=4", where=Placement(precision="bf16"))
+    found = run(folder, *probe, "data.limit=4", "schedule.steps=7", where=Placement(precision="bf16"))
+    assert (found.results[0].setting["steps"], found.results[0].setting["warmup_steps"]) == (7, 4)  # 7 / 2 rounded
     assert half.count(True) >= 2  # training and test clips
 
 
