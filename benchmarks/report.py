@@ -29,8 +29,8 @@ PLOT, TRADEOFF_PLOT = "speedup.svg", "tradeoff.svg"
 
 HEAD = """# Results
 
-Written by `python benchmarks/report.py` from `benchmarks/results`; a test fails where this page is not what they say.
-How the numbers are taken, and the rules they have to keep:
+Written by `python benchmarks/report.py` from `benchmarks/results`; a test fails if this page differs from them.
+For the method of measurement and its rules, see
 [benchmarks/README.md](https://github.com/alt-kernels/alt-kernels/blob/main/benchmarks/README.md).
 On a CPU only ratios are claimed, with one thread.
 """
