@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[MALLOC] = keep_freed_memory() if keep else "as the system does"
 
 
-def chosen_device(config: pytest.Config) -> torch.device:
+def choose_device(config: pytest.Config) -> torch.device:
     name = config.getoption("--alt-device")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -59,7 +59,7 @@ def chosen_device(config: pytest.Config) -> torch.device:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    facts = describe_machine(chosen_device(config))
+    facts = describe_machine(choose_device(config))
     facts["malloc"] = config.stash[MALLOC]
     facts["full"] = bool(config.getoption("--alt-full"))
     machine_info["alt"] = facts
@@ -67,7 +67,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> torch.device:
-    return chosen_device(pytestconfig)
+    return choose_device(pytestconfig)
 
 
 @pytest.fixture(scope="session")

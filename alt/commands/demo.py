@@ -59,10 +59,10 @@ def demo(
 ) -> None:
     """Patch a CLIP image tower with token merging, show what it saves on photographs, then train the small ALT.
 
-    Prints one row per r: tokens left, GFLOPs of 8 frames, milliseconds per image, and how close the embedding stays to
-    that of the untouched tower. Writes one picture of the merged regions per photograph. After that the video model of
-    the embedded benchmark is trained at every r: accuracy against cost, as a table and as a plot. One training per r
-    shows how it goes; 'alt tradeoff' trains with five seeds, and longer.
+    Prints one row per r: tokens left, GFLOPs of 8 frames, milliseconds per image, and the similarity of the embedding
+    to that of the untouched tower. Writes one picture of the merged regions per photograph. Then it trains the small
+    video model on EntityWorld at every r and shows accuracy against cost, as a table and as a plot. One training per r
+    gives a first impression; 'alt tradeoff' trains longer, with five seeds.
     """
     from rich.console import Console
 

@@ -167,7 +167,7 @@ def _on_gpu(
             "--preset gpu needs a CUDA device; --preset smoke runs the same code on the CPU in a few steps."
         )
     chosen = _pick(list(METHODS), methods)
-    plan = GpuPlan.preset(preset).limited(**limits)
+    plan = GpuPlan.preset(preset).with_limits(**limits)
 
     def keep(found: dict[str, list[dict[str, float]]]) -> None:
         write(out, found, [], {"what": f"EntityWorld, preset {preset}", "unfinished": True})

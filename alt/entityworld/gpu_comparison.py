@@ -81,7 +81,7 @@ class GpuPlan:
             600.0,
         )
 
-    def limited(
+    def with_limits(
         self, *, steps: int | None = None, pretraining_steps: int | None = None, seconds: float | None = None
     ) -> GpuPlan:
         """Returns the plan with other steps per method, pre-training steps, or seconds; None keeps the plan's value.

@@ -21,7 +21,7 @@ from alt.tables import to_csv, to_markdown
 
 from .orderings import Ordering, Results
 
-__all__ = ["TABLES", "markdown", "put_into", "records", "write"]
+__all__ = ["TABLES", "markdown", "records", "update_document", "write"]
 
 ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
 COLUMNS = ("seen", "2-shot", "zero-shot")
@@ -195,7 +195,7 @@ def write(
 MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
 
 
-def put_into(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
+def update_document(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
     """Replaces the text between the marks of a Markdown document by the tables of a results.json.
 
     Raises:
@@ -223,4 +223,4 @@ if __name__ == "__main__":
 
     if len(sys.argv) != 3:
         sys.exit("usage: python -m alt.entityworld.method_grid_report RESULTS.json DOCUMENT.md")
-    put_into(sys.argv[2], sys.argv[1])
+    update_document(sys.argv[2], sys.argv[1])

@@ -80,13 +80,13 @@ class TokenCache:
         return self._tower.num_blocks
 
     def split(self, name: str) -> CachedSplit:
-        return self._rendered(name)[1]
+        return self._render_split(name)[1]
 
     def tokens(self, name: str, r: int | tuple[int, ...], keep: bool = True) -> VideoTokens:
         """Returns the tokens of a split with r tokens merged per block, cached unless ``keep`` is False."""
         found = self._tokens.get((name, r))
         if found is None:
-            frames, cached = self._rendered(name)
+            frames, cached = self._render_split(name)
             self._tower.r = r
             with torch.inference_mode():
                 x = torch.cat([self._tower(normalise(part)).x for part in frames.split(64)])
@@ -101,9 +101,9 @@ class TokenCache:
 
     def clips(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Returns clips ``[N, T, 3, H, W]`` of a split, CLIP-normalised."""
-        return normalise(self._rendered(name)[0][rows])
+        return normalise(self._render_split(name)[0][rows])
 
-    def _rendered(self, name: str) -> tuple[Tensor, CachedSplit]:
+    def _render_split(self, name: str) -> tuple[Tensor, CachedSplit]:
         if name not in self._frames:
             split = self.world.split(name)
             done = self.world.render(split)

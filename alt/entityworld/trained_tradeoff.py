@@ -52,9 +52,9 @@ def train_tradeoff(
     found: dict[Point, list[float]] = {point: [] for point in points}
     for number, seed in enumerate(seeds):
         say(f"trade-off, seed {number + 1} of {len(seeds)}")
-        plain = _trained(cache, method, 0, seed, budget)
+        plain = _train_adapter(cache, method, 0, seed, budget)
         for point in points:
-            model = plain if point.trained_r == 0 else _trained(cache, method, point.r, seed, budget)
+            model = plain if point.trained_r == 0 else _train_adapter(cache, method, point.r, seed, budget)
             found[point].append(accuracy(model, cache.tokens("seen-test", _schedule(cache, point))))
     whole = build(method, cache, 0).eval()
 
@@ -83,7 +83,7 @@ def _schedule(cache: TokenCache, point: Point) -> int | tuple[int, ...]:
     return tilt(point.r, point.inflection, cache.num_blocks)
 
 
-def _trained(cache: TokenCache, method: Method, r: int, seed: int, budget: Budget) -> VideoModel:
+def _train_adapter(cache: TokenCache, method: Method, r: int, seed: int, budget: Budget) -> VideoModel:
     model = build(method, cache, seed)
     train_head(model, cache.tokens("seen-train", r), steps=budget.steps, lr=budget.lr, seed=seed, budget=budget)
     return model.eval()

@@ -136,7 +136,7 @@ class _Job:
         frames = self.model.config.frames
         return ClipViews(clips, frames, size, crops=views.crops, clips=views.clips, resize=resize)
 
-    def limited(self, dataset: ClipViews) -> Dataset[Any]:
+    def limit_clips(self, dataset: ClipViews) -> Dataset[Any]:
         limit = self.config.data.limit
         return dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
 
@@ -154,7 +154,7 @@ class _Job:
 
     def collect(self, clips: Clips) -> Any:
         dataset, where = self.dataset(clips, self.views), self.where
-        limited: Any = self.limited(dataset)
+        limited: Any = self.limit_clips(dataset)
         with where.progress("clips", len(limited)) as progress:
             collected = collect_logits(
                 self.model,
@@ -165,10 +165,10 @@ class _Job:
                 precision=where.precision,
                 progress=progress,
             )
-        self.tell_short(dataset)
+        self.report_short_clips(dataset)
         return collected
 
-    def tell_short(self, dataset: ClipViews) -> None:
+    def report_short_clips(self, dataset: ClipViews) -> None:
         if (line := dataset.describe_short()) is not None:
             self.say(line)
 
@@ -212,7 +212,7 @@ class _Job:
         )
         seen, unseen = self.dataset(train, single), self.dataset(test, single)
         self.say(f"Linear probe on {len(rows)} clips, {steps} steps.")
-        fitted, tested, where = Subset(seen, rows), self.limited(unseen), self.where
+        fitted, tested, where = Subset(seen, rows), self.limit_clips(unseen), self.where
         with where.progress("clips", len(fitted) + len(tested)) as progress:  # type: ignore[arg-type]
             result = linear_probe(
                 self.model,
@@ -226,7 +226,7 @@ class _Job:
                 precision=where.precision,
                 progress=progress,
             )
-        self.tell_short(unseen)
+        self.report_short_clips(unseen)
         result.setting.update(self.setting())
         return Evaluated("linear probe", spread([result.top1]), (result,))
 

@@ -1,4 +1,4 @@
-"""Measuring a call: how long it takes beside others, how much memory it needs, and on which machine.
+"""Measurement of a call: its time beside other calls, its peak memory, and the machine.
 
 Used by the benchmarks, the demonstration and the trade-off, and open to other code.
 """

@@ -20,7 +20,7 @@ from .parse import merge, read_yaml
 
 
 @functools.cache
-def _shipped() -> dict[str, dict[str, Any]]:
+def _read_shipped() -> dict[str, dict[str, Any]]:
     """Returns name -> tree of all shipped configurations, with ``base`` unresolved."""
     found: dict[str, dict[str, Any]] = {}
     for entry in sorted((resources.files("alt") / "configs").iterdir(), key=lambda e: e.name):
@@ -64,7 +64,7 @@ def _fill(value: Any, labels: Mapping[str, str]) -> Any:
 
 def names() -> list[str]:
     """Returns the shipped configurations that can be trained; those named "base..." are only bases."""
-    return [name for name in _shipped() if not name.startswith("base")]
+    return [name for name in _read_shipped() if not name.startswith("base")]
 
 
 def find(source: str | Path) -> dict[str, Any]:
@@ -72,15 +72,15 @@ def find(source: str | Path) -> dict[str, Any]:
     text = str(source)
     if Path(text).suffix in (".yaml", ".yml"):
         tree, name = _read(Path(text)), Path(text).stem
-    elif text in _shipped():
-        tree, name = _shipped()[text], text
+    elif text in _read_shipped():
+        tree, name = _read_shipped()[text], text
     else:
-        known = list(_shipped())
+        known = list(_read_shipped())
         raise UserError(
             f"{text} is neither a YAML file nor a shipped configuration ('alt train --list' shows them); "
             f"{nearest(text, known) if len(known) < 12 else _close(text, known)}"
         )
-    return _resolved(merge({"name": name}, tree), (text,), Path(text).parent)
+    return _resolve_bases(merge({"name": name}, tree), (text,), Path(text).parent)
 
 
 def _close(text: str, known: list[str]) -> str:
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(tree)
 
 
-def _resolved(tree: dict[str, Any], seen: tuple[str, ...], folder: Path) -> dict[str, Any]:
+def _resolve_bases(tree: dict[str, Any], seen: tuple[str, ...], folder: Path) -> dict[str, Any]:
     base = tree.pop("base", None) if (tree := dict(tree)) else None
     if base is None:
         return tree
@@ -110,7 +110,7 @@ def _resolved(tree: dict[str, Any], seen: tuple[str, ...], folder: Path) -> dict
         raise UserError(f"base: {' -> '.join((*seen, base))} goes in a circle.")
     if Path(base).suffix in (".yaml", ".yml"):
         path = folder / base
-        return merge(_resolved(_read(path), (*seen, base), path.parent), tree)
-    if base not in _shipped():
-        raise UserError(f"base: {base} is not a shipped configuration; {_close(base, list(_shipped()))}")
-    return merge(_resolved(_shipped()[base], (*seen, base), folder), tree)
+        return merge(_resolve_bases(_read(path), (*seen, base), path.parent), tree)
+    if base not in _read_shipped():
+        raise UserError(f"base: {base} is not a shipped configuration; {_close(base, list(_read_shipped()))}")
+    return merge(_resolve_bases(_read_shipped()[base], (*seen, base), folder), tree)

@@ -224,13 +224,13 @@ def from_tree(tree: dict[str, Any]) -> TrainConfig:
     """
     try:
         config = from_mapping(TrainConfig, tree)
-        options = _checked_options(config.model)
+        options = _check_options(config.model)
     except ValueError as error:
         raise UserError(str(error)) from None
     return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
-def _checked_options(model: ModelSection) -> dict[str, Any]:
+def _check_options(model: ModelSection) -> dict[str, Any]:
     """Returns ``model.options``, checked against the configuration of the named model."""
     try:
         family, _ = parse_name(model.name)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from alt.cli import build_app
 from alt.entityworld.gpu_comparison import GpuPlan, run_gpu
-from alt.entityworld.method_grid_report import TABLES, markdown, put_into, records, write
+from alt.entityworld.method_grid_report import TABLES, markdown, records, update_document, write
 from alt.entityworld.orderings import Ordering, orderings
 from alt.evaluate.spread import spread
 from alt.tables import to_csv
@@ -158,8 +158,8 @@ def test_the_gpu_run_says_what_it_had_no_time_for() -> None:
 def test_a_gpu_run_takes_its_limits_from_outside() -> None:
     """Seconds and steps were constants, so that a shorter run was stopped in the middle."""
     plan = GpuPlan.preset("gpu")
-    assert plan.limited() == plan
-    limited = plan.limited(steps=7, pretraining_steps=1000, seconds=130.0)
+    assert plan.with_limits() == plan
+    limited = plan.with_limits(steps=7, pretraining_steps=1000, seconds=130.0)
     assert (limited.fine_tuning.steps, limited.pretraining.steps, limited.seconds) == (7, 1000, 130.0)
     assert limited.pretraining.warmup == round(plan.pretraining.warmup / 3)
 
@@ -207,7 +207,7 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
     marked = "before\n<!-- results: begin -->\nformer tables\n<!-- results: end -->\nafter\n"
     document.write_text(marked, encoding="utf-8")
     for _ in range(2):  # a second time it is replaced, not added to
-        put_into(document, tmp_path / "results.json")
+        update_document(document, tmp_path / "results.json")
     text = document.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -215,4 +215,4 @@ def test_results_go_between_the_marks(tmp_path: Path) -> None:
     assert text.count("### Orderings") == 1
     document.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="expected the lines"):
-        put_into(document, tmp_path / "results.json")
+        update_document(document, tmp_path / "results.json")
