@@ -2,7 +2,8 @@
 
 Half of its time goes into work that it has done before. Every call of a device function searches all of
 ``triton.language`` for what to replace, though the launch has replaced it already; every type of a block is built and
-validated anew, though a kernel has a dozen.
+validated anew, though a kernel has a dozen. Whether a sum of integers fits is computed,
+and then only asked for in debugging.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from typing import Any
 
 import triton.language as tl
+from triton.language.semantic import TritonSemantic as semantic
 from triton.runtime import interpreter
 
 core = tl.core
@@ -24,6 +26,7 @@ def install() -> None:
     interpreter._get_np_dtype = remember_numpy_types(interpreter._get_np_dtype)
     core.block_type.__init__ = remember_block_types(core.block_type.__init__)
     core.tensor.__init__ = remember_shapes()
+    semantic.binary_op_sanitize_overflow_impl = check_overflow_in_debugging(semantic.binary_op_sanitize_overflow_impl)
     interpreter.is_faster = True
 
 
@@ -88,3 +91,13 @@ def remember_shapes() -> Any:
         self.numel, self.shape = type.as_constants if type.is_block() else scalar
 
     return tensor
+
+
+def check_overflow_in_debugging(check: Any) -> Any:
+    """Without ``debug`` the answer of ``check``, seven operations for a sum of integers, is dropped."""
+
+    def check_overflow(self: Any, *operands: Any) -> None:
+        if self.builder.options.debug:
+            check(self, *operands)
+
+    return check_overflow
