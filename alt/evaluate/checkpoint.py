@@ -26,11 +26,9 @@ def open_model(path: str | Path, device: str | torch.device = "cpu", frames: int
     Raises:
         UserError: there is no model, or it cannot be read.
     """
-    from alt.models.weights import load_model
+    from alt.models.weights import load_model, model_file
 
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = model_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; expected a .safetensors file or the folder of a run that ended.")
     if path.suffix == ".ckpt":

@@ -16,6 +16,7 @@ from alt.cost import count_macs
 from alt.data.clip_views import Clips, ClipViews
 from alt.errors import UserError, one_line
 from alt.models.video_model import VideoModel
+from alt.models.weights import model_file
 from alt.train.config import TrainConfig
 from alt.train.sources import choose_clips, open_list, open_split, open_world
 
@@ -245,7 +246,7 @@ class _Job:
         config, shots = self.config, self.config.data.shots
         if shots is None:
             raise UserError("data.shots must be the number of clips per class on which the few-shot protocol trains.")
-        start = self.checkpoint / "model.safetensors" if self.checkpoint.is_dir() else self.checkpoint
+        start = model_file(self.checkpoint)
         labels = self.open_train().labels
         choose_clips(config, labels)  # raises before anything slow
         test, results = self.open_test(), []

@@ -157,3 +157,6 @@ def group_by_curve(rows: Sequence[TradeoffRow]) -> dict[tuple[str, float, str], 
         if not any(name[0] == method for name in found):
             found[method, row.inflection, row.regime] = [row]
     return found
+
+
+complaints = find_anomalies  # the documented name of before, for one release

@@ -19,7 +19,10 @@ from alt.validation import plain
 
 from .families import FAMILIES, load_family
 
-__all__ = ["load_model", "load_weights", "read_header", "read_tensors", "save_model"]
+__all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "read_tensors", "save_model"]
+
+WEIGHTS_NAME = "model.safetensors"
+"""File in the folder of a run."""
 
 _FORMAT = 1
 HEADER_KEY = "alt_model"
@@ -64,13 +67,14 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     """Returns the video model that :func:`save_model` wrote, with classes and corpus, in training mode.
 
     Args:
-        path: the file. device: of the model.
+        path: the file, or the folder of a run with ``model.safetensors``. device: of the model.
         frames: T, if it differs from the saved number; possible if no weight depends on it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a model of this package, or of a newer version, or its weights need other ``frames``.
     """
+    path = model_file(path)
     header = read_header(path)
     builder = load_family(header["family"])
     values = dict(header["config"])
@@ -102,7 +106,7 @@ def load_weights(
     tau, gumbel, hard, sim_scale, and frames and strategy if they bring no weights. With ``keep_classes`` also head.
 
     Args:
-        model: a video model. path: a file of :func:`save_model`.
+        model: a video model. path: a file of :func:`save_model`, or the folder of a run.
         keep_classes: keep the model's classes and head. keep_corpus: keep its corpus.
 
     Returns:
@@ -112,6 +116,7 @@ def load_weights(
         FileNotFoundError, ValueError: there is no such file, or its configuration differs (the fields are named). The
             model is unchanged.
     """
+    path = model_file(path)
     header = read_header(path)
     model = getattr(model, "_orig_mod", model)
     family, config = _family_of(model), plain(model.config)
@@ -148,6 +153,11 @@ def load_weights(
 
 def _without(state: Mapping[str, Tensor], left: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(left)}
+
+
+def model_file(path: str | os.PathLike[str]) -> Path:
+    """Returns the weights' file of a model that is named by its file or by the folder of a run."""
+    return Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from alt.data.clips import ClipError
 from alt.errors import UserError, one_line
 from alt.files import replacing
+from alt.models.weights import model_file
 
 from .build import build_model, check_files, export
 from .checkpoint import LAST, WriteError, read_checkpoint, sweep, write_errors
@@ -131,7 +132,7 @@ def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from:
 
 
 def _finish(trainer: Trainer, learner: VideoLearner, data: ClipData, folder: Path, report: Say) -> RunResult:
-    weights = folder / "model.safetensors"
+    weights = model_file(folder)
     trainer.save_checkpoint(folder / LAST, weights_only=False)
     if trainer.is_global_zero:
         model = learner.model

@@ -122,6 +122,21 @@ class MiniText:
         return draw(len(texts), 48).float()
 
 
+def test_the_folder_of_a_run_stands_for_its_file(tmp_path: Path) -> None:
+    model = with_corpus()
+    save_model(model, tmp_path / "model.safetensors")
+    assert same_state(model, load_model(tmp_path))
+    other = with_corpus()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    load_weights(other, tmp_path)
+    assert same_state(model, other)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no model at .*empty.model\.safetensors"):
+        load_model(tmp_path / "empty")
+
+
 def test_half_precision_and_compiled_models(tmp_path: Path) -> None:
     model = with_corpus(dtype=torch.float32).to(torch.bfloat16)
     assert same_state(model, load_model(save_model(model, tmp_path / "half.safetensors")))
