@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from alt.models.modes import evaluation_mode
+
 from .metrics import Result, VideoMetrics
 from .views import logits_of_views, sum_of_softmax
 
@@ -111,12 +113,9 @@ def evaluating(model: nn.Module, device: torch.device | str | None = None) -> It
     first = next((p for p in model.parameters()), None)
     before = first.device if first is not None else torch.device("cpu")
     place = before if device is None else torch.device(device)
-    modes = {module: module.training for module in model.modules()}
-    model.to(place).eval()
+    model.to(place)
     try:
-        with torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             yield place
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         model.to(before)

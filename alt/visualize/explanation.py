@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alt.data.pixels import denormalise, normalise
+from alt.models.modes import evaluation_mode
 from alt.models.video_model import VideoModel
 
 from .regions import region_map
 
-__all__ = ["AlignedEntity", "ClassScore", "Explanation", "as_clip", "evaluating", "explain"]
+__all__ = ["AlignedEntity", "ClassScore", "Explanation", "as_clip", "explain"]
 
 
 class AlignedEntity(NamedTuple):
@@ -140,7 +139,7 @@ def explain(model: VideoModel, clip: Tensor) -> Explanation:
             size, or the model has no corpus.
     """
     clips = as_clip(model, clip)
-    with evaluating(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         tokens = model.encode(clips, trace=True)
         output = model.forward_tokens(tokens)
     assert tokens.source is not None
@@ -188,17 +187,6 @@ def as_clip(model: Any, clip: Any) -> Tensor:
         clip = normalise(clip)
     scale = model.logit_scale
     return clip[None].to(scale.device, scale.dtype)
-
-
-@contextmanager
-def evaluating(model: VideoModel) -> Iterator[None]:
-    """Puts the model in evaluation mode for the block, and back in its mode after it."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _rank(

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from alt.hosts import Host
+from alt.models.modes import evaluation_mode
 from alt.models.video_model import VideoModel
 from alt_kernels import source_map
 
-from .explanation import Explanation, as_clip, evaluating
+from .explanation import Explanation, as_clip
 from .regions import region_map
 
 __all__ = ["gradient_heat_map", "paint", "peak_inside", "text_heat_map", "text_of"]
@@ -108,7 +109,7 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
     frames, joint = clips[0], model.tower_frames is None
     if model.tower_frames == 1:
         frames = frames[len(frames) // 2 :][:1]
-    with evaluating(model), _watching(host, tower) as taken, torch.enable_grad():
+    with evaluation_mode(model), _watching(host, tower) as taken, torch.enable_grad():
         x, call = encoder.handle.encode(frames, len(frames) if joint else 1)
         x = F.normalize(host.project(tower, x, call.size), dim=-1)
         scale = model.logit_scale.to(x)

@@ -135,6 +135,15 @@ def test_gradient_map_leaves_the_model_as_it_was(scene: Scene) -> None:
     assert model.training
 
 
+def test_frozen_parts_of_a_model_in_training_stay_in_evaluation_mode(scene: Scene) -> None:
+    model, clip = scene.model(r=2).train(), scene.clips.frames[0]
+    model.backbone.eval()
+    modes = {module: module.training for module in model.modules()}
+    explain(model, clip)
+    gradient_heat_map(model, clip, text_of(model, "cup"))
+    assert modes == {module: module.training for module in model.modules()}
+
+
 def test_bad_input_is_one_sentence(scene: Scene) -> None:
     model, frames = scene.model(), scene.clips.frames[0]
     with pytest.raises(ValueError, match=r"clip: expected frames \[4, 3, 24, 24\] for this model, got \[3, 3, 24"):
