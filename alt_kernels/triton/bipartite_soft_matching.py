@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .bipartite_soft_matching_scores import best_of_rows
 from .host import refuse_double, unit_stride
+from .launch import cache_launches
 from .launch_configs import config
 
 # Buckets of the configuration. Up to 512 tokens one program matches an image, in a tile of half as many rows: this
@@ -77,7 +78,7 @@ def _count(before):
     return tl.sum(before.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["tokens", "r", "num_protected"])
+@cache_launches(do_not_specialize=["tokens", "r", "num_protected"])
 def _match_image(
     x_ptr,  # [B, N, C], strides (x_b, x_n, 1); where HEADS > 1 [B, H, N, C], strides (x_b, x_h, x_n, 1)
     indices_ptr,  # [B, N] int32
@@ -128,7 +129,7 @@ def _match_image(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["tokens", "num_protected", "even"])
+@cache_launches(do_not_specialize=["tokens", "num_protected", "even"])
 def _match_tiles(
     x_ptr,  # [B, N, C], strides (x_b, x_n, 1)
     best_ptr,  # [B, |A|] float32
@@ -152,7 +153,7 @@ def _match_tiles(
     tl.store(partner_ptr + image * even + i, partner, mask=i < even)
 
 
-@triton.jit(do_not_specialize=["r", "even"])
+@cache_launches(do_not_specialize=["r", "even"])
 def _rank_tiles(
     best_ptr,  # [B, |A|] float32
     partner_ptr,  # [B, |A|] int32; becomes NO_TARGET where a_i is kept
@@ -175,7 +176,7 @@ def _rank_tiles(
     tl.store(partner_ptr + image * even + i, tl.full([BA], NO_TARGET, tl.int32), mask=(i < even) & (rank >= r))
 
 
-@triton.jit(do_not_specialize=["tokens", "r", "num_protected", "even"])
+@cache_launches(do_not_specialize=["tokens", "r", "num_protected", "even"])
 def _plan_tiles(
     partner_ptr,  # [B, |A|] int32, NO_TARGET where a_i is kept
     indices_ptr,  # [B, N] int32

@@ -41,6 +41,7 @@ from .cosine_gumbel_assign_shared import (
 )
 from .hardware import exp2_of, rounded_product
 from .host import refuse_double
+from .launch import cache_launches
 from .philox import NATURAL, tile_columns
 
 
@@ -68,7 +69,7 @@ def _lowest(found, column):
     return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
 def _assign(
     x_ptr,  # [M, d] contiguous, as prepared
     e_ptr,  # [P, d], as prepared
@@ -194,7 +195,7 @@ def _assign(
         tl.store(peak_ptr + out, normalizer, mask=write)
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@cache_launches(do_not_specialize=["rows", "splits"])
 def _join(
     index_part_ptr,  # [S, M] int64
     peak_ptr,  # [S, M] float32, in powers of two

@@ -50,6 +50,7 @@ from .cosine_gumbel_assign_shared import (
 )
 from .hardware import exp2_of
 from .host import refuse_double
+from .launch import cache_launches
 from .philox import tile_columns
 
 
@@ -95,7 +96,7 @@ def _products(
     return of_x, of_grad
 
 
-@triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
 def _delta(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
@@ -181,7 +182,7 @@ def _delta(
         tl.store(weight_ptr + out, heaviest, mask=live)
 
 
-@triton.jit(do_not_specialize=["rows", "count", "above", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
 def _grad_x(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared

@@ -18,12 +18,13 @@ from .cosine_gumbel_assign_shared import (
     power_below,
 )
 from .hardware import exp2_of
+from .launch import cache_launches
 from .philox import place_of, tile_columns
 
 STEM = "cosine_gumbel_assign_backward"
 
 
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "per_split"])
 def _grad_entities(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
@@ -123,7 +124,7 @@ def _grad_entities(
     tl.store(along_ptr + out, along, mask=valid & (tl.program_id(2) == 0))
 
 
-@triton.jit(do_not_specialize=["rows", "count", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "per_split"])
 def _entity_values(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared; this and the next six are read where soft
@@ -201,7 +202,7 @@ def _entity_values(
     tl.store(target, acc, mask=valid[:, None] & (channel < D)[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@cache_launches(do_not_specialize=["rows", "splits"])
 def _finish(
     part_ptr,  # [S, n, d] float32
     along_ptr,  # [S, n] float32

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .host import unit_stride
+from .launch import cache_launches
 from .launch_configs import config
 from .philox import SHIFT, noise_tile, place_of, tile_columns
 
@@ -79,7 +80,7 @@ def _prepare_tile(
             tl.store(copy_ptr + at * D + channel[None, :], value.to(copy_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "count"])
+@cache_launches(do_not_specialize=["rows", "count"])
 def _prepare(
     x_ptr,  # [M, d], strides (x_m, 1)
     e_ptr,  # [K, d], strides (e_k, 1)

@@ -18,12 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .host import refuse_double, unit_stride
+from .launch import cache_launches
 from .launch_configs import config
 
 SUM_ROWS, SUM_CHANNELS = 64, 32  # the tile that adds the G partial sums, 128 bytes of a row at a time
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])
+@cache_launches(do_not_specialize=["tokens", "rows"])
 def _merge_norm(
     x_ptr,  # [B, N, C], strides (x_b, x_n, 1)
     residual_ptr,  # [B, N, C], strides (y_b, y_n, 1)
@@ -119,7 +120,7 @@ def _merge_norm(
     tl.store(rstd_ptr + image * rows + row, rstd, mask=live)
 
 
-@triton.jit(do_not_specialize=["batch", "tokens", "rows", "programs"])
+@cache_launches(do_not_specialize=["batch", "tokens", "rows", "programs"])
 def _merge_norm_backward(
     grad_merged_ptr,  # [B, N', C] contiguous
     grad_normed_ptr,  # [B, N', C] contiguous
@@ -210,7 +211,7 @@ def _merge_norm_backward(
         tl.store(partial_bias_ptr + at, sum_bias, mask=in_width)
 
 
-@triton.jit(do_not_specialize=["programs"])
+@cache_launches(do_not_specialize=["programs"])
 def _sum_partials(
     partial_weight_ptr,  # [G, C] float32, read where HAS_WEIGHT
     partial_bias_ptr,  # [G, C] float32, read where HAS_BIAS

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .attention_tiles import head_of, key_bias, load_rows, log2, logits, store_rows, unit_stride_rows
 from .host import refuse_double
+from .launch import cache_launches
 from .launch_configs import config
 
 LOG2_E = math.log2(math.e)
@@ -47,7 +48,7 @@ def _finish(
     tl.store(lse_row + first + row, lse, mask=live)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "heads", "splits"])
+@cache_launches(do_not_specialize=["queries", "keys", "heads", "splits"])
 def _forward_resident(
     q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)
     k_ptr,  # [B, H, N, D], strides (k_b, k_h, k_n, 1)
@@ -122,7 +123,7 @@ def _forward_resident(
         _finish(out_base, lse_ptr + pair * queries, first, row, live, acc, peak, total, heads, D, BD, HALF)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "heads"])
+@cache_launches(do_not_specialize=["queries", "keys", "heads"])
 def _forward_online(
     q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)
     k_ptr,  # [B, H, N, D], strides (k_b, k_h, k_n, 1)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .attention_tiles import head_of, key_bias, load_rows, logits, store_rows, unit_stride_rows
 from .hardware import rounded_product
 from .host import refuse_double
+from .launch import cache_launches
 from .launch_configs import config
 from .proportional_attention import (
     LOG2_E,
@@ -45,7 +46,7 @@ def _load_lse(lse_row, row, live):
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E_DEVICE)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "heads"])
+@cache_launches(do_not_specialize=["queries", "keys", "heads"])
 def _backward_queries(
     grad_ptr,  # [B, H, M, D], strides (g_b, g_h, g_n, 1)
     q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)
@@ -114,7 +115,7 @@ def _backward_queries(
     store_rows(dq_ptr + (image * queries * heads + head) * D, first, row, heads * D, live, dq * scale, D, BD)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "heads"])
+@cache_launches(do_not_specialize=["queries", "keys", "heads"])
 def _backward_keys(
     grad_ptr,  # [B, H, M, D], strides (g_b, g_h, g_n, 1)
     q_ptr,  # [B, H, M, D], strides (q_b, q_h, q_n, 1)

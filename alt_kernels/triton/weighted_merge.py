@@ -17,10 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .host import refuse_double, unit_stride
+from .launch import cache_launches
 from .launch_configs import config
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])
+@cache_launches(do_not_specialize=["tokens", "rows"])
 def _reduce_rows(
     x_ptr,  # [B, N, C], strides (x_b, x_n, 1)
     size_ptr,  # [B, N] float32, read where HAS_SIZE
@@ -93,7 +94,7 @@ def _reduce_rows(
                 tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=in_width)
 
 
-@triton.jit(do_not_specialize=["tokens", "rows"])
+@cache_launches(do_not_specialize=["tokens", "rows"])
 def _spread_rows(
     x_ptr,  # [B, N', C], strides (x_b, x_n, 1)
     size_ptr,  # [B, N] float32, read where SHARE and HAS_SIZE
