@@ -10,7 +10,7 @@ import difflib
 import functools
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
@@ -32,6 +32,7 @@ __all__ = [
     "checked",
     "describe",
     "expected",
+    "flatten",
     "from_mapping",
     "nearest",
     "plain",
@@ -118,6 +119,21 @@ def from_mapping(cls: type[T], values: Any, prefix: str = "") -> T:
 def plain(value: Any) -> Any:
     """Returns a checked dataclass as mappings and lists, ready for YAML and JSON."""
     return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def flatten(value: Any) -> dict[str, Any]:
+    """Returns a checked dataclass as plain values by dotted keys, such as "optim.lr"."""
+    flat: dict[str, Any] = {}
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> None:
+        for key, item in tree.items():
+            if isinstance(item, Mapping) and item:
+                walk(item, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = item
+
+    walk(plain(value), "")
+    return flat
 
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")

@@ -28,7 +28,7 @@ from .options import (
 )
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
-from .settings import describe_settings, load_changed
+from .settings import describe_settings
 
 if TYPE_CHECKING:
     from alt.evaluate.execute import Evaluated, Placement
@@ -73,7 +73,9 @@ def evaluate(
     zero-shot, with its frames and views. With --data a list of clips is tested, with --views.
     """
     if "help" in (set_ or []):
-        for line in describe_settings(config):
+        from alt.train.config import TrainConfig, load_config
+
+        for line in describe_settings(load_config(config) if config else TrainConfig()):
             typer.echo(line)
         return
     from alt.evaluate.execute import Placement
@@ -132,7 +134,7 @@ def _execute(checkpoint: Path, config: str | None, overrides: list[str], reducti
         raise UsageError(
             f"Name what {checkpoint} is tested on with --data or --config: there is no config.yaml of a run beside it."
         )
-    chosen = load_changed(kept if config is None else config, overrides)
+    chosen = load_config(kept if config is None else config, overrides)
     return execute(chosen, checkpoint, trained=trained, r=reduction, where=where, say=lambda s: logger.info("%s", s))
 
 

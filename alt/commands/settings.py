@@ -6,44 +6,24 @@ import dataclasses
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alt.errors import UsageError, UserError
+if TYPE_CHECKING:
+    from alt.train.config import TrainConfig
 
-__all__ = ["complete_setting", "describe_settings", "load_changed"]
+__all__ = ["complete_setting", "describe_settings"]
 
 
-def describe_settings(source: str | None) -> Iterator[str]:
-    """Yields one line per setting of a configuration: its dotted key, its value, and what it takes.
+def describe_settings(config: TrainConfig) -> Iterator[str]:
+    """Yields one line per setting of a configuration: its dotted key, its value, and what it takes."""
+    from alt.validation import flatten
 
-    Args:
-        source: as :func:`alt.train.load_config` takes it; None: the defaults.
-    """
-    from alt.train.config import TrainConfig, load_config
-    from alt.train.parse import flat
-    from alt.validation import plain
-
-    config = load_config(source) if source else TrainConfig()
-    values = flat(plain(config))
     kinds = _kinds(config.model.name)
+    values = flatten(config)
     width = max(map(len, kinds))
     for key, kind in kinds.items():
         value = "null" if values.get(key, "") is None else str(values.get(key, "(the model's)"))
         yield f"{key:<{width}}  {value:<24}  {_describe(kind)}"
-
-
-def load_changed(source: str | Path, overrides: list[str]) -> Any:
-    """Returns the configuration; a mistake on the command line is one of usage, a mistake in the file one of input."""
-    from alt.train.config import load_config
-
-    try:
-        return load_config(source, overrides)
-    except UserError as error:
-        if overrides:
-            load_config(source)  # raises again if the file is the one that is wrong
-            raise UsageError(str(error)) from None
-        raise
 
 
 def complete_setting(incomplete: str) -> list[str]:

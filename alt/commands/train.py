@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from alt.errors import UsageError
 
 from .options import Overrides
-from .settings import complete_setting, describe_settings, load_changed
+from .settings import complete_setting, describe_settings
 
 
 def train(
@@ -51,47 +53,39 @@ def train(
     if list_:
         _list()
         return
-    if "help" in (set_ or []):
-        for line in describe_settings(config or None):
+    changes = [*(set_ or []), *(overrides or [])]
+    wants_help = "help" in changes
+    if "=" in config or not (config or wants_help):
+        raise UsageError("Name a configuration: a YAML file or one of those that 'alt train --list' shows.")
+    from alt.train.config import TrainConfig, load_config
+
+    changes = [change for change in changes if change != "help"]
+    chosen = TrainConfig()
+    if config:
+        chosen = load_config(config, changes)
+    if wants_help:
+        for line in describe_settings(chosen):
             typer.echo(line)
         return
-    if not config or "=" in config:
-        raise UsageError("Name a configuration: a YAML file or one of those that 'alt train --list' shows.")
-    changes = [*(set_ or []), *(overrides or [])]
-    for word in changes:
-        if "=" not in word:
-            raise UsageError(f"A setting is changed by KEY=VALUE such as optim.lr=1e-5, got '{word}'.")
-    from alt.train.config import smoke as shrink
-
-    chosen = load_changed(config, changes)
     replaced: list[str] = []
     if smoke:
+        from alt.train.smoke import shrink
+
         chosen, replaced = shrink(chosen)
     if show:
         typer.echo(chosen.to_yaml(), nl=False)
         return
-    try:
-        _train(chosen, out, resume, smoke, replaced)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
-
-
-def _train(config: Any, out: Path | None, resume: bool, smoke: bool, replaced: list[str]) -> None:
+    if smoke:
+        typer.echo("Smoke run: two steps on the small model and generated clips; replaced for it:")
+        for line in replaced:
+            typer.echo(f"  {line}")
     from alt.train.run import fit
 
-    if not smoke:
-        fit(config, out, resume=resume)
-        return
-    import tempfile
-
-    typer.echo("Smoke run: two steps on the small model and generated clips; replaced for it:")
-    for line in replaced:
-        typer.echo(f"  {line}")
-    if out is not None:
-        fit(config, out, resume=resume)
-        return
-    with tempfile.TemporaryDirectory(prefix="alt-smoke-") as folder:
-        fit(config, folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="alt-smoke-") if smoke and out is None else nullcontext(out) as folder:
+            fit(chosen, folder, resume=resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
 
 
 def _list() -> None:

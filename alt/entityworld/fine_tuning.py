@@ -94,7 +94,6 @@ def fine_tune(
         take,
         samples=len(clips.labels),
         batch_size=training.batch_size,
-        steps=steps,
         seed=seed,
         device=device,
         mixed_precision=training.mixed_precision,

@@ -128,7 +128,6 @@ def pretrain(
         lambda rows: rows,
         samples=training.images,
         batch_size=training.batch_size,
-        steps=training.steps,
         seed=training.seed,
         device=device,
         mixed_precision=training.mixed_precision,

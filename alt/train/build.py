@@ -14,20 +14,17 @@ from alt.errors import UserError, one_line
 
 from .checkpoint import write_errors
 from .config import TrainConfig
-from .sources import check_root
 
 
 def check_files(config: TrainConfig) -> None:
-    """Checks that the folder of clips, the weights and the corpus exist, before anything slow. Nothing is read.
+    """Checks that the weights and the corpus exist, before anything slow. Nothing is read.
 
     Raises:
-        UserError: a folder, a file or a tag of weights does not exist.
+        UserError: a file or a tag of weights does not exist.
     """
     from alt.models.clip import check_weights
     from alt.models.families import BACKBONES, parse_name
 
-    if config.data.kind == "frames":
-        check_root(config.data.root)
     section = config.model
     try:
         check_weights(BACKBONES[parse_name(section.name)[1]][0], section.pretrained)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,8 @@ def names() -> list[str]:
     return [name for name in _read_shipped() if not name.startswith("base")]
 
 
-def find(source: str | Path) -> dict[str, Any]:
-    """Returns the tree of a file or of a shipped name, with its bases resolved."""
+def find(source: str | Path, changes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Returns the tree of a file or of a shipped name on top of its bases, and ``changes`` on top of it."""
     text = str(source)
     if Path(text).suffix in (".yaml", ".yml"):
         tree, name = _read(Path(text)), Path(text).stem
@@ -80,7 +80,8 @@ def find(source: str | Path) -> dict[str, Any]:
             f"{text} is neither a YAML file nor a shipped configuration ('alt train --list' shows them); "
             f"{nearest(text, known) if len(known) < 12 else _close(text, known)}"
         )
-    return _resolve_bases(merge({"name": name}, tree), (text,), Path(text).parent)
+    tree = _resolve_bases(merge({"name": name}, tree), (text,), Path(text).parent)
+    return functools.reduce(merge, changes, tree)
 
 
 def _close(text: str, known: list[str]) -> str:

@@ -6,15 +6,15 @@ found by their bare name (:mod:`alt.train.catalogue`). Values on the command lin
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Strict, model_validator
+from pydantic import AfterValidator, Strict, ValidationInfo, model_validator
 
-from alt.errors import UserError
+from alt.errors import UsageError, UserError
 from alt.models.families import FAMILIES, parse_name
 from alt.validation import (
     Count,
@@ -33,7 +33,8 @@ from alt.validation import (
     plain,
 )
 
-from .parse import apply_override, flat, merge
+from .catalogue import find
+from .parse import read_override
 
 
 def _betas(value: tuple[float, ...]) -> tuple[float, ...]:
@@ -54,6 +55,25 @@ def _smoothing(value: float) -> float:
     return value
 
 
+def _model_name(value: str) -> str:
+    try:
+        parse_name(value)
+    except ValueError as error:
+        raise ValueError(f"model.{error}.") from None
+    return value
+
+
+def _model_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Checks ``model.options`` against the configuration of the named model."""
+    for key, owner in (("backbone", "name"), ("frames", "frames"), ("r", "r")):
+        if key in options:
+            raise ValueError(f"model.options.{key} is not set here but by model.{owner}.")
+    if "name" not in info.data:  # it is wrong, and the first error
+        return options
+    values = from_mapping(FAMILIES[parse_name(info.data["name"])[0]].config, options, "model.options.")
+    return {key: getattr(values, key) for key in options}
+
+
 @checked
 class ModelSection:
     """``name``, ``pretrained``, ``frames`` and ``r`` go to :func:`alt.create_model` as they are, ``options`` are the
@@ -61,7 +81,7 @@ class ModelSection:
     ``templates``: the prompts of the class texts. ``corpus``: a file, "world" (EntityWorld's own) or "labels"
     (the class names are the entities); ``corpus_categories``: keep these only."""
 
-    name: Text = "alt-b16"
+    name: Annotated[Text, AfterValidator(_model_name)] = "alt-b16"
     pretrained: Text | None = "openai"
     init_from: Text | None = None
     frames: Count = 8
@@ -69,7 +89,7 @@ class ModelSection:
     corpus: Text | None = None
     corpus_categories: tuple[Text, ...] | None = None
     templates: Text = "alt16"
-    options: Annotated[dict[str, Any], Group] = field(default_factory=dict)
+    options: Annotated[dict[str, Any], Group, AfterValidator(_model_options)] = field(default_factory=dict)
 
 
 @checked
@@ -223,83 +243,23 @@ def from_tree(tree: dict[str, Any]) -> TrainConfig:
         UserError: a key is unknown, or a value has a wrong type or is out of range. The message is one sentence.
     """
     try:
-        config = from_mapping(TrainConfig, tree)
-        options = _check_options(config.model)
+        return from_mapping(TrainConfig, tree)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
-def _check_options(model: ModelSection) -> dict[str, Any]:
-    """Returns ``model.options``, checked against the configuration of the named model."""
-    try:
-        family, _ = parse_name(model.name)
-    except ValueError as error:
-        raise ValueError(f"model.{error}.") from None
-    for key, owner in (("backbone", "name"), ("frames", "frames"), ("r", "r")):
-        if key in model.options:
-            raise ValueError(f"model.options.{key} is not set here but by model.{owner}.")
-    values = from_mapping(FAMILIES[family].config, model.options, "model.options.")
-    return {key: getattr(values, key) for key in model.options}
-
-
-def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Loads the configuration of a file or a shipped name, with ``a.b=c`` overrides on top.
 
     Raises:
-        UserError: the file or name is unknown, it is not YAML, or a key, type or value is wrong.
+        UserError: the file or name is unknown, it is not YAML, or a key, type or value in it is wrong.
+        UsageError: an override is wrong.
     """
-    from .catalogue import find
-
-    tree = find(source)
-    for text in overrides:
-        tree = apply_override(tree, text)
-    return from_tree(tree)
-
-
-# Settings that a resumed run may change, because they do not affect its parameters.
-FREE_ON_RESUME = (
-    "about", "data.workers", "data.root", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every",
-    "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes", "trainer.strategy",
-    "trainer.accelerator", "evaluation",
-)  # fmt: skip
-
-
-def first_difference(old: TrainConfig, new: TrainConfig) -> str | None:
-    """Returns a phrase on the first changed setting that a resumed run must keep, or None."""
-    before, after = flat(plain(old)), flat(plain(new))
-    for key in [*before, *(k for k in after if k not in before)]:
-        free = any(key == name or key.startswith(name + ".") for name in FREE_ON_RESUME)
-        if not free and before.get(key) != after.get(key):
-            return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
-    return None
-
-
-SMOKE: dict[str, Any] = {
-    "model": {"name": "alt-mini", "pretrained": None, "init_from": None, "corpus": "world", "frames": 4},
-    "data": {"kind": "entity_world", "preset": "tiny", "train_split": "seen-train", "val_split": "seen-test",
-             "batch_size": 4, "limit": 8, "workers": 0},
-    "schedule": {"steps": 2, "warmup_steps": 1},
-    "trainer": {"accelerator": "cpu", "devices": 1, "nodes": 1, "strategy": "auto", "checkpoint_every": None},
-}  # fmt: skip
-
-
-def smoke(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
-    """Returns the same run on the small model and the smallest EntityWorld for two steps, and the replaced settings.
-
-    Strategy, alignment, optimiser, augmentation, precision, accumulation and protocol are kept.
-    """
-    tree = plain(config)
-    over = {group: dict(values) for group, values in SMOKE.items()}
-    family = config.model.name.rsplit("-", 1)[0]
-    over["model"]["name"] = f"{family}-mini"
-    if config.model.corpus == "labels" or config.model.corpus is None:
-        over["model"]["corpus"] = config.model.corpus
-    if config.data.shots is not None:  # the smallest world has four clips per class
-        over["data"]["shots"] = min(config.data.shots, 4)
-    r = config.model.r
-    # The small tower has four blocks of 37 tokens at most, a list of another length would not fit it.
-    over["model"]["r"] = (min(r, 4) if not isinstance(r, float) else r) if not isinstance(r, tuple) else 4
-    small = from_tree(merge(tree, over))
-    before, after = flat(tree), flat(plain(small))
-    return small, [f"{key}: {before.get(key)} -> {after[key]}" for key in after if before.get(key) != after[key]]
+    changes = [read_override(text) for text in overrides]
+    try:
+        return from_mapping(TrainConfig, find(source, changes))
+    except ValueError as error:
+        if not changes:
+            raise UserError(str(error)) from None
+        load_config(source)  # raises if the source alone is wrong
+        raise UsageError(str(error)) from None

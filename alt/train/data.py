@@ -18,7 +18,7 @@ from alt.data.seeds import derive_seed
 
 from .config import AugmentationSection, TrainConfig
 from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
-from .sources import WorldClips, choose_clips, open_sources
+from .sources import WorldClips, open_sources
 
 
 class ClipTransform:
@@ -76,27 +76,27 @@ class ClipData(LightningDataModule):
         super().__init__()
         self.config = config
         self.sources = open_sources(config)
-        train, validation, self.world = self.sources
-        self.class_names = train.class_names
-        data, frames = config.data, config.model.frames
+        self.class_names, self.world = self.sources.train.class_names, self.sources.world
+        data, frames, seed = config.data, config.model.frames, config.seed
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)
-        self.train_set = ClipDataset(train, choose_clips(config, train.labels), frames, augment, config.seed)
+        self.train_set = ClipDataset(self.sources.train, self.sources.chosen, frames, augment, seed)
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), data.batch_size)
+        self.total_steps, _ = config.schedule.length(self.steps_per_epoch)
         self.val_set = None
-        if validation is not None:
+        if (validation := self.sources.validation) is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
             self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
 
     def setup(self, stage: str) -> None:
         """Renders the clips of a generated world, only once the model is built, so that its errors come first."""
-        for source in self.sources[:2]:
+        for source in (self.sources.train, self.sources.validation):
             if isinstance(source, WorldClips):
                 source.render()
 
     def describe_short(self) -> list[str]:
         """Returns one line per list file that has clips with fewer frames than the model reads."""
-        lists = [source for source in self.sources[:2] if isinstance(source, ClipFiles)]
+        lists = [source for source in (self.sources.train, self.sources.validation) if isinstance(source, ClipFiles)]
         return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -65,7 +65,10 @@ class VideoLearner(Learner):
     Args:
         model: a ``VideoModel`` whose classes are set.
         config: the run.
-        steps_per_epoch: optimiser steps per epoch; used only if the schedule counts epochs.
+        steps_per_epoch: optimiser steps per epoch, for a schedule and checkpoints that count epochs.
+
+    Attributes:
+        checkpoint_every: steps between checkpoints: those of the settings, or an epoch, at most the whole run.
 
     A batch is ``(clips [B, T, 3, H, W], labels [B])``, label -1 in validation being an empty place.
     """
@@ -74,6 +77,7 @@ class VideoLearner(Learner):
         super().__init__(config.optim, *config.schedule.length(steps_per_epoch), config.schedule.min_ratio)
         self.model = model
         self.config = config
+        self.checkpoint_every = min(config.trainer.checkpoint_every or steps_per_epoch, self.total_steps)
         if config.task == "linear-probe":
             model.requires_grad_(False)
             model.head.requires_grad_(True)

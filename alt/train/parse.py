@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from alt.errors import UserError, one_line
+from alt.errors import UsageError, UserError, one_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,24 +47,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def apply_override(tree: dict[str, Any], text: str) -> dict[str, Any]:
-    """Puts ``a.b=c`` into a nested mapping; c is read as YAML."""
+def read_override(text: str) -> dict[str, Any]:
+    """Returns ``a.b=c`` as a nested mapping; c is read as YAML.
+
+    Raises:
+        UsageError: it has no such form.
+    """
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"--set wants KEY=VALUE with a dotted key such as optim.lr=1e-5, got {text!r}.")
-    over: Any = read_yaml(value, f"--set {path.strip()}") if value.strip() else None
+        raise UsageError(f"--set wants KEY=VALUE with a dotted key such as optim.lr=1e-5, got {text!r}.")
+    try:
+        over: Any = read_yaml(value, f"--set {path.strip()}") if value.strip() else None
+    except UserError as error:
+        raise UsageError(str(error)) from None
     for key in reversed(keys):
         over = {key: over}
-    return merge(tree, over)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a nested mapping to dotted keys."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            out.update(flat(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
+    return dict(over)

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from alt.data.clips import ClipError
 from alt.errors import UserError, one_line
-from alt.files import replacing
 from alt.models.weights import model_file
 
 from .build import build_model, check_files, export
-from .checkpoint import LAST, WriteError, read_checkpoint, sweep, write_errors
-from .config import TrainConfig, first_difference, from_tree
+from .checkpoint import LAST, WriteError, read_checkpoint
+from .config import TrainConfig
 from .data import ClipData
+from .folder import find_step, open_folder
 from .module import VideoLearner
 from .optim import describe_groups
 from .processes import is_first_process
@@ -59,58 +59,28 @@ def fit(
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)
-    last = folder / LAST
-    if resume and not last.exists() and (folder / "config.yaml").exists():
+    done = find_step(config, folder, resume=resume)
+    if resume and done is None:
         report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
-        resume = False
-    done = resume_step(config, last) if resume else 0
-    check_files(config)
-    if is_first_process():
-        _open_folder(config, folder, last, resume)
+    trainer = build_trainer(config, folder, report, callbacks)
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     with isolate_rng():
         torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
         data = ClipData(config)
-        learner = VideoLearner(
-            build_model(config, data.class_names, data.world, say=report), config, data.steps_per_epoch
-        )
-        if done >= learner.total_steps:
+        if done is not None and done >= data.total_steps:
             raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {done}.")
-        report(f"{config.name}: {len(data.train_set)} clips, {learner.total_steps} steps of {config.data.batch_size}")
+        check_files(config)
+        trainer.loggers = open_folder(config, folder, done or 0)
+        model = build_model(config, data.class_names, data.world, say=report)
+        learner = VideoLearner(model, config, data.steps_per_epoch)
+        report(f"{config.name}: {len(data.train_set)} clips, {data.total_steps} steps of {config.data.batch_size}")
         for line in describe_groups(learner.groups()):
             report(line)
-        if done:
-            report(f"Resuming at step {done} of {learner.total_steps}.")
-        trainer = build_trainer(
-            config,
-            folder,
-            total_steps=learner.total_steps,
-            steps_per_epoch=data.steps_per_epoch,
-            validate=data.val_set is not None,
-            done=done,
-            report=report,
-            callbacks=callbacks,
-        )
-        _train(trainer, learner, data, last if resume else None)
+        if done is not None:
+            report(f"Resuming at step {done} of {data.total_steps}.")
+        _train(trainer, learner, data, None if done is None else folder / LAST)
         return _finish(trainer, learner, data, folder, report)
-
-
-def resume_step(config: TrainConfig, last: Path) -> int:
-    """Returns the step of the checkpoint ``last``, after checking that it belongs to this configuration."""
-    checkpoint = read_checkpoint(last)
-    difference = first_difference(from_tree(checkpoint["alt"]["config"]), config)
-    if difference is not None:
-        raise UserError(f"{last} belongs to a run of another configuration: {difference}.")
-    return int(checkpoint["global_step"])
-
-
-def _open_folder(config: TrainConfig, folder: Path, last: Path, resume: bool) -> None:
-    if last.exists() and not resume:
-        raise UserError(f"{folder} already holds a run; go on with --resume, or name another folder with --out.")
-    sweep(last)
-    with write_errors(), replacing(folder / "config.yaml", "the configuration") as partial:
-        partial.write_text(config.to_yaml(), encoding="utf-8")
 
 
 def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from: Path | None) -> None:

@@ -53,11 +53,12 @@ class WorldClips:
 
 
 class Sources(NamedTuple):
-    """Clips to train on and to validate with. world: the generated world of these clips."""
+    """Clips of a run. chosen: int64, those of ``train`` to train on. world: the generated world of all these clips."""
 
     train: Clips
+    chosen: Tensor
     validation: Clips | None
-    world: World | None = None
+    world: World | None
 
 
 def open_sources(config: TrainConfig) -> Sources:
@@ -68,9 +69,10 @@ def open_sources(config: TrainConfig) -> Sources:
     """
     data, frames = config.data, config.model.frames
     world = None if data.kind == "frames" else open_world(data)
-    train, held_out = (data.train_list, data.val_list) if world is None else (data.train_split, data.val_split)
+    name, held_out = (data.train_list, data.val_list) if world is None else (data.train_split, data.val_split)
     validation = _find_split(data, held_out, frames, world) if held_out else None
-    return Sources(_find_split(data, train, frames, world), validation, world)
+    train = _find_split(data, name, frames, world)
+    return Sources(train, choose_clips(config, train.labels), validation, world)
 
 
 def open_world(data: DataSection) -> World:
@@ -90,18 +92,19 @@ def open_split(data: DataSection, name: str, frames: int, world: World | None) -
 
 
 def _find_split(data: DataSection, name: str, frames: int, world: World | None) -> Clips:
-    if world is None:
-        return open_list(data.root, name, data.labels)
-    try:
-        return WorldClips(world, name, frames)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"data: {one_line(error)}.") from None
+    if world is not None:
+        try:
+            return WorldClips(world, name, frames)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"data: {one_line(error)}.") from None
+    return open_list(data.root, name, data.labels)
 
 
 def open_list(root: str | None, list_file: str, labels: str) -> ClipFiles:
     """Opens a list file and its labels under ``data.root``."""
+    folder = check_root(root)
     try:
-        return ClipFiles(list_file, labels, check_root(root))
+        return ClipFiles(list_file, labels, folder)
     except ClipError as error:
         raise UserError(f"data: {one_line(error)}.") from None
 

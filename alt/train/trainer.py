@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import importlib.util
 import logging
 import signal
 import sys
@@ -16,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -26,43 +23,30 @@ from torch.utils.data import DataLoader, Dataset
 
 from .checkpoint import LAST, AtomicCheckpointIO
 from .config import TrainConfig
-from .processes import choose_processes, is_first_process
+from .module import Learner
+from .processes import choose_processes
 from .sampler import SampleIndex, StepSampler
-from .termination import StopOnSigterm
+from .saving import KeepLast
 
 Say = Callable[[str], None]
 
 
 def build_trainer(
-    config: TrainConfig,
-    folder: Path,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    validate: bool,
-    done: int = 0,
-    report: Say = lambda line: None,
-    callbacks: list[Callback] | None = None,
+    config: TrainConfig, folder: Path, report: Say = lambda line: None, callbacks: list[Callback] | None = None
 ) -> Trainer:
-    """Returns the Trainer of a run that writes checkpoints, metrics and logs to ``folder``.
+    """Returns the Trainer of a run in ``folder``. It needs neither model nor data, and writes nothing yet.
 
     Args:
-        config: the run. total_steps, steps_per_epoch: its optimiser steps. validate: there are clips to validate on.
-        done: earlier steps of a resumed run. report: gets progress lines if there is no terminal.
+        config: the run. folder: gets the checkpoints. report: gets progress lines if there is no terminal.
         callbacks: further ones.
+
+    Raises:
+        UserError, ValueError: this machine cannot run it so.
     """
     settings = config.trainer
-    folder.mkdir(parents=True, exist_ok=True)
     bar = settings.progress and sys.stderr.isatty()
     watchers: list[Callback] = [
-        ModelCheckpoint(
-            dirpath=folder / LAST.parent,
-            every_n_train_steps=min(settings.checkpoint_every or steps_per_epoch, total_steps),
-            save_top_k=0,
-            save_last=True,
-            enable_version_counter=False,
-        ),
-        StopOnSigterm(folder / LAST),
+        KeepLast(folder / LAST),
         LearningRateMonitor(logging_interval="step"),
         *([TQDMProgressBar(refresh_rate=max(1, settings.log_every // 2))] if bar else [Lines(report)]),
         *(callbacks or []),
@@ -71,13 +55,11 @@ def build_trainer(
         **choose_processes(settings),
         accelerator=settings.accelerator,
         precision=settings.precision,
-        max_steps=total_steps,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=config.optim.clip_norm,
         check_val_every_n_epoch=settings.validate_every or None,
-        limit_val_batches=1.0 if settings.validate_every and validate else 0,
+        limit_val_batches=1.0 if settings.validate_every else 0,
         log_every_n_steps=settings.log_every,
-        logger=_loggers(folder, done),
         callbacks=watchers,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=bar,
@@ -89,6 +71,7 @@ def _make_trainer(**settings: Any) -> Trainer:
     with quiet():
         return Trainer(
             max_epochs=-1,
+            logger=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -97,12 +80,13 @@ def _make_trainer(**settings: Any) -> Trainer:
         )
 
 
-def run_trainer(trainer: Trainer, learner: LightningModule, **arguments: Any) -> None:
+def run_trainer(trainer: Trainer, learner: Learner, **arguments: Any) -> None:
     """Runs ``trainer.fit`` without Lightning's remarks; Ctrl-C raises KeyboardInterrupt as usual."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
     with quiet():
         try:
+            trainer.fit_loop.epoch_loop.max_steps = learner.total_steps  # known now; Lightning's tuner sets it so too
             trainer.fit(learner, **arguments)
         except SystemExit as stop:
             if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit status 1
@@ -114,24 +98,23 @@ def run_trainer(trainer: Trainer, learner: LightningModule, **arguments: Any) ->
 
 
 def run_steps(
-    learner: LightningModule,
+    learner: Learner,
     take: Callable[[Tensor], Any],
     *,
     samples: int,
     batch_size: int,
-    steps: int,
     seed: int,
     device: torch.device | str,
     mixed_precision: bool = False,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> float:
-    """Trains for some steps on one device in this process, on data in memory; nothing is written.
+    """Trains for ``learner.total_steps`` on one device in this process, on data in memory; nothing is written.
 
     Args:
         learner: trained in place, on the CPU afterwards. Gradients are clipped at norm 1.
         take: makes a batch of the learner from sample numbers, int64 ``[B]`` on the CPU.
         samples: number of samples. batch_size: B, at most all of them. seed: of their order.
-        steps: of the optimiser. device: "cpu" or a GPU. mixed_precision: bfloat16 autocast.
+        device: "cpu" or a GPU. mixed_precision: bfloat16 autocast.
         report: called with (step, loss) after every step, counted from 0; the loss is a tensor, not yet read.
 
     Returns:
@@ -152,10 +135,8 @@ def run_steps(
             devices=[place.index or 0] if gpu else 1,
             plugins=[LightningEnvironment()],  # one process, whatever started us
             precision="bf16-mixed" if mixed_precision else "32-true",
-            max_steps=steps,
             gradient_clip_val=1.0,
             limit_val_batches=0,
-            logger=False,
             callbacks=[clock] if report is None else [clock, _StepReport(report)],
             enable_progress_bar=False,
             enable_checkpointing=False,
@@ -212,29 +193,6 @@ class Lines(Callback):
     def on_validation_end(self, trainer: Trainer, learner: Any) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         self.report("  ".join([f"step {trainer.global_step}", *(f"{k} {v:.4f}" for k, v in values.items())]))
-
-
-def _loggers(folder: Path, done: int) -> list[Logger]:
-    table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
-    earlier = _earlier_rows(folder / "metrics.csv", done)
-    if is_first_process():
-        with warnings.catch_warnings():  # Lightning restarts the file; the rows before the checkpoint are restored
-            warnings.simplefilter("ignore")
-            writer = table.experiment
-        writer.metrics.extend(earlier)
-        writer.save()
-    loggers: list[Logger] = [table]
-    if importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    return loggers
-
-
-def _earlier_rows(path: Path, done: int) -> list[dict[str, Any]]:
-    if not done or not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
-    return [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < done]
 
 
 @contextlib.contextmanager

@@ -298,12 +298,11 @@ def test_entityworld_compares_by_default() -> None:
 
 def test_set_help_lists_every_setting_of_the_configuration() -> None:
     from alt.train.config import load_config
-    from alt.train.parse import flat
-    from alt.validation import plain
+    from alt.validation import flatten
 
     config = load_config("entity-world-cpu")
     listed = {line.split()[0]: line for line in run("train", "entity-world-cpu", "--set", "help").stdout.splitlines()}
-    assert {key for key in flat(plain(config)) if key != "model.options"} <= listed.keys()
+    assert {key for key in flatten(config) if key != "model.options"} <= listed.keys()
     assert f" {config.optim.lr} " in listed["optim.lr"]
     assert listed["trainer.precision"].endswith("32-true | bf16-mixed | 16-mixed")
     assert "model.options.strategy" in listed

@@ -11,7 +11,9 @@ import yaml
 
 from alt.errors import UserError
 from alt.train.catalogue import expand, names
-from alt.train.config import TrainConfig, first_difference, from_tree, load_config, smoke
+from alt.train.config import TrainConfig, from_tree, load_config
+from alt.train.folder import first_difference
+from alt.train.smoke import shrink
 from alt.validation import plain
 
 
@@ -39,7 +41,7 @@ def test_every_shipped_configuration_is_valid(name: str) -> None:
     assert config.name == name
     assert config.about
     assert from_tree(yaml.safe_load(config.to_yaml())) == config  # what a run's folder keeps is the configuration
-    small, replaced = smoke(config)
+    small, replaced = shrink(config)
     assert small.data.kind == "entity_world"
     assert small.schedule.steps == 2
     assert any("data.preset" in line for line in replaced)

@@ -221,10 +221,42 @@ def test_the_installed_command(tmp_path: Path) -> None:
     "setting", ["model.init_from=no.safetensors", "model.pretrained=/no/file", "model.corpus=no.json"]
 )
 def test_missing_files_are_found_before_anything_slow(tmp_path: Path, setting: str, monkeypatch: Any) -> None:
+    from alt import models
     from alt.errors import UserError
-    from alt.train import data, fit, load_config
+    from alt.train import fit, load_config
+    from alt.train.sources import WorldClips
 
-    monkeypatch.setattr(data, "open_sources", lambda config: pytest.fail("clips are rendered first"))
+    monkeypatch.setattr(WorldClips, "render", lambda clips: pytest.fail("clips are rendered first"))
+    monkeypatch.setattr(models, "create_model", lambda *_, **__: pytest.fail("the model is built first"))
     with pytest.raises(UserError, match=setting.partition("=")[2]):
         fit(load_config("entity-world-cpu", [setting]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trainer_that_cannot_run_here_is_refused_before_the_clips_are_opened(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    import torch
+
+    from alt.errors import UserError
+    from alt.train import data, fit, load_config
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(data, "open_sources", lambda config: pytest.fail("clips are opened first"))
+    with pytest.raises(UserError, match="this machine has none"):
+        fit(load_config("entity-world-cpu", ["trainer.accelerator=gpu"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_setting_is_one_of_usage_and_a_wrong_file_is_not(tmp_path: Path) -> None:
+    from alt.errors import UsageError, UserError
+    from alt.train import load_config
+
+    (tmp_path / "wrong.yaml").write_text("base: entity-world-cpu\noptim: {lr: fast}\n")
+    with pytest.raises(UsageError, match="seed must be 0 or more"):
+        load_config("entity-world-cpu", ["seed=-1"])
+    with pytest.raises(UserError, match=r"optim\.lr must be a number") as told:
+        load_config(tmp_path / "wrong.yaml", ["seed=1"])
+    assert not isinstance(told.value, UsageError)
+    assert load_config(tmp_path / "wrong.yaml", ["optim.lr=1e-3"]).optim.lr == 1e-3

@@ -70,7 +70,7 @@ def linear_probe(folder: str) -> tuple[bool, bool]:
     from lightning.pytorch.callbacks import Callback
 
     from alt.train import fit, load_config
-    from alt.train.config import smoke
+    from alt.train.smoke import shrink
 
     before = {}
 
@@ -78,7 +78,7 @@ def linear_probe(folder: str) -> tuple[bool, bool]:
         def on_fit_start(self, trainer: object, learner: object) -> None:
             before.update({k: v.clone() for k, v in learner.model.state_dict().items()})  # type: ignore[attr-defined]
 
-    config = smoke(load_config("alt-b16-ucf-linear-probe-split1"))[0]
+    config = shrink(load_config("alt-b16-ucf-linear-probe-split1"))[0]
     fit(config, folder, say=lambda line: None, callbacks=[Remember()])
     after = jobs.parameters(folder)
     same = {k: torch.equal(v, after[f"model.{k}"]) for k, v in before.items()}

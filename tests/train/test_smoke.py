@@ -14,7 +14,7 @@ def smoke_runs(folder: str, chosen: list[str]) -> dict[str, list[str]]:
     from lightning.pytorch.callbacks import Callback
 
     from alt.train import fit, load_config
-    from alt.train.config import smoke
+    from alt.train.smoke import shrink
 
     wrong: dict[str, list[str]] = {}
 
@@ -27,7 +27,7 @@ def smoke_runs(folder: str, chosen: list[str]) -> dict[str, list[str]]:
     for current in chosen:
         wrong[current] = []
         result = fit(
-            smoke(load_config(current))[0], Path(folder) / current, say=lambda line: None, callbacks=[Gradients()]
+            shrink(load_config(current))[0], Path(folder) / current, say=lambda line: None, callbacks=[Gradients()]
         )
         if result.steps != 2 or not result.weights.is_file():
             wrong[current].append(f"{result.steps} steps, weights: {result.weights.is_file()}")

@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send before they kill: one more checkpoint, then exit status 143."""
+"""When a run is saved: every few steps, and once more on SIGTERM, which schedulers send before they kill."""
 
 from __future__ import annotations
 
@@ -8,57 +8,59 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from alt.errors import Terminated
 
-__all__ = ["StopOnSigterm"]
+__all__ = ["KeepLast"]
 
 
-class StopOnSigterm(Callback):
-    """Ends a run that received SIGTERM with a checkpoint, from which --resume continues.
+class KeepLast(Checkpoint):
+    """Writes the last checkpoint every few steps. SIGTERM ends the run with one more, from which --resume continues.
 
     The current step is finished first, so the checkpoint is like any other. A running validation is abandoned if the
     last checkpoint is of the step before it, and finished otherwise. If one process receives the signal, all stop
     together. Lightning's own handler would stop without a checkpoint and with exit status 0.
 
     Args:
-        checkpoint: the file to write.
+        path: the file to write. The learner's ``checkpoint_every`` is the number of steps between checkpoints.
 
     Raises:
         Terminated: at the end of the step.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._received = False
         self._step = self._saved = -1
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._received = True
 
-    def on_train_start(self, trainer: Trainer, learner: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, learner: Any) -> None:
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # the only one that may
             signal.signal(signal.SIGTERM, self._remember)  # Lightning puts back what was there before it
 
-    def on_save_checkpoint(self, trainer: Trainer, learner: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, learner: Any, checkpoint: dict[str, Any]) -> None:
         self._saved = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, learner: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, learner: Any, *_: Any) -> None:
         if trainer.global_step == self._step:  # between the parts of a step
             return
         self._step = trainer.global_step
-        if self._wanted(trainer):
-            trainer.save_checkpoint(self.checkpoint, weights_only=False)
+        stop = self._stop_wanted(trainer)
+        if stop or self._step % learner.checkpoint_every == 0:
+            trainer.save_checkpoint(self.path, weights_only=False)
+        if stop:
             self._stop()
 
-    def on_validation_batch_end(self, trainer: Trainer, learner: LightningModule, *_: Any) -> None:
-        if self._wanted(trainer) and self._saved == trainer.global_step:
+    def on_validation_batch_end(self, trainer: Trainer, learner: Any, *_: Any) -> None:
+        if self._stop_wanted(trainer) and self._saved == trainer.global_step:
             self._stop()
 
-    def _wanted(self, trainer: Trainer) -> bool:
+    def _stop_wanted(self, trainer: Trainer) -> bool:
         return bool(trainer.strategy.reduce_boolean_decision(self._received, all=False))
 
     def _stop(self) -> None:

@@ -1,0 +1,43 @@
+"""The smoke run of a configuration: two steps of the same training on a small model and generated clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from alt.validation import flatten
+
+from .config import TrainConfig
+
+
+def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Returns the same run on the small model and the smallest EntityWorld for two steps, and the replaced settings.
+
+    Strategy, alignment, optimiser, augmentation, precision, accumulation and protocol are kept.
+    """
+    r, shots = config.model.r, config.data.shots
+    model = replace(
+        config.model,
+        name=f"{config.model.name.rpartition('-')[0]}-mini",
+        pretrained=None,
+        init_from=None,
+        corpus=config.model.corpus if config.model.corpus in (None, "labels") else "world",
+        frames=4,
+        # The small tower has four blocks of 37 tokens at most; a list of another length would not fit it.
+        r=4 if isinstance(r, tuple) else min(r, 4) if isinstance(r, int) else r,
+    )
+    data = replace(
+        config.data,
+        kind="entity_world",
+        preset="tiny",
+        train_split="seen-train",
+        val_split="seen-test",
+        batch_size=4,
+        shots=None if shots is None else min(shots, 4),  # the smallest world has four clips per class
+        limit=8,
+        workers=0,
+    )
+    schedule = replace(config.schedule, steps=2, warmup_steps=1)
+    trainer = replace(config.trainer, accelerator="cpu", devices=1, nodes=1, strategy="auto", checkpoint_every=None)
+    small = replace(config, model=model, data=data, schedule=schedule, trainer=trainer)
+    before, after = flatten(config), flatten(small)
+    return small, [f"{key}: {before.get(key)} -> {after[key]}" for key in after if before.get(key) != after[key]]
