@@ -251,6 +251,15 @@ def test_the_users_choice_of_fast_path_survives_even_an_error(monkeypatch: pytes
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_quantised_layers_are_refused_by_name() -> None:
+    """Their products have no formula, so they would count as nothing."""
+    quantised = torch.ao.quantization.quantize_dynamic(tower(TINY), {nn.Linear}, dtype=torch.qint8)
+    for model in (quantised, patched(quantised, 2)):
+        with pytest.raises(TypeError, match=r"quantized::linear_dynamic in transformer\.resblocks\.0\.mlp\.c_fc"):
+            count_macs(model)
+
+
 def test_report_is_a_plain_value() -> None:
     report = count_macs(tower(TINY, "meta"), frames=2)
     assert isinstance(report, CostReport)

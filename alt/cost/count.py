@@ -48,7 +48,8 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
         CostReport(native, paper_convention, by_component, by_convention), integers.
 
     Raises:
-        TypeError: ``model`` is none of these, or ``frames`` or ``views`` is not an int.
+        TypeError: ``model`` is none of these, or ``frames`` or ``views`` is not an int, or the model has an operation
+            without a formula, which would count as nothing (quantised layers).
         ValueError: ``frames`` or ``views`` is below 1, or ``frames`` differs from the video model's own number.
 
     Source: Chen et al., arXiv 2311.15619, the table of r against GFLOPs, whose unit is the multiply-accumulate.

@@ -15,6 +15,7 @@ from .report import COMPONENTS, CONVENTION
 
 __all__ = ["FLOPS_PER_MAC", "Trace", "extra_formulas"]
 
+_LIBRARIES = ("aten", "prim", "prims", "alt_kernels")
 FLOPS_PER_MAC = 2  # the formulas of PyTorch and of alt_kernels count 2 operations per multiply-accumulate
 
 
@@ -30,6 +31,7 @@ class Trace(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, counter: FlopCounterMode, host: Host, tower: str = "") -> None:
         super().__init__()
+        self.model = model
         self.counter = counter
         self.host = host
         self.tower = tower
@@ -49,10 +51,25 @@ class Trace(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         charged = self.counter.get_total_flops() - before
         name = func.name()
-        if charged:
+        if not charged:
+            self._require_known(name)
+        else:
             self.flops[self._component(name, self._weight(args))] += charged
         self._note(name.partition(".")[0], args, out)
         return out
+
+    def _require_known(self, op: str) -> None:
+        """Raises TypeError for an operation without a formula that may hide products: it would count as nothing."""
+        library, _, base = op.partition("::")
+        if library in _LIBRARIES and not (base.startswith("_") and "_mm" in base):  # _int_mm, _weight_int4pack_mm, ...
+            return
+        path = self._module()
+        owner = type(self.model.get_submodule(path))
+        raise TypeError(
+            f"model: expected operations whose cost is known, got {op} in {path or 'the model itself'}, a "
+            f"{owner.__module__}.{owner.__qualname__}; count a quantised model before it is quantised, and give an "
+            "operation of your own a formula with torch.utils.flop_counter.register_flop_formula"
+        )
 
     def _weight(self, args: tuple[Any, ...]) -> str | None:
         """Returns the name of the parameter among the operands, or None."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .host import HostAttention, Projected
+from .made_weights import has_stepping_weights, without_steps
 from .modules import has_hooks, qualified_name
 
 __all__ = ["MultiheadAttention", "PackedAttention", "base_layer", "require_packed", "split_heads"]
@@ -28,7 +29,7 @@ def base_layer(module: Any) -> Any:
 
 def require_packed(base: Any) -> None:
     """Raises TypeError unless query, key and value are projected by one packed weight."""
-    if base.in_proj_weight is None:
+    if base._parameters.get("in_proj_weight", True) is None:  # reads no weight, so takes no step of one
         raise TypeError(
             f"patching supports self-attention with one packed in_proj_weight; this {qualified_name(base)} "
             "projects query, key and value separately"
@@ -59,7 +60,7 @@ class PackedAttention(HostAttention):
 
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
         base = self.base
-        with torch.no_grad():
+        with torch.no_grad(), without_steps(self.module):
             weight = base.in_proj_weight
             if type(weight).__name__ == "DTensor":
                 raise RuntimeError(
@@ -88,9 +89,9 @@ class MultiheadAttention(PackedAttention):
             )
 
     def can_fuse(self) -> bool:
-        if has_hooks(self.module):
+        if has_hooks(self.module) or has_stepping_weights(self.module):
             return False
-        # Parametrized weights may be fused: they are read by attribute, as the host reads them.
+        # Other parametrized weights may be fused: they are read by attribute, as the host reads them.
         exact = type_before_parametrizations(self.module)
         return exact is nn.MultiheadAttention and not (self.module.training and self.module.dropout > 0)
 

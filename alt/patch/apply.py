@@ -34,6 +34,8 @@ def revert(host: Host, tower: nn.Module) -> None:
         RuntimeError: a part was sharded, wrapped or given another forward. The tower is unchanged.
     """
     original = {patched: foreign for foreign, patched in host.patched.items()}
+    # A part may be restored already: shallow copies of a tower share their blocks.
+    original |= {foreign: foreign for foreign in host.patched}
     parts = host.parts(tower)
     for role, module in parts:
         if type(module) not in original or "forward" in module.__dict__:

@@ -31,6 +31,6 @@ def self_attention(
         projected = attention.project(x, positions)
         y = proportional_attention(projected.q, projected.k, projected.v, size, scale=projected.scale)
         return attention.join_heads(y, x), projected.keys.detach() if want_keys else None
-    # Keys first: some wrappers swap their weights during their call.
-    keys = attention.project_keys(x, positions) if want_keys else None
-    return attention.call_module(x, key_bias(size, x.dtype), positions), keys
+    # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
+    y = attention.call_module(x, key_bias(size, x.dtype), positions)
+    return y, attention.project_keys(x, positions) if want_keys else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alt.hosts import Host
+from alt.hosts.made_weights import make_weights
 from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
@@ -106,7 +107,9 @@ class PatchHandle:
         The caller applies final norm, pooling and projection. With ``frames`` > 1, that many consecutive images form
         one sequence.
         """
-        return self._live().encode(self.tower, images, frames)
+        settings = self._live()
+        make_weights(self.tower)  # the tower itself is not called
+        return settings.encode(self.tower, images, frames)
 
     def _trace(self, name: str) -> Trace:
         settings = self._live()

@@ -93,12 +93,17 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
     Returns:
         float32 ``[T, h, w]``, >= 0; the largest value of each frame is 1 (or all are 0).
 
+    Gradients are taken inside ``torch.no_grad`` and ``torch.inference_mode`` too.
+
     Raises:
-        TypeError, ValueError: as ``explain``; ``channels`` is not in [1, width].
+        TypeError, ValueError: as ``explain``; ``channels`` is not in [1, width]; the model was made under
+            ``torch.inference_mode``.
 
     Source: the idea of gScoreCAM (Chen et al., ACCV 2022), without its masked forward passes that weigh channels.
     """
     clips = as_clip(model, clip)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("model: expected one made outside torch.inference_mode, whose tensors have no gradients")
     encoder = model.backbone
     host, tower, grid = encoder.host, encoder.tower, encoder.grid
     text = _vector(text, model.width).to(clips)
@@ -109,7 +114,8 @@ def gradient_heat_map(model: VideoModel, clip: Tensor, text: Tensor, channels: i
     frames, joint = clips[0], model.tower_frames is None
     if model.tower_frames == 1:
         frames = frames[len(frames) // 2 :][:1]
-    with evaluation_mode(model), _watching(host, tower) as taken, torch.enable_grad():
+    with torch.inference_mode(False), evaluation_mode(model), _watching(host, tower) as taken, torch.enable_grad():
+        frames, text = frames.clone(), text.clone()  # tensors made in inference mode are not allowed in a graph
         x, call = encoder.handle.encode(frames, len(frames) if joint else 1)
         x = F.normalize(host.project(tower, x, call.size), dim=-1)
         scale = model.logit_scale.to(x)

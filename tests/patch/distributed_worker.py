@@ -76,7 +76,12 @@ def check_order(mesh):
         fully_shard({"block": visual.transformer.resblocks[0], "tower": visual, "parent": parent}[part], mesh=mesh)
         raises(TypeError, "patch first, then call fully_shard", lambda v=visual: alt.patch_clip(v, 3))
     visual, _ = build()
-    fully_shard(visual.transformer.resblocks[0].attn, mesh=mesh)
+    expected = visual(images(2, torch.float32))
+    fully_shard(visual.transformer.resblocks[0].attn, mesh=mesh)  # alone: its weights stay gathered after its call
+    assert max_difference(visual(images(2, torch.float32)), expected) < 1e-5
+    visual, _ = build()
+    for part in (visual.transformer.resblocks[0].attn, visual):
+        fully_shard(part, mesh=mesh)
     raises(RuntimeError, "shard whole blocks instead", lambda: visual(images(2, torch.float32)))
 
 

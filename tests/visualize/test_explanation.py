@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,21 @@ def test_frozen_parts_of_a_model_in_training_stay_in_evaluation_mode(scene: Scen
     explain(model, clip)
     gradient_heat_map(model, clip, text_of(model, "cup"))
     assert modes == {module: module.training for module in model.modules()}
+
+
+def test_gradient_maps_do_not_depend_on_the_callers_mode(scene: Scene) -> None:
+    model, clip = scene.model(r=2), scene.clips.frames[0]
+    text = text_of(model, "cup")
+    expected = gradient_heat_map(model, clip, text)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert np.array_equal(gradient_heat_map(model, clip.clone(), text.clone()), expected), mode
+            with pytest.raises(RuntimeError):  # the mode is the caller's again
+                (torch.ones(1, requires_grad=True) * 2).backward()
+    with torch.inference_mode():
+        made_inside = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"model: expected one made outside torch\.inference_mode"):
+        gradient_heat_map(made_inside, clip, text)
 
 
 def test_bad_input_is_one_sentence(scene: Scene) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..host import Projected
+from ..made_weights import has_stepping_weights
 from ..modules import has_hooks, qualified_name
 from ..packed import MultiheadAttention, PackedAttention, base_layer, require_packed
 
@@ -58,7 +59,7 @@ class OwnAttention(PackedAttention):
         self.names_keys = names_keys
 
     def can_fuse(self) -> bool:
-        if has_hooks(self.module):
+        if has_hooks(self.module) or has_stepping_weights(self.module):
             return False
         # open_clip's own call handles dropout of attention weights, and classes derived from its own.
         exact = type_before_parametrizations(self.module)
