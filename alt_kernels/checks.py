@@ -2,6 +2,10 @@
 
 Each message names the argument, what was expected and what came. The checks read shapes, dtypes and devices, never
 values on a device. So they cost no synchronisation and vanish under ``torch.compile``.
+
+The host time of a call counts in small batches, so a contract first asks whether everything fits (``fits_plan`` and
+its like, one expression over all arguments), and runs the checks, which say what is wrong, only where something does
+not. What fits passes every check.
 """
 
 from __future__ import annotations
@@ -91,10 +95,44 @@ def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_nam
         raise ValueError(f"{name}: sizes are constants of the operation and get no gradient, got requires_grad=True")
 
 
+def fits_plan(matching: Any, batch: int, tokens: int | None, rows: int | None, device: torch.device) -> bool:
+    """True if :func:`matching_plan` accepts ``matching``; not of a plan that is a plain tuple."""
+    if not isinstance(matching, Matching):
+        return False
+    indices, offsets, output_row = matching
+    if not (isinstance(indices, Tensor) and isinstance(offsets, Tensor) and isinstance(output_row, Tensor)):
+        return False
+    shape, starts = indices.shape, offsets.shape
+    return (
+        len(shape) == len(starts) == 2
+        and shape == output_row.shape
+        and shape[0] == starts[0] == batch
+        and 1 <= starts[1] <= shape[1] + 1
+        and (tokens is None or shape[1] == tokens)
+        and (rows is None or starts[1] == rows + 1)
+        and indices.dtype == offsets.dtype == output_row.dtype == torch.int32
+        and device == indices.device == offsets.device == output_row.device
+    )
+
+
+def fits_float(value: Any, shape: tuple[int, ...], device: torch.device) -> bool:
+    """True if ``value`` is a float tensor of this shape on this device."""
+    return isinstance(value, Tensor) and value.shape == shape and value.dtype in FLOAT_DTYPES and value.device == device
+
+
+def fits_size(size: Any, batch: int, tokens: int, device: torch.device) -> bool:
+    """True if :func:`token_size` accepts ``size``."""
+    return size is None or (
+        isinstance(size, Tensor)
+        and size.dtype == torch.float32
+        and size.shape == (batch, tokens)
+        and size.device == device
+        and not size.requires_grad
+    )
+
+
 def plan(name: str, value: Any) -> Matching:
     """Returns ``value`` as a ``Matching`` of int32 tensors with consistent shapes; the kernels check the values."""
-    if isinstance(value, Matching) and _is_plan(*value):  # the fast path, which counts in small batches
-        return value
     if not (isinstance(value, tuple) and len(value) == 3 and all(isinstance(t, Tensor) for t in value)):
         raise TypeError(f"{name}: expected a Matching from bipartite_soft_matching, got {type(value).__name__}")
     for field, part in zip(Matching._fields, value, strict=True):
@@ -114,22 +152,6 @@ def plan(name: str, value: Any) -> Matching:
             " do not belong to one plan"
         )
     return Matching(*value)
-
-
-def _is_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> bool:
-    """True if the plan is well formed (the fast path of :func:`plan`)."""
-    if not (isinstance(indices, Tensor) and isinstance(offsets, Tensor) and isinstance(output_row, Tensor)):
-        return False
-    shape, starts, device = indices.shape, offsets.shape, indices.device
-    return (
-        indices.dtype == offsets.dtype == output_row.dtype == torch.int32
-        and len(shape) == len(starts) == 2
-        and shape == output_row.shape
-        and starts[0] == shape[0]
-        and 1 <= starts[1] <= shape[1] + 1
-        and device == offsets.device
-        and device == output_row.device
-    )
 
 
 def matching_plan(

@@ -122,12 +122,22 @@ def register_cuda(name: str, contract: Op) -> None:
 
 def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """Returns the CUDA implementation, which imports Triton and the kernels on its first call."""
+    found: Callable[..., Any] | None = None
+    tensors: list[int] = []  # places of the tensors among the arguments
 
     def launch(*args: Any) -> Any:
-        if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args):
-            return reference(*args)  # float64 is for checking gradients; the kernels do not support it
+        nonlocal found
+        if found is None:
+            schema = getattr(getattr(torch.ops, NAMESPACE), name).default._schema
+            tensors[:] = [i for i, argument in enumerate(schema.arguments) if "Tensor" in str(argument.type)]
+            found = getattr(importlib.import_module(f".triton.{module}", __package__), name)
+        for i in tensors:
+            if args[i] is not None and args[i].dtype is torch.float64:
+                return reference(*args)  # float64 is for checking gradients; the kernels do not support it
+        if args[0].get_device() == torch.cuda.current_device():
+            return found(*args)
         with torch.cuda.device(args[0].device):  # Triton launches on the current device
-            return getattr(importlib.import_module(f".triton.{module}", __package__), name)(*args)
+            return found(*args)
 
     return launch
 
@@ -262,11 +272,11 @@ def use_reference(impl: Impl, x: Tensor, *others: Tensor | None, needs_compiled:
         others: the other floating arguments, any of which may be float64.
         needs_compiled: False where "cpp" of this op also runs without the compiled library, on PyTorch's kernels.
     """
+    if impl == "auto":
+        return False
     if impl not in get_args(Impl):
         choices = ", ".join(repr(c) for c in get_args(Impl))
         raise ValueError(f"impl: expected one of {choices}, got {impl!r}")
-    if impl == "auto":
-        return False
     if impl == "reference":
         return True
     if impl == "cpp":

@@ -51,6 +51,40 @@ def merge_layer_norm(
 
     Source: the block of ALT, Eq. 2: :math:`(E'', s) = ToMe(E', s, r)` followed by LN.
     """
+    if not _fit(x, residual, matching, size, weight, bias):
+        _check(x, residual, matching, size, weight, bias)
+    eps = checks.finite_float("eps", eps, positive=True)
+    run: Any
+    if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
+        run = _OPS.merge_layer_norm_cuda
+    else:
+        from_reference = library.use_reference(impl, x, residual, weight, bias)
+        run = reference.merge_layer_norm if from_reference else _OPS.merge_layer_norm
+    merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
+    return MergedNorm(merged, normed, merged_size)
+
+
+def _fit(x: Any, residual: Any, matching: Any, size: Any, weight: Any, bias: Any) -> bool:
+    """True if the arguments pass :func:`_check`."""
+    if not isinstance(x, Tensor) or x.dim() != 3:
+        return False
+    shape, device = x.shape, x.device
+    batch, tokens, channels = shape
+    return (
+        channels > 0
+        and x.dtype in checks.FLOAT_DTYPES
+        and checks.fits_float(residual, shape, device)
+        and checks.fits_plan(matching, batch, tokens, None, device)
+        and checks.fits_size(size, batch, tokens, device)
+        and (weight is None or checks.fits_float(weight, (channels,), device))
+        and (bias is None or checks.fits_float(bias, (channels,), device))
+    )
+
+
+def _check(
+    x: Tensor, residual: Tensor, matching: Matching, size: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> None:
+    """Raises unless the arguments fit together."""
     checks.tensor("x", x, "[B, N, C]")
     checks.tensor("residual", residual, "[B, N, C]")
     checks.shape("residual", residual, tuple(x.shape), "as x")
@@ -64,15 +98,6 @@ def merge_layer_norm(
             checks.same_device(name, parameter, "x", x)
     if x.shape[2] < 1:
         raise ValueError(f"x: expected at least one channel, got shape {list(x.shape)}")
-    eps = checks.finite_float("eps", eps, positive=True)
-    run: Any
-    if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
-        run = _OPS.merge_layer_norm_cuda
-    else:
-        from_reference = library.use_reference(impl, x, residual, weight, bias)
-        run = reference.merge_layer_norm if from_reference else _OPS.merge_layer_norm
-    merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
-    return MergedNorm(merged, normed, merged_size)
 
 
 def _fake(

@@ -54,6 +54,33 @@ def proportional_attention(
 
     Source: ToMe (arXiv 2210.09461), Eq. 1; ALT, Eq. 2.
     """
+    if not _fit(q, k, v, size):
+        _check(q, k, v, size)
+    scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else checks.finite_float("scale", scale)
+    use_reference = library.use_reference(impl, q, needs_compiled=False)
+    run = reference.proportional_attention if use_reference else _OPS.proportional_attention
+    return run(q, k, v, size, scale)[0]
+
+
+def _fit(q: Any, k: Any, v: Any, size: Any) -> bool:
+    """True if the arguments pass :func:`_check`."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor) and q.dim() == k.dim() == 4):
+        return False
+    device, shape = q.device, k.shape
+    batch, heads, _, depth = q.shape
+    return (
+        depth > 0
+        and shape == v.shape
+        and (shape[0], shape[1], shape[3]) == (batch, heads, depth)
+        and q.dtype == k.dtype == v.dtype
+        and q.dtype in checks.FLOAT_DTYPES
+        and device == k.device == v.device
+        and checks.fits_size(size, batch, shape[2], device)
+    )
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None) -> None:
+    """Raises unless the arguments fit together."""
     checks.tensor("q", q, "[B, H, M, D]")
     batch, heads, _, depth = q.shape
     if depth < 1:
@@ -64,10 +91,6 @@ def proportional_attention(
         checks.same_device(name, value, "q", q)
         checks.shape(name, value, (batch, heads, k.shape[2], depth), "B, H and D of q, N of k")
     checks.token_size("size", size, batch, k.shape[2], "k", k)
-    scale = 1.0 / math.sqrt(depth) if scale is None else checks.finite_float("scale", scale)
-    use_reference = library.use_reference(impl, q, needs_compiled=False)
-    run = reference.proportional_attention if use_reference else _OPS.proportional_attention
-    return run(q, k, v, size, scale)[0]
 
 
 def _key_bias(q: Tensor, size: Tensor | None) -> Tensor | None:

@@ -30,7 +30,9 @@ def unmerge(x: Tensor, matching: Matching, *, impl: Impl = "auto") -> Tensor:
         TypeError, ValueError, RuntimeError: as :func:`~alt_kernels.weighted_merge`.
     """
     checks.tensor("x", x, "[B, N', C]")
-    checks.matching_plan(matching, x.shape[0], None, x.shape[1], "x", x)
+    batch, rows, _ = x.shape
+    if not checks.fits_plan(matching, batch, None, rows, x.device):
+        checks.matching_plan(matching, batch, None, rows, "x", x)
     run = reference.unmerge if library.use_reference(impl, x) else _OPS.unmerge
     return run(x, *matching)
 

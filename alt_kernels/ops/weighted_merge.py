@@ -41,8 +41,11 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
     Source: ToMe (arXiv 2210.09461), section 3, "Tracking token size"; ALT, Eq. 2.
     """
     checks.tensor("x", x, "[B, N, C]")
-    checks.matching_plan(matching, x.shape[0], x.shape[1], None, "x", x)
-    checks.token_size("size", size, x.shape[0], x.shape[1], "x", x)
+    batch, tokens, _ = x.shape
+    if not checks.fits_plan(matching, batch, tokens, None, x.device):
+        checks.matching_plan(matching, batch, tokens, None, "x", x)
+    if not checks.fits_size(size, batch, tokens, x.device):
+        checks.token_size("size", size, batch, tokens, "x", x)
     run = reference.weighted_merge if library.use_reference(impl, x) else _OPS.weighted_merge
     return Merged(*run(x, size, *matching))
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .bipartite_soft_matching_scores import best_of_rows
-from .host import refuse_double, unit_stride
+from .host import divide_up, refuse_double, round_up_to_power, unit_stride
 from .launch import cache_launches
 from .launch_configs import config
 
@@ -218,8 +218,8 @@ def _plan_tiles(
 
 
 def _empty_plan(x: Tensor, tokens: int, r: int) -> tuple[Tensor, Tensor, Tensor]:
-    indices = torch.empty((x.shape[0], tokens), dtype=torch.int32, device=x.device)
-    offsets = torch.empty((x.shape[0], tokens - r + 1), dtype=torch.int32, device=x.device)
+    indices = x.new_empty(x.shape[0], tokens, dtype=torch.int32)
+    offsets = x.new_empty(x.shape[0], tokens - r + 1, dtype=torch.int32)
     return indices, offsets, torch.empty_like(indices)
 
 
@@ -240,7 +240,7 @@ def _sizes(tokens: int, channels: int, itemsize: int) -> dict[str, int]:
 
 def _blocks(tuned: dict[str, int], channels: int) -> dict[str, int]:
     """Returns C, BA, BB and BC, where BC is no wider than the row (a dot takes at least 16)."""
-    width = max(16, triton.next_power_of_2(channels))
+    width = max(16, round_up_to_power(channels))
     return {"C": channels, "BA": tuned["BA"], "BB": tuned["BB"], "BC": min(tuned["BC"], width)}
 
 
@@ -275,14 +275,14 @@ def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tens
     plan = _empty_plan(metric, tokens, r)
     best = torch.empty((batch, even), dtype=torch.float32, device=metric.device)
     partner = torch.empty((batch, even), dtype=torch.int32, device=metric.device)
-    _match_tiles[(batch, triton.cdiv(even, tuned["BA"]))](
+    _match_tiles[(batch, divide_up(even, tuned["BA"]))](
         metric, best, partner, tokens, num_protected, even, metric.stride(0), metric.stride(1),
         **_blocks(tuned, channels), num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
     )  # fmt: skip
     tile = {"BA": RANK_ROWS, "BO": RANK_OTHERS, "num_warps": 4, "num_stages": 1}
-    _rank_tiles[(batch, triton.cdiv(even, RANK_ROWS))](best, partner, r, even, **tile)
+    _rank_tiles[(batch, divide_up(even, RANK_ROWS))](best, partner, r, even, **tile)
     most = max(even, tokens // 2 - num_protected // 2, num_protected)
-    _plan_tiles[(batch, triton.cdiv(most, RANK_ROWS))](partner, *plan, tokens, r, num_protected, even, **tile)
+    _plan_tiles[(batch, divide_up(most, RANK_ROWS))](partner, *plan, tokens, r, num_protected, even, **tile)
     return plan
 
 

@@ -40,7 +40,7 @@ from .cosine_gumbel_assign_shared import (
     with_noise,
 )
 from .hardware import exp2_of, rounded_product
-from .host import refuse_double
+from .host import divide_up, refuse_double, round_up_to_power
 from .launch import cache_launches
 from .philox import NATURAL, tile_columns
 
@@ -260,7 +260,7 @@ def gumbel_assignment(
     ready = prepare(x, entities)
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
     use = with_noise(select_config("cosine_gumbel_assign", "hard" if hard else "soft", depth, dtype), kind)
-    wide = 1 if hard else triton.cdiv(depth, use["DV"])
+    wide = 1 if hard else divide_up(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         results = index[here], normalizer[here], output if hard else output[here]
         parts = results[0], results[1], results[1], results[2]
@@ -277,8 +277,8 @@ def gumbel_assignment(
             num_warps=use["num_warps"], num_stages=use["num_stages"],
         )  # fmt: skip
         if splits > 1:
-            width = 16 if hard else min(128, triton.next_power_of_2(depth))
-            _join[(triton.cdiv(height, 32), 1 if hard else triton.cdiv(depth, width))](
+            width = 16 if hard else min(128, round_up_to_power(depth))
+            _join[(divide_up(height, 32), 1 if hard else divide_up(depth, width))](
                 *parts, *results, height, splits,
                 D=depth, SOFT=not hard, R=32, BC=width, num_warps=4, num_stages=1,
             )  # fmt: skip

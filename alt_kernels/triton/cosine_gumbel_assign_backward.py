@@ -49,7 +49,7 @@ from .cosine_gumbel_assign_shared import (
     with_noise,
 )
 from .hardware import exp2_of
-from .host import refuse_double
+from .host import divide_up, refuse_double
 from .launch import cache_launches
 from .philox import tile_columns
 
@@ -308,7 +308,7 @@ def gumbel_assignment_backward(
             bound[here] = sums[3].amax(0) + delta[here].abs() * sums[4].amax(0)
 
     use = with_noise(select_config(STEM, "rows", depth, ready.dtype), kind)
-    wide = triton.cdiv(depth, use["DV"])
+    wide = divide_up(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
         part = grad_x[here]
         if splits > 1:
@@ -327,10 +327,10 @@ def gumbel_assignment_backward(
     if bounded:
         bound = (bound * ready.rx).amax()
     use = with_noise(select_config(STEM, "entities", depth, ready.dtype), kind)
-    tiles, wide = triton.cdiv(count, use["BK"]), triton.cdiv(depth, use["DV"])
+    tiles, wide = divide_up(count, use["BK"]), divide_up(depth, use["DV"])
     splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
     value_use = with_noise(select_config(STEM, "values", depth, ready.dtype), kind)
-    value_tiles, value_wide = triton.cdiv(count, value_use["BK"]), triton.cdiv(depth, value_use["DV"])
+    value_tiles, value_wide = divide_up(count, value_use["BK"]), divide_up(depth, value_use["DV"])
     value_splits, value_share = split_plan(rows, value_use["BM"], value_tiles * value_wide, value_use.pop("programs"))
     part = normalizer.new_empty((splits + value_splits, count, depth))
     along = normalizer.new_zeros((splits + value_splits, count))  # 0 for the value path, which is not projected

@@ -6,7 +6,6 @@ Symbols and equations as in cosine_gumbel_assign_backward.py, which launches the
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from .cosine_gumbel_assign_shared import (
     power_below,
 )
 from .hardware import exp2_of
+from .host import divide_up, round_up_to_power
 from .launch import cache_launches
 from .philox import place_of, tile_columns
 
@@ -240,8 +240,8 @@ def _finish(
 def finish(part: Tensor, along: Tensor, rows: Tensor, inverse: Tensor, scale: Tensor, tau: Tensor, out: Tensor) -> None:
     """Writes ``out`` [K, d] from the partial sums of the splits, first those of the similarity, then of the values."""
     splits, count, depth = part.shape
-    width = min(128, triton.next_power_of_2(depth))
-    _finish[(triton.cdiv(count, 16), triton.cdiv(depth, width))](
+    width = min(128, round_up_to_power(depth))
+    _finish[(divide_up(count, 16), divide_up(depth, width))](
         part, along, rows, inverse, scale, tau, out, count, splits,
         D=depth, R=16, BC=width, num_warps=4, num_stages=1,
     )  # fmt: skip

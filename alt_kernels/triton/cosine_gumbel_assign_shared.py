@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .host import unit_stride
+from .host import divide_up, round_up_to_power, unit_stride
 from .launch import cache_launches
 from .launch_configs import config
 from .philox import SHIFT, noise_tile, place_of, tile_columns
@@ -173,15 +173,15 @@ def prepare(x: Tensor, entities: Tensor) -> Prepared:
     rescale = dtype != torch.float16
     given, source = unit_stride(x), unit_stride(entities)
     (rows, depth), count = x.shape, entities.shape[0]
-    padded = triton.cdiv(count, PAD) * PAD
+    padded = divide_up(count, PAD) * PAD
     copy = rescale or given.dtype != dtype or not given.is_contiguous()
     ready = torch.empty((rows, depth), dtype=dtype, device=x.device) if copy else given
     places = torch.empty((padded, depth), dtype=dtype, device=x.device)
     rx, re = (torch.empty(n, dtype=torch.float32, device=x.device) for n in (rows, padded))
     sx, se = torch.empty_like(rx), torch.empty_like(re)
-    width = triton.next_power_of_2(depth)
+    width = round_up_to_power(depth)
     tile = max(1, min(PAD, 4096 // width))
-    _prepare[(triton.cdiv(rows, tile) + padded // tile,)](
+    _prepare[(divide_up(rows, tile) + padded // tile,)](
         given, source, ready, places, rx, re, sx, se, rows, count, given.stride(0), source.stride(0),
         D=depth, COPY_X=copy, RESCALE=rescale, R=tile, BC=width, num_warps=4, num_stages=1,
     )  # fmt: skip
@@ -194,7 +194,7 @@ def new_aligned(like: Tensor, count: int, *shape: int) -> Tensor:
     Triton compiles a kernel again for a pointer that is no multiple of 16 bytes.
     """
     elements = math.prod(shape)
-    return like.new_empty((count, triton.cdiv(elements, 4) * 4))[:, :elements].unflatten(1, shape)
+    return like.new_empty((count, divide_up(elements, 4) * 4))[:, :elements].unflatten(1, shape)
 
 
 def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) -> tuple[int, Tensor, Tensor, int, int]:
@@ -212,7 +212,7 @@ def select_config(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dic
 def kernel_fields(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
     """Returns the fields of one kernel, which start with ``prefix``."""
     use = {key.removeprefix(f"{prefix}_"): value for key, value in tuned.items() if key.startswith(f"{prefix}_")}
-    width = max(16, triton.next_power_of_2(depth))
+    width = max(16, round_up_to_power(depth))
     use |= {name: min(use[name], width) for name in ("BD", "DV") if name in use}
     if use.get("BD", depth) < depth:  # a row that is not kept whole is read in steps that every stage has room for
         use["BD"] = min(use["BD"], STEP)
@@ -239,15 +239,15 @@ def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int,
     The GPU runs ``programs`` at a time. The plan takes the fewest turns: full waves where there are many tiles, one
     tile per split where there are few. No split is empty.
     """
-    tiles = triton.cdiv(length, tile)
+    tiles = divide_up(length, tile)
     best = (float("inf"), 1)
     for waves in range(1, 33):
         wanted = min(tiles, max(1, waves * programs // others))  # the most that these waves hold
-        each = triton.cdiv(tiles, wanted)
-        splits = triton.cdiv(tiles, each)
-        best = min(best, (triton.cdiv(splits * others, programs) * (each + SETUP), splits))
-    each = triton.cdiv(tiles, best[1])
-    return triton.cdiv(tiles, each), each * tile
+        each = divide_up(tiles, wanted)
+        splits = divide_up(tiles, each)
+        best = min(best, (divide_up(splits * others, programs) * (each + SETUP), splits))
+    each = divide_up(tiles, best[1])
+    return divide_up(tiles, each), each * tile
 
 
 class Part(NamedTuple):
@@ -265,11 +265,11 @@ def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> list[Pa
     ``across`` is the number of programs on one tile of rows and one split.
     """
     height, at_once = use["BM"], max(1, use["programs"] // across)
-    tiles = triton.cdiv(rows, height)
+    tiles = divide_up(rows, height)
     full = tiles // at_once * at_once
     plan = []
     if full:
-        plan.append(Part(slice(0, min(rows, full * height)), full, 1, triton.cdiv(count, use["BK"]) * use["BK"]))
+        plan.append(Part(slice(0, min(rows, full * height)), full, 1, divide_up(count, use["BK"]) * use["BK"]))
     if left := tiles - full:
         split = split_plan(count, use["BK"], left * across, use["programs"])
         plan.append(Part(slice(full * height, rows), left, *split))

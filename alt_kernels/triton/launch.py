@@ -14,12 +14,10 @@ constant of a kernel that changes after its first launch, which Triton would ref
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import triton
-from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -30,7 +28,38 @@ MOST = 4096  # launches that a kernel remembers; it forgets all of them before o
 
 #: Triton's own, by which a replaced one is known; none where it was replaced before this module was imported.
 _RUN = JITFunction.run if JITFunction.run.__qualname__ == "JITFunction.run" else None
-_address, _device, _dtype = Tensor.data_ptr, Tensor.get_device, Tensor.dtype.__get__  # type: ignore[attr-defined]
+
+#: The function that starts a kernel, written for the names of its parameters as Triton writes its own binder: three
+#: attributes of every pointer, read in one expression, take half the time of a loop over them.
+SOURCE = """
+def launch(_grid, {arguments}, *, {constants}, num_warps, num_stages, maxnreg=None):
+    _runtime = _knobs.runtime
+    _enter, _leave = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    if (
+        getattr(_enter, "calls", _enter)
+        or getattr(_leave, "calls", _leave)
+        or _runtime.debug
+        or _kernel.pre_run_hooks
+        or _JITFunction.run is not _RUN
+    ):
+        _kernel.run({arguments}, grid=_grid, warmup=False, {named})
+        return
+    _active = _driver.active
+    _device = _active.get_current_device()
+    {addresses}
+    _aligned = ({any_bit}) % 16 == 0 or ({each_aligned},)
+    _key = (_active, _device, _aligned, {kinds}, {values})
+    _found = _launches.get(_key)
+    if _found is None:
+        _compiled = _kernel.run({arguments}, grid=_grid, warmup=False, {named})
+        _kernel.remember(_key, _compiled, ({constants},))
+        return
+    _start, _before, _constants = _found
+    _stream = _active.get_current_stream(_device)
+    _start(*_grid, *_OTHERS[len(_grid)], _stream, *_before, {passed}, *_constants)
+"""
+OTHERS = ((1, 1, 1), (1, 1), (1,), ())  # the dimensions that a grid does not name, by the number of those it does
+OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 class Launch(NamedTuple):
@@ -44,55 +73,45 @@ class Launch(NamedTuple):
 class CachedKernel(JITFunction):
     """A ``JITFunction`` that remembers its launches.
 
-    Its parameters are pointers, whose names end in ``_ptr``, then scalars, then constants, which are passed by name.
+    Its parameters are pointers, whose names end in ``_ptr``, then scalars, then constants. A launch passes constants
+    and the options ``num_warps``, ``num_stages`` and ``maxnreg`` by name.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         names = self.arg_names
-        self.pointers = sum(name.endswith("_ptr") for name in names)
-        self.scalars = len(names) - len(self.constexprs)
-        in_order = [*names[: self.pointers]] == [name for name in names if name.endswith("_ptr")]
-        if not in_order or self.constexprs != [*range(self.scalars, len(names))]:
+        first = len(names) - len(self.constexprs)  # of the constants
+        pointers = [name for name in names if name.endswith("_ptr")]
+        if names[: len(pointers)] != pointers or self.constexprs != [*range(first, len(names))]:
             raise TypeError(f"{self.__name__}: expected pointers *_ptr, then scalars, then constants, got {names}")
         self.launches: dict[tuple[Any, ...], Launch] = {}
+        self._launch = self._write_launch(pointers, names[len(pointers) : first], names[first:])
+
+    def _write_launch(self, pointers: list[str], scalars: list[str], constants: list[str]) -> Callable[..., None]:
+        by_name = [*constants, *OPTIONS]
+        text = SOURCE.format(
+            arguments=", ".join((*pointers, *scalars)),
+            constants=", ".join(constants),
+            named=", ".join(f"{name}={name}" for name in by_name),
+            addresses="; ".join(f"_{name} = {name}.data_ptr()" for name in pointers),
+            any_bit=" | ".join(f"_{name}" for name in pointers),
+            each_aligned=", ".join(f"_{name} % 16 == 0" for name in pointers),
+            kinds=", ".join(f"{name}.dtype, {name}.get_device()" for name in pointers),
+            values=", ".join(f"{name}, {name}.__class__" for name in (*scalars, *by_name)),  # 1 == 1.0 == True
+            passed=", ".join((*(f"_{name}" for name in pointers), *scalars)),
+        )
+        names = {
+            "_kernel": self, "_launches": self.launches, "_knobs": knobs, "_driver": driver,
+            "_JITFunction": JITFunction, "_RUN": _RUN, "_OTHERS": OTHERS,
+        }  # fmt: skip
+        exec(compile(text, f"<launch of {self.__name__}>", "exec"), names)
+        return names["launch"]
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self._launch, grid)
 
-    def _launch(self, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        """Starts the kernel; ``args`` are its pointers (tensors) and scalars, ``constants`` include options."""
-        runtime = knobs.runtime
-        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
-        if (
-            getattr(enter, "calls", enter)
-            or getattr(leave, "calls", leave)
-            or runtime.debug
-            or self.pre_run_hooks
-            or JITFunction.run is not _RUN
-        ):
-            self.run(*args, grid=grid, warmup=False, **constants)
-            return
-        active = driver.active
-        device = active.get_current_device()
-        tensors, scalars, values = args[: self.pointers], args[self.pointers :], constants.values()
-        addresses = (*map(_address, tensors),)
-        aligned = functools.reduce(operator.or_, addresses) % 16 == 0
-        key = (
-            active, device, aligned or (*[address % 16 == 0 for address in addresses],),
-            *map(_dtype, tensors), *map(_device, tensors), *scalars, *map(type, scalars),
-            *constants, *values, *map(type, values),
-        )  # fmt: skip
-        found = self.launches.get(key)
-        if found is None:
-            self._remember(key, self.run(*args, grid=grid, warmup=False, **constants), constants)
-            return
-        start, before, constants_ = found
-        stream = active.get_current_stream(device)
-        start(*grid, *_ONES[len(grid)], stream, *before, *addresses, *scalars, *constants_)
-
-    def _remember(self, key: tuple[Any, ...], compiled: Any, constants: dict[str, Any]) -> None:
-        """Keeps what Triton launched, unless this launcher is unknown here or takes scratch memory at every launch."""
+    def remember(self, key: tuple[Any, ...], compiled: Any, constants: tuple[Any, ...]) -> None:
+        """Keeps what Triton launched, unless its launcher is unknown here or takes scratch memory at every launch."""
         launcher = getattr(compiled, "run", None)
         if type(launcher).__module__ != LAUNCHER or launcher.global_scratch_size or launcher.profile_scratch_size:
             return
@@ -102,11 +121,7 @@ class CachedKernel(JITFunction):
             compiled.function, launcher.launch_cooperative_grid, launcher.launch_pdl, None, None,  # no scratch
             compiled.packed_metadata, None, None, None,  # no hooks
         )  # fmt: skip
-        ordered = tuple(constants[name] for name in self.arg_names[self.scalars :])
-        self.launches[key] = Launch(launcher.launch, before, ordered)
-
-
-_ONES = ((1, 1, 1), (1, 1), (1,), ())  # the other dimensions of a grid, by the number of those given
+        self.launches[key] = Launch(launcher.launch, before, constants)
 
 
 def cache_launches(**options: Any) -> Callable[[Callable[..., Any]], Any]:

@@ -18,9 +18,10 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,13 +86,15 @@ def nearest(entries: list[dict[str, Any]], sizes: dict[str, int]) -> dict[str, A
     return min(entries, key=distance)["use"]
 
 
-def config(stem: str, **sizes: int) -> dict[str, Any]:
+def config(stem: str, **sizes: int) -> Mapping[str, Any]:
     """Returns the configuration of op ``stem`` at these sizes on this GPU: tuned for it, else the default's.
+
+    All launches share it, so it cannot be changed.
 
     Raises:
         ValueError: no such file, or ``sizes`` are not those that its entries name.
     """
-    return dict(_forced.get(stem) or _config(stem, device_name(), tuple(sizes.items())))
+    return _forced.get(stem) or _config(stem, device_name(), tuple(sizes.items()))
 
 
 @contextlib.contextmanager
@@ -105,12 +108,12 @@ def force_config(stem: str, use: dict[str, Any]) -> Iterator[None]:
 
 
 @cache
-def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+def _config(stem: str, device: str, sizes: tuple[tuple[str, int], ...]) -> Mapping[str, Any]:
     devices, wanted = load(stem), dict(sizes)
     named = devices["default"][0]["when"].keys()
     if wanted.keys() != named:
         raise ValueError(f"sizes: expected {sorted(named)} for {stem!r}, got {sorted(wanted)}")
-    return nearest(list_entries(devices, device), wanted)
+    return MappingProxyType(nearest(list_entries(devices, device), wanted))
 
 
 def list_entries(devices: dict[str, list[dict[str, Any]]], device: str) -> list[dict[str, Any]]:

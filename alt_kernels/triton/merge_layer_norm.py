@@ -13,11 +13,10 @@ The values of a plan are not checked: reading them back would stall the GPU.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .host import refuse_double, unit_stride
+from .host import divide_up, refuse_double, round_up_to_power, unit_stride
 from .launch import cache_launches
 from .launch_configs import config
 
@@ -262,19 +261,20 @@ def merge_layer_norm(
     x, residual = unit_stride(x), unit_stride(residual)
     batch, tokens, channels = x.shape
     rows = offsets.shape[1] - 1
-    out = x.new_empty((batch, rows, channels), dtype=torch.promote_types(x.dtype, residual.dtype))
+    out = x.new_empty(batch, rows, channels, dtype=torch.promote_types(x.dtype, residual.dtype))
     normed = torch.empty_like(out)
-    merged_size = x.new_empty((batch, rows), dtype=torch.float32)
+    merged_size = x.new_empty(batch, rows, dtype=torch.float32)
     mean, rstd = torch.empty_like(merged_size), torch.empty_like(merged_size)
     if batch * rows == 0:
         return out, normed, merged_size, mean, rstd
-    width = triton.next_power_of_2(channels)
+    width = round_up_to_power(channels)
+    x_b, x_n, _ = x.stride()
+    y_b, y_n, _ = residual.stride()
     tuned = config("merge_layer_norm", channels=width)
-    _merge_norm[(batch * triton.cdiv(rows, tuned["R"]),)](
+    _merge_norm[(batch * divide_up(rows, tuned["R"]),)](
         x, residual, size.contiguous() if size is not None else x, indices.contiguous(), offsets.contiguous(),
         weight.contiguous() if weight is not None else x, bias.contiguous() if bias is not None else x,
-        out, normed, merged_size, mean, rstd, tokens, rows,
-        x.stride(0), x.stride(1), residual.stride(0), residual.stride(1), eps,
+        out, normed, merged_size, mean, rstd, tokens, rows, x_b, x_n, y_b, y_n, eps,
         C=channels, HAS_SIZE=size is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
@@ -302,13 +302,13 @@ def merge_layer_norm_backward(
     refuse_double(merged)
     batch, rows, channels = merged.shape
     tokens = output_row.shape[1]
-    grad = merged.new_empty((batch, tokens, channels))
+    grad = merged.new_empty(batch, tokens, channels)
     has_weight = weight is not None
     if batch * rows == 0:
         return grad, mean.new_zeros(channels if has_weight else 0), mean.new_zeros(channels if has_bias else 0)
     grad_weight = mean.new_empty(channels if has_weight else 0)
     grad_bias = mean.new_empty(channels if has_bias else 0)
-    width = triton.next_power_of_2(channels)
+    width = round_up_to_power(channels)
     tuned = config("merge_layer_norm_backward", channels=width)
     programs = min(tuned["programs"], batch * rows)
     partial_weight = mean.new_empty((programs, channels)) if has_weight else mean
@@ -322,7 +322,7 @@ def merge_layer_norm_backward(
         BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
     if has_weight or has_bias:
-        _sum_partials[(triton.cdiv(channels, SUM_CHANNELS),)](
+        _sum_partials[(divide_up(channels, SUM_CHANNELS),)](
             partial_weight, partial_bias, grad_weight if has_weight else mean, grad_bias if has_bias else mean,
             programs, C=channels, HAS_WEIGHT=has_weight, HAS_BIAS=has_bias, R=SUM_ROWS, BC=SUM_CHANNELS,
             num_warps=4, num_stages=1,

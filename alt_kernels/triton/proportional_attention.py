@@ -16,6 +16,7 @@ view ``[B, H, M, D]``, so joining the heads before the output projection costs n
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_tiles import head_of, key_bias, load_rows, log2, logits, store_rows, unit_stride_rows
-from .host import refuse_double
+from .host import divide_up, refuse_double, round_up_to_power
 from .launch import cache_launches
 from .launch_configs import config
 
@@ -193,12 +194,13 @@ def check_depth(q: Tensor) -> None:
 
 def width(depth: int) -> int:
     """Returns BD: a power of two, at least the 16 of a matrix instruction."""
-    return max(16, triton.next_power_of_2(depth))
+    return max(16, round_up_to_power(depth))
 
 
 BUCKETS = (64, 128, 160, 192, 208, 256, 272)
 
 
+@functools.lru_cache(2048)
 def bucket(keys: int) -> int:
     """Returns the first of BUCKETS that holds ``keys``, and 512 above: configurations depend on this and not on N.
 
@@ -219,7 +221,7 @@ def key_tiles(tuned: dict[str, int], keys: int) -> tuple[int, ...]:
 def heads_last(x: Tensor, rows: int) -> Tensor:
     """Returns an uninitialised ``[B, H, rows, D]`` like x that is ``[B, rows, H, D]`` in memory."""
     batch, heads, _, depth = x.shape
-    return x.new_empty((batch, rows, heads, depth)).transpose(1, 2)
+    return x.new_empty_strided((batch, heads, rows, depth), (rows * heads * depth, depth, heads * depth, 1))
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -239,21 +241,22 @@ def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None,
     batch, heads, queries, depth = q.shape
     keys = k.shape[2]
     out = heads_last(q, queries)
-    logsumexp = q.new_empty((batch, heads, queries), dtype=torch.float32)
+    logsumexp = q.new_empty(batch, heads, queries, dtype=torch.float32)
     if out.numel() == 0:
         return out, logsumexp
     if keys == 0:
         return out.zero_(), logsumexp.fill_(-math.inf)
-    tuned = config(STEM, depth=width(depth), bytes=q.element_size(), keys=bucket(keys))
-    blocks = triton.cdiv(queries, tuned["rows"])
+    wide = width(depth)
+    tuned = config(STEM, depth=wide, bytes=q.element_size(), keys=bucket(keys))
+    blocks = divide_up(queries, tuned["rows"])
     tiles = key_tiles(tuned, keys)
-    splits = min(blocks, triton.cdiv(PROGRAMS, batch * heads)) if tiles else blocks
+    splits = min(blocks, divide_up(PROGRAMS, batch * heads)) if tiles else blocks
     kernel = _forward_resident if tiles else _forward_online
     kernel[(batch * heads * splits,)](
         q, k, v, q if size is None else size.contiguous(), out, logsumexp,
         queries, keys, heads, *((splits,) if tiles else ()),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], scale * LOG2_E,
-        HAS_SIZE=size is not None, D=depth, BD=width(depth), BM=tuned["rows"], **_layout(tuned, tiles),
+        HAS_SIZE=size is not None, D=depth, BD=wide, BM=tuned["rows"], **_layout(tuned, tiles),
         PRECISION=precision(q.dtype), num_warps=tuned["num_warps"], num_stages=tuned["num_stages"],
         maxnreg=tuned["max_registers"] or None,
     )  # fmt: skip

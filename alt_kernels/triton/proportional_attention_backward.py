@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .attention_tiles import head_of, key_bias, load_rows, logits, store_rows, unit_stride_rows
 from .hardware import rounded_product
-from .host import refuse_double
+from .host import divide_up, refuse_double
 from .launch import cache_launches
 from .launch_configs import config
 from .proportional_attention import (
@@ -223,13 +223,13 @@ def proportional_attention_backward(
     if not whole_head:
         out = unit_stride_rows(out)
         delta = torch.empty_like(logsumexp)
-        _backward_queries[(batch * heads * triton.cdiv(queries, tuned["query_rows"]),)](
+        _backward_queries[(batch * heads * divide_up(queries, tuned["query_rows"]),)](
             grad, q, k, v, sizes, out, logsumexp, delta, dq, queries, keys, heads,
             *strides, *out.stride()[:3], scale, scale * LOG2_E, **common,
             BM=tuned["query_rows"], BN=tuned["query_cols"],
             num_warps=tuned["query_num_warps"], num_stages=tuned["query_num_stages"],
         )  # fmt: skip
-    _backward_keys[(batch * heads * triton.cdiv(keys, tuned["key_cols"]),)](
+    _backward_keys[(batch * heads * divide_up(keys, tuned["key_cols"]),)](
         grad, q, k, v, sizes, logsumexp, delta, dq, dk, dv, queries, keys, heads,
         *strides, scale, scale * LOG2_E, **common, WHOLE_HEAD=whole_head, BM=tuned["key_rows"], BN=tuned["key_cols"],
         num_warps=tuned["key_num_warps"], num_stages=tuned["key_num_stages"],

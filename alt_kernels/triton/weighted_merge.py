@@ -12,11 +12,10 @@ The values of a plan are not checked: reading them back would stall the GPU.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from .host import refuse_double, unit_stride
+from .host import divide_up, refuse_double, round_up_to_power, unit_stride
 from .launch import cache_launches
 from .launch_configs import config
 
@@ -143,14 +142,15 @@ def _reduce(x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, ou
     x = unit_stride(x)
     batch, tokens, channels = x.shape
     rows = offsets.shape[1] - 1
-    out = x.new_empty((batch, rows, channels))
+    out = x.new_empty(batch, rows, channels)
     if batch * rows == 0:
         return out
-    width = triton.next_power_of_2(max(channels, 1))
+    width = round_up_to_power(max(channels, 1))
     tuned = config("weighted_merge", channels=width)
-    _reduce_rows[(batch * triton.cdiv(rows, tuned["R"]),)](
+    x_b, x_n, _ = x.stride()
+    _reduce_rows[(batch * divide_up(rows, tuned["R"]),)](
         x, size.contiguous() if size is not None else x, indices.contiguous(), offsets.contiguous(), out,
-        out_size if out_size is not None else out, tokens, rows, x.stride(0), x.stride(1),
+        out_size if out_size is not None else out, tokens, rows, x_b, x_n,
         C=channels, HAS_SIZE=size is not None, MEAN=out_size is not None,
         R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip
@@ -161,7 +161,7 @@ def weighted_merge(
     x: Tensor, size: Tensor | None, indices: Tensor, offsets: Tensor, output_row: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x'_j = sum_{i in G(j)} s_i x_i / S_j: ``[B, N, C]`` -> ``[B, N', C]``, and S ``[B, N']`` float32."""
-    merged_size = x.new_empty((x.shape[0], offsets.shape[1] - 1), dtype=torch.float32)
+    merged_size = x.new_empty(x.shape[0], offsets.shape[1] - 1, dtype=torch.float32)
     return _reduce(x, size, indices, offsets, merged_size), merged_size
 
 
@@ -176,15 +176,16 @@ def _spread(x: Tensor, size: Tensor | None, merged_size: Tensor | None, offsets:
     x = unit_stride(x)
     batch, rows, channels = x.shape
     tokens = output_row.shape[1]
-    out = x.new_empty((batch, tokens, channels))
+    out = x.new_empty(batch, tokens, channels)
     if out.numel() == 0:
         return out
-    width = triton.next_power_of_2(channels)
+    width = round_up_to_power(channels)
     tuned = config("weighted_merge", channels=width)
-    _spread_rows[(batch * triton.cdiv(tokens, tuned["R"]),)](
+    x_b, x_n, _ = x.stride()
+    _spread_rows[(batch * divide_up(tokens, tuned["R"]),)](
         x, size.contiguous() if size is not None else x,
         merged_size.contiguous() if merged_size is not None else x,
-        offsets.contiguous(), output_row.contiguous(), out, tokens, rows, x.stride(0), x.stride(1),
+        offsets.contiguous(), output_row.contiguous(), out, tokens, rows, x_b, x_n,
         C=channels, HAS_SIZE=size is not None, SHARE=merged_size is not None,
         R=tuned["R"], BC=width, num_warps=tuned["num_warps"], num_stages=1,
     )  # fmt: skip

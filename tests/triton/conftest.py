@@ -45,18 +45,19 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     buffers: list[Tensor] = []
 
     def inside(like: Tensor) -> Tensor:
-        """A tensor of ``like``'s shape and dtype in the middle of a filled buffer."""
+        """A tensor of ``like``'s shape, strides and dtype in the middle of a filled buffer."""
         if like.numel() == 0:
             return like
         filler = torch.nan if like.is_floating_point() else torch.iinfo(like.dtype).max
         buffer = torch.full((like.numel() + 2 * GUARD,), filler, dtype=like.dtype, device=like.device)
         buffers.append(buffer)
-        return buffer[GUARD:-GUARD].view(like.shape)
+        return buffer.as_strided(like.shape, like.stride(), GUARD)
 
     def replaced(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **kwargs: inside(original(*args, **kwargs))
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", replaced(torch.Tensor.new_empty))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, replaced(getattr(torch.Tensor, name)))
     monkeypatch.setattr(torch, "empty", replaced(torch.empty))
     monkeypatch.setattr(torch, "empty_like", replaced(torch.empty_like))
     yield

@@ -93,8 +93,9 @@ def zeros() -> None:
     empty, empty_like = torch.empty, torch.empty_like
     torch.empty = lambda *a, **k: empty(*a, **k).zero_()
     torch.empty_like = lambda *a, **k: empty_like(*a, **k).zero_()
-    new_empty = Tensor.new_empty
-    Tensor.new_empty = lambda self, *a, **k: new_empty(self, *a, **k).zero_()  # type: ignore[method-assign]
+    for name in ("new_empty", "new_empty_strided"):
+        new = getattr(Tensor, name)
+        setattr(Tensor, name, lambda self, *a, new=new, **k: new(self, *a, **k).zero_())
 
 
 def fake() -> list[str]:

@@ -82,7 +82,8 @@ def test_the_gpu_before_the_default(files: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_caller_cannot_change_what_the_next_one_gets(files: Path) -> None:
     write(files, TWO_GPUS)
-    launch_configs.config("op", channels=64, depth=8)["R"] = 77
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        launch_configs.config("op", channels=64, depth=8)["R"] = 77  # type: ignore[index]
     assert launch_configs.config("op", channels=64, depth=8)["R"] == 1
 
 
