@@ -165,6 +165,7 @@ def device_section(device: str, record: Record) -> str:
         *_towers(record),
         *_memory(record),
         *_training_memory(record),
+        *_host_time(record),
         f"![speed-ups on {where(facts)}]({plot_file(device, PLOT)})",
         "",
         *_tradeoff(device, record),
@@ -238,6 +239,25 @@ def _training_memory(record: Record) -> list[str]:
         body.append([info["shape"], *(f"{size / 2**20:.0f} MiB" for size in sizes)])
     head = ["peak memory of forward and backward beyond weights and inputs", *names, "of it gradients"]
     return [to_markdown(head, body)]
+
+
+def _host_time(record: Record) -> list[str]:
+    found = next((b["extra_info"]["host_time"] for b in record["benchmarks"] if "host_time" in b["extra_info"]), None)
+    if found is None:
+        return []
+    modes = list(next(iter(found.values()))["ratio"])
+    body = []
+    for name, entry in found.items():
+        cells = [
+            f"{entry['ratio'][m]['median']:.1f} ({entry['calls'][m]})" if m in entry["ratio"] else "" for m in modes
+        ]
+        body.append([f"`{name}`" if "_" in name or "." in name else name, *cells])
+    head = ["host time of a call, in `torch.add` of the same mode (Python calls)", *modes]
+    note = (
+        "Triton's launches on a driver that starts nothing (`benchmarks/host_time.py`): CPU time, the median over rounds"
+        " of the ratio within a round."
+    )
+    return [note, "", to_markdown(head, body)]
 
 
 def tradeoff_of(record: Record) -> Record | None:
