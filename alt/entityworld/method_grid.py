@@ -109,7 +109,7 @@ METHODS: dict[str, Method] = {
         _alt("ALT random queries", queries="random", corpus=None),
         _alt("ALT no conv", convolution=False),
         _alt("ALT no SA", self_attention=False),
-        _alt("ALT no SA, no conv", self_attention=False, convolution=False),
+        _alt("ALT no SA no conv", self_attention=False, convolution=False),
         _alt("ALT scale 1", sim_scale=1.0),
         _alt("ALT scale 10", sim_scale=10.0),
         _alt("ALT scale 100", sim_scale=100.0),

@@ -84,7 +84,7 @@ TABLES: dict[str, tuple[str, tuple[tuple[str, str, Numbers], ...]]] = {
         _rows_of(
             paper.ADAPTER_PARTS,
             {
-                "neither": ("neither", "ALT no SA, no conv"),
+                "neither": ("neither", "ALT no SA no conv"),
                 "self-attention": ("self-attention", "ALT no conv"),
                 "convolution": ("convolution", "ALT no SA"),
                 "both": ("both", "ALT r=2"),

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from alt.cli import build_app
 from alt.entityworld.gpu_comparison import GpuPlan, run_gpu
+from alt.entityworld.method_grid import METHODS
 from alt.entityworld.method_grid_report import TABLES, markdown, records, update_document, write
 from alt.entityworld.orderings import Ordering, orderings
 from alt.evaluate.spread import spread
@@ -125,10 +126,13 @@ def test_long_table_keeps_seeds() -> None:
 
 
 def test_every_row_of_the_tables_is_a_method() -> None:
-    from alt.entityworld.method_grid import METHODS
-
     named = {method for _, rows in TABLES.values() for _, method, _ in rows}
     assert named <= METHODS.keys()
+
+
+def test_no_name_of_a_method_holds_a_comma() -> None:
+    """``--methods`` takes names between commas."""
+    assert [name for name in METHODS if "," in name] == []
 
 
 def test_the_gpu_run_in_three_steps(tmp_path: Path) -> None:
