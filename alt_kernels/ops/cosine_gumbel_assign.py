@@ -43,7 +43,8 @@ def cosine_gumbel_assign(
         x: ``[..., M, d]``, float32, float16, bfloat16 or float64, d >= 1.
         entities: ``[K, d]``, K >= 1, of any of these dtypes.
         tau: temperature, a finite number > 0 or a 0-d float tensor, which may require grad. The value of a tensor is
-            checked on the CPU only.
+            checked on the CPU only. A logit carries the rounding of a cosine divided by tau, so gradients are only
+            known to a factor 1 +- O(d 2^-24 / tau) in float32 (docs/kernels.md, "Small tau").
         hard: choose one entity (straight-through) or mix them.
         noise: ``"gumbel"`` draws Gumbel(0, 1) noise (training). None draws none (evaluation: the plain argmax).
             A float tensor ``[..., M, K]`` is the noise itself and gets no gradient.

@@ -118,13 +118,15 @@ def gumbel_assignment_backward(
     """dA = dO E^T; dl = A (dA - sum_k A dA); dx = (I - u u^T) dl S / (|x| tau); dtau = -sum(dl w) / tau^2.
 
     For the entities: the same through their normalisation, plus the value path onehot^T dO (hard) or A^T dO (soft).
+    dA is taken relative to that of the chosen entity, which changes no dl and cancels nothing where A is near one-hot.
     """
     cosine, logits, unit_x, unit_s, inverse_x, inverse_s = _logits(x, entities, tau, noise, seed)
     acc = logits.dtype
     t = tau.to(acc)
-    a = (logits - log_normalizer.to(acc)[:, None]).exp()
+    a = logits.softmax(-1)  # from log_normalizer it would not sum to 1: an error of the logits' rounding over tau
     do = grad.to(acc)
     da = do @ entities.to(acc).T
+    da = da - da.gather(1, index[:, None])
     dl = a * (da - (a * da).sum(-1, keepdim=True))
     dunit_x = dl @ unit_s / t
     grad_x = (dunit_x - unit_x * (dunit_x * unit_x).sum(-1, keepdim=True)) * inverse_x

@@ -1,22 +1,28 @@
 r"""Derivative of cosine-Gumbel assignment in Triton: logits and noise are recomputed tile by tile, without atomics.
 
 Symbols as in cosine_gumbel_assign.py; dO the incoming gradient, u, v the unit rows of x and of the entities, w = u . v,
-A from the saved log-normalizer, T splits of the rows.
+a = exp(l - log-normalizer), b the chosen entity of a row, T splits of the rows.
 
-    dA = dO S^T          delta_i = sum_k A_ik dA_ik          dl_ik = A_ik (dA_ik - delta_i)
+    dA = dO S^T    c_i = dA_ib    A_ik = a_ik / sum_k a_ik    delta_i = sum_k A_ik (dA_ik - c_i)
+    dl_ik = A_ik ((dA_ik - c_i) - delta_i)
     dx_i = (sum_k dl_ik v_k - u_i q_i) / (tau |x_i|)         q_i = sum_k dl_ik w_ik = u_i . sum_k dl_ik v_k
     ds_k = (sum_i dl_ik u_i - v_k h_k) / (tau |s_k|) + sum_i W_ik dO_i    h_k = sum_i dl_ik w_ik
     dtau = -sum_i q_i / tau^2                                W = onehot (hard) or A (soft)
 
-Sweeps over M K: ``_delta`` (2 products), ``_grad_x`` (3) and, on request, ``_grad_entities`` (3) and ``_entity_values``
-(hard 1 without noise, soft 2). That is 5 products for x alone, 9 (hard) or 10 (soft) with the entities, each 2 M K d
-FLOP. The noise is drawn two, three or (soft) four times. Where DV < d, logits are recomputed for every DV channels.
+Sweeps over M K: ``_delta`` (cosine_gumbel_assign_delta.py, 2 products), ``_grad_x`` (3) and, on request,
+``_grad_entities`` (3) and ``_entity_values`` (hard 1 without noise, soft 2). That is 5 products for x alone, 9 (hard)
+or 10 (soft) with the entities, each 2 M K d FLOP. The noise is drawn two, three or (soft) four times. Where DV < d,
+logits are recomputed for every DV channels.
 
-``_delta`` also sums A w and A dA w, so that q_i = sum_k A dA w - delta_i sum_k A w is known before ``_grad_x``, which
-starts from -u q. The hard value path is an exact product with the one-hot W, so an entity that every row chooses costs
-no more than another. The sweeps for x keep a tile of rows and stream the entities. The two for the entities
-(cosine_gumbel_assign_entities.py) keep a tile of entities and stream the rows; their splits write partial sums, which
-``_finish`` adds in a fixed order and projects. torch adds the sums over splits of rows.
+The a of a row do not sum to 1: these logits come from another product than the forward's, and their rounding is divided
+by tau. ``_join_delta`` corrects the log-normalizer, and the sweeps after it compute A. Without c, all of dA_ib would
+cancel where A_ib is near 1 (docs/kernels.md, "Small tau").
+
+``_delta`` also sums a w and a (dA - c) w, so that q_i = sum_k A (dA - c) w - delta_i sum_k A w is known before
+``_grad_x``, which starts from -u q. The hard value path is an exact product with the one-hot W, so an entity that every
+row chooses costs no more than another. The sweeps for x keep a tile of rows and stream the entities. The two for the
+entities (cosine_gumbel_assign_entities.py) keep a tile of entities and stream the rows; their splits write partial
+sums, which ``_finish`` adds in a fixed order and projects. torch adds the sums over splits of rows.
 
 dl and A are rounded to the inputs' dtype for their products, as in flash attention. In float16 dl is scaled by a power
 of two from the bound of its row (for an entity's sum, of any row), so it neither overflows nor underflows.
@@ -29,6 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cosine_gumbel_assign_delta import _delta, _join_delta, load_pair, pair_products, split_pair
 from .cosine_gumbel_assign_entities import STEM, _entity_values, _grad_entities, finish
 from .cosine_gumbel_assign_shared import (
     LOG2E,
@@ -54,134 +61,6 @@ from .launch import cache_launches
 from .philox import tile_columns
 
 
-@triton.jit
-def _load_pair(x_ptr, grad_ptr, first, rows, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
-    """Loads BM rows of x and of dO as one operand ``[2 BM, BD]``: eight of x, the same eight of dO, the next of x.
-
-    A thread holds the places i and i + 8 of 16 rows of a product, so it has both the cosine and the dA of a row. A warp
-    group reads one operand of 128 rows from shared memory twice as fast as two of 64.
-    """
-    place = tl.arange(0, 2 * BM)
-    row = tl.minimum(first + (place // 16) * 8 + place % 8, rows - 1)
-    channel = tl.arange(0, BD)
-    at = row.to(tl.int64)[:, None] * D + channel[None, :]
-    at = tl.where((place // 8 % 2 == 0)[:, None], x_ptr + at, grad_ptr + at)
-    if D % BD == 0:
-        return tl.load(at)
-    return tl.load(at, mask=(channel < D)[None, :], other=0.0)
-
-
-@triton.jit
-def _split_pair(pair):
-    """Splits the products ``[2 BM, BK]`` of a pair into those of x and of dO, ``[BM, BK]`` each, within each thread."""
-    BM: tl.constexpr = pair.shape[0] // 2
-    BK: tl.constexpr = pair.shape[1]
-    pair = tl.permute(tl.reshape(pair, (BM // 8, 2, 8, BK)), (0, 2, 3, 1))
-    of_x, of_grad = tl.split(pair)
-    return tl.reshape(of_x, (BM, BK)), tl.reshape(of_grad, (BM, BK))
-
-
-@triton.jit
-def _products(
-    x_ptr, grad_ptr, e_ptr, row, first, D: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Returns x . s and dO . s ``[BM, BK]`` for rows that are too long to be kept, BD channels at a time."""
-    of_x = tl.zeros([BM, BK], tl.float32)
-    of_grad = tl.zeros([BM, BK], tl.float32)
-    for start in range(0, D, BD):
-        e = tl.trans(load_tile(e_ptr, first, start, D, BK, BD))
-        of_x = tl.dot(load_rows(x_ptr, row, start, D, BD), e, of_x, input_precision=PRECISION)
-        of_grad = tl.dot(load_rows(grad_ptr, row, start, D, BD), e, of_grad, input_precision=PRECISION)
-    return of_x, of_grad
-
-
-@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
-def _delta(
-    grad_ptr,  # [M, d] contiguous
-    x_ptr,  # [M, d] prepared
-    e_ptr,  # [P, d] prepared
-    rx_ptr,  # [M]
-    re_ptr,  # [P]
-    se_ptr,  # [P]
-    tau_ptr,  # 0-d
-    noise_ptr,  # [M, K], read where NOISE is 1
-    seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M]
-    delta_ptr,  # [S, M] float32: sum over the split of A dA
-    mean_ptr,  # [S, M] float32: of A w
-    along_ptr,  # [S, M] float32: of A dA w
-    largest_ptr,  # [S, M] float32, written where BOUND: max of A |dA| / |s|
-    weight_ptr,  # [S, M] float32, written where BOUND: max of A / |s|
-    rows,  # of this launch; pointers to rows are to its first
-    count,
-    above,  # rows before this launch
-    per_split,
-    noise_m,
-    noise_k,
-    D: tl.constexpr,
-    NOISE: tl.constexpr,
-    BOUND: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BM: tl.constexpr,
-    BK: tl.constexpr,
-    BD: tl.constexpr,
-):
-    """One program: the sums behind delta and q of BM rows, over the entities of one split."""
-    split = tl.program_id(1)
-    place = tl.program_id(0) * BM + tl.arange(0, BM)
-    live = place < rows
-    row = tl.minimum(place, rows - 1)
-    normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
-    rx = tl.load(rx_ptr + row)
-    scale = rx * (LOG2E / tl.load(tau_ptr).to(tl.float32))
-    seed = tl.load(seed_ptr) if NOISE == 2 else 0
-    delta = tl.zeros([BM], tl.float32)
-    mean = tl.zeros([BM], tl.float32)
-    along = tl.zeros([BM], tl.float32)
-    largest = tl.zeros([BM], tl.float32)
-    heaviest = tl.zeros([BM], tl.float32)
-    WHOLE: tl.constexpr = BD >= D
-    if WHOLE:
-        both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
-        products = tl.zeros([2 * BM, BK], tl.float32)
-    always = count + rows  # above any column, but the compiler cannot know it
-    begin = tl.multiple_of(split * per_split, 16)
-    for first in range(begin, tl.minimum(begin + per_split, count), BK):
-        if WHOLE:  # the noise is drawn while the matrix unit works, as in `_assign`
-            e = tl.trans(load_tile(e_ptr, first, 0, D, BK, BD))
-            products = tl.dot(both, e, products, input_precision=PRECISION)
-        else:
-            z, da = _products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
-        re = tl.load(re_ptr + first + tl.arange(0, BK))
-        se = tl.load(se_ptr + first + tl.arange(0, BK))
-        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
-        if WHOLE:
-            z = noise
-            da = noise
-            if first < always:
-                z, da = _split_pair(products)
-                products = tl.zeros([2 * BM, BK], tl.float32)
-        z = z * re[None, :]
-        a = exp2_of(z * scale[:, None] - noise - normalizer[:, None])
-        if first + BK > count:
-            a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
-        product = a * da * se[None, :]
-        delta += tl.sum(product, 1)
-        mean += tl.sum(a * z, 1)
-        along += tl.sum(product * z, 1)
-        if BOUND:
-            largest = tl.maximum(largest, tl.max(tl.abs(product) * re[None, :], 1))
-            heaviest = tl.maximum(heaviest, tl.max(a * re[None, :], 1))
-    out = split.to(tl.int64) * rows + place
-    tl.store(delta_ptr + out, delta, mask=live)
-    tl.store(mean_ptr + out, mean * rx, mask=live)
-    tl.store(along_ptr + out, along * rx, mask=live)
-    if BOUND:
-        tl.store(largest_ptr + out, largest, mask=live)
-        tl.store(weight_ptr + out, heaviest, mask=live)
-
-
 @cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
 def _grad_x(
     grad_ptr,  # [M, d] contiguous
@@ -194,7 +73,8 @@ def _grad_x(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M]
+    normalizer_ptr,  # [M], corrected
+    chosen_ptr,  # [M]
     delta_ptr,  # [M]
     q_ptr,  # [M]
     bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
@@ -221,6 +101,7 @@ def _grad_x(
     row = tl.minimum(place, rows - 1)
     rx = tl.load(rx_ptr + row)
     normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
+    chosen = tl.load(chosen_ptr + row)
     delta = tl.load(delta_ptr + row)
     sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
@@ -230,7 +111,7 @@ def _grad_x(
         unit = power_below(tl.maximum(tl.load(bound_ptr + row), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
-        both = _load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
+        both = load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
     # Subtract the component along x first; doing it last spills registers.
     share = tl.load(q_ptr + row) * rx / unit
     own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
@@ -239,16 +120,16 @@ def _grad_x(
     for first in range(begin, tl.minimum(begin + per_split, count), BK):
         if WHOLE:
             e = load_tile(e_ptr, first, 0, D, BK, BD)
-            cosine, da = _split_pair(tl.dot(both, tl.trans(e), input_precision=PRECISION))
+            cosine, da = split_pair(tl.dot(both, tl.trans(e), input_precision=PRECISION))
         else:
-            cosine, da = _products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
+            cosine, da = pair_products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
         noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
         a = exp2_of(cosine * (rx * sharpness * LOG2E)[:, None] * re[None, :] - noise - normalizer[:, None])
         if first + BK > count:
             a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
-        dl = a * (da * se[None, :] - delta[:, None]) * re[None, :]
+        dl = a * ((da * se[None, :] - chosen[:, None]) - delta[:, None]) * re[None, :]
         if BOUND:
             dl = dl * (1.0 / unit)[:, None]
         if WHOLE and DV == BD:
@@ -287,25 +168,25 @@ def gumbel_assignment_backward(
         return grad_x, grad_entities.zero_(), torch.zeros_like(tau)
     ready = prepare(x, entities)
     grad = grad.to(ready.dtype).contiguous()
-    normalizer, index = log_normalizer.contiguous(), index.contiguous()
+    saved, index = log_normalizer.contiguous(), index.contiguous()
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
     bounded = ready.dtype == torch.float16
     common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
 
     use = with_noise(select_config(STEM, "delta", depth, ready.dtype), kind)
-    delta, q = torch.empty_like(normalizer), torch.empty_like(normalizer)
-    bound = torch.empty_like(normalizer) if bounded else normalizer
+    normalizer, chosen, delta, q, bound = new_aligned(saved, 5, rows).unbind(0)
     for here, tiles, splits, share in row_plan(rows, use, 1, count):
-        sums = new_aligned(normalizer, 5, splits, here.stop - here.start)
+        height = here.stop - here.start
+        sums = new_aligned(saved, 6, splits, height).unbind(0)
         _delta[(tiles, splits)](
             grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
-            noise[here] if kind == TENSOR else noise, seed, normalizer[here], *sums.unbind(0),
-            sums.shape[2], count, here.start, share, *strides, **common, **tiling(use),
+            noise[here] if kind == TENSOR else noise, seed, index[here], saved[here], chosen[here], *sums,
+            height, count, here.start, share, *strides, **common, **tiling(use),
         )  # fmt: skip
-        delta[here], mean, along = sums[:3].sum(1).unbind(0)
-        q[here] = along - delta[here] * mean
-        if bounded:
-            bound[here] = sums[3].amax(0) + delta[here].abs() * sums[4].amax(0)
+        _join_delta[(triton.cdiv(height, 128),)](
+            saved[here], *sums, normalizer[here], delta[here], q[here], bound[here], height, splits,
+            BOUND=bounded, R=128, num_warps=4, num_stages=1,
+        )  # fmt: skip
 
     use = with_noise(select_config(STEM, "rows", depth, ready.dtype), kind)
     wide = divide_up(depth, use["DV"])
@@ -315,8 +196,8 @@ def gumbel_assignment_backward(
             part = normalizer.new_empty((splits, here.stop - here.start, depth))
         _grad_x[(tiles, splits, wide)](
             grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.sx[here], ready.se, tau,
-            noise[here] if kind == TENSOR else noise, seed, normalizer[here], delta[here], q[here], bound[here],
-            part, here.stop - here.start, count, here.start, share, *strides, **common, **tiling(use),
+            noise[here] if kind == TENSOR else noise, seed, normalizer[here], chosen[here], delta[here], q[here],
+            bound[here], part, here.stop - here.start, count, here.start, share, *strides, **common, **tiling(use),
         )  # fmt: skip
         if splits > 1:
             grad_x[here] = part.sum(0)
@@ -336,7 +217,7 @@ def gumbel_assignment_backward(
     along = normalizer.new_zeros((splits + value_splits, count))  # 0 for the value path, which is not projected
     _grad_entities[(tiles, splits, wide)](
         grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
-        delta, bound, part, along, rows, count, share, *strides, **common, **use,
+        chosen, delta, bound, part, along, rows, count, share, *strides, **common, **use,
     )  # fmt: skip
     del common["BOUND"]
     _entity_values[(value_tiles, value_splits, value_wide)](

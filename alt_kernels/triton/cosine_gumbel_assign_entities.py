@@ -35,7 +35,8 @@ def _grad_entities(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M]
+    normalizer_ptr,  # [M], corrected
+    chosen_ptr,  # [M]
     delta_ptr,  # [M]
     bound_ptr,  # 0-d float32, read where BOUND: |dl| / (|s| |x|) is at most this
     part_ptr,  # [T, K, d] float32: sum over the split of dl u / (tau |s|)
@@ -93,6 +94,7 @@ def _grad_entities(
                 cosine = tl.dot(es, tl.trans(xs), cosine, input_precision=PRECISION)
                 grads = load_rows(grad_ptr, row, start, D, BD)
                 da = tl.dot(es, tl.trans(grads), da, input_precision=PRECISION)
+        da = da * se[:, None] - tl.load(chosen_ptr + row)[None, :]
         rx = tl.load(rx_ptr + row)
         cosine = cosine * re[:, None] * rx[None, :]
         z = cosine * (sharpness * LOG2E)
@@ -100,7 +102,7 @@ def _grad_entities(
             z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
         normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
         a = tl.where(live[None, :], exp2_of(z - normalizer[None, :]), 0.0)
-        dl = a * (da * se[:, None] - tl.load(delta_ptr + row)[None, :])
+        dl = a * (da - tl.load(delta_ptr + row)[None, :])
         along += tl.sum(dl * cosine, 1)
         dl = dl * rx[None, :]
         if BOUND:
@@ -135,7 +137,7 @@ def _entity_values(
     noise_ptr,  # [M, K], where NOISE is 1
     seed_ptr,  # 0-d, where NOISE is 2
     index_ptr,  # [M] int64, read where HARD
-    normalizer_ptr,  # [M], read where soft
+    normalizer_ptr,  # [M], corrected, read where soft
     part_ptr,  # [T, K, d] float32: sum over the split of W dO
     rows,
     count,

@@ -1,14 +1,18 @@
 // alt_kernels::gumbel_assignment_backward on the CPU: the gradient of A @ entities (soft) or of the straight-through
 // onehot + A - sg(A) (hard). They differ only in the value path to the entities.
 //
-// Per chunk of rows, with u_i = x_i / |x_i|, v_k = s_k / |s_k|, c_ik = u_i . v_k and A from the saved log_normalizer:
+// Per chunk of rows, with u_i = x_i / |x_i|, v_k = s_k / |s_k|, c_ik = u_i . v_k, the chosen entity b = index_i and
+// a_ik = exp(l_ik - log_normalizer_i):
 //
 //   [c |s|; dA] = [u; dO] E^T            one matmul, entities read once
-//   delta_i = sum_k A_ik dA_ik,          dl_ik = A_ik (dA_ik - delta_i)
+//   A_ik = a_ik / sum_k a_ik             the sum is not 1: these logits come from another product than the forward's
+//   delta_i = sum_k A_ik (dA_ik - dA_ib)
+//   dl_ik = A_ik ((dA_ik - dA_ib) - delta_i)
 //   G_i = sum_k dl_ik v_k,               dx_i = (G_i - u_i (u_i . G_i)) / (tau |x_i|)
 //   H_k = sum_i dl_ik u_i,               ds_k = (H_k - v_k (v_k . H_k)) / (tau |s_k|) + value path
 //   dtau = -sum_i u_i . G_i / tau^2      because sum_k dl_ik c_ik = u_i . G_i
 //
+// Differences to dA of the chosen entity, so that nothing cancels where A_ib is near 1 (docs/kernels.md, "Small tau").
 // 1 / |s_k| is folded into dl, so normalised entities are never stored. The noise is drawn again.
 #include "cpu/cosine_gumbel_assign.h"
 
@@ -16,66 +20,81 @@ namespace alt {
 namespace gumbel {
 namespace {
 
+// Sums over a row, with a = exp(logit - log_normalizer).
 template <typename T>
-ALT_INLINE T softmax_block(T* ALT_RESTRICT z, const T* ALT_RESTRICT grad, const T* ALT_RESTRICT inverse_norm,
-                           const T* ALT_RESTRICT noise, int64_t count, T tau, T log_normalizer) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
+struct RowSums {
+  double weights = 0.0, products = 0.0;  // of a and of a (dA - chosen_grad)
+  T chosen_grad = 0;                     // dA of the chosen entity
+
+  // A tau too small for the logits' precision leaves no sum, or an infinite one. Then A is one-hot to the last digit,
+  // and its gradient is 0. NaN stays NaN.
+  double inverse_total() const { return weights == 0.0 || std::isinf(weights) ? 0.0 : 1.0 / weights; }
+  double delta() const { return inverse_total() == 0.0 ? 0.0 : products * inverse_total(); }
+};
+
+template <typename T>
+ALT_INLINE void weigh_block(T* ALT_RESTRICT z, const T* ALT_RESTRICT grad, const T* ALT_RESTRICT inverse_norm,
+                            const T* ALT_RESTRICT noise, int64_t count, T tau, T log_normalizer,
+                            RowSums<T>* ALT_RESTRICT sums) {
+  const T chosen_grad = sums->chosen_grad;
+  T weights = 0, products = 0;
+#pragma omp simd reduction(+ : weights, products)
   for (int64_t j = 0; j < count; ++j) {
     const T weight = vexp(z[j] * inverse_norm[j] / tau + noise[j] - log_normalizer);
     z[j] = weight;
-    sum += weight * grad[j];
+    weights += weight;
+    products += weight * (grad[j] - chosen_grad);
   }
-  return sum;
+  sums->weights += static_cast<double>(weights);
+  sums->products += static_cast<double>(products);
 }
 
-// z: dot products in, A out; grad: dA with respect to stored rows in, to given rows out. Returns sum_k A dA.
+// z: dot products in, a out; grad: dA.
 template <typename T>
-ALT_INLINE double softmax_row_body(T* z, T* grad, const T* inverse_norm, const T* value_scale, int64_t count, T tau,
-                                   T log_normalizer, const NoiseRow<T>& noise, int64_t first_column) {
+ALT_INLINE void weigh_row_body(T* z, const T* grad, const T* inverse_norm, int64_t count, T tau, T log_normalizer,
+                               const NoiseRow<T>& noise, int64_t first_column, RowSums<T>* sums) {
   alignas(64) T drawn[kBlock];
-  double delta = 0.0;
-  for (int64_t j = 0; value_scale != nullptr && j < count; ++j) {
-    grad[j] *= value_scale[j];
-  }
   for (int64_t b = 0; b < count; b += kBlock) {
     const int64_t left = count - b;
     noise_block(noise, first_column + b, b, std::min(left, kBlock), drawn);
-    const T part = left >= kBlock ? softmax_block(z + b, grad + b, inverse_norm + b, drawn, kBlock, tau, log_normalizer)
-                                  : softmax_block(z + b, grad + b, inverse_norm + b, drawn, left, tau, log_normalizer);
-    delta += static_cast<double>(part);
+    if (left >= kBlock) {
+      weigh_block(z + b, grad + b, inverse_norm + b, drawn, kBlock, tau, log_normalizer, sums);
+    } else {
+      weigh_block(z + b, grad + b, inverse_norm + b, drawn, left, tau, log_normalizer, sums);
+    }
   }
-  return delta;
 }
 
-ALT_MULTIVERSION double softmax_row(float* z, float* grad, const float* inverse_norm, const float* value_scale,
-                                    int64_t count, float tau, float log_normalizer, const NoiseRow<float>& noise,
-                                    int64_t first_column) {
-  return softmax_row_body(z, grad, inverse_norm, value_scale, count, tau, log_normalizer, noise, first_column);
+ALT_MULTIVERSION void weigh_row(float* z, const float* grad, const float* inverse_norm, int64_t count, float tau,
+                                float log_normalizer, const NoiseRow<float>& noise, int64_t first_column,
+                                RowSums<float>* sums) {
+  weigh_row_body(z, grad, inverse_norm, count, tau, log_normalizer, noise, first_column, sums);
 }
 
-double softmax_row(double* z, double* grad, const double* inverse_norm, const double* value_scale, int64_t count,
-                   double tau, double log_normalizer, const NoiseRow<double>& noise, int64_t first_column) {
-  return softmax_row_body(z, grad, inverse_norm, value_scale, count, tau, log_normalizer, noise, first_column);
+void weigh_row(double* z, const double* grad, const double* inverse_norm, int64_t count, double tau,
+               double log_normalizer, const NoiseRow<double>& noise, int64_t first_column, RowSums<double>* sums) {
+  weigh_row_body(z, grad, inverse_norm, count, tau, log_normalizer, noise, first_column, sums);
 }
 
-// grad: dA in, dl / |s_k| out.
+// weight: a in, A out; grad: dA in, dl / |s_k| out.
 template <typename T>
-ALT_INLINE void logit_grad_row_body(const T* ALT_RESTRICT weight, T* ALT_RESTRICT grad,
-                                    const T* ALT_RESTRICT inverse_norm, int64_t count, T delta) {
+ALT_INLINE void logit_grad_row_body(T* ALT_RESTRICT weight, T* ALT_RESTRICT grad, const T* ALT_RESTRICT inverse_norm,
+                                    int64_t count, T inverse_total, T chosen_grad, T delta) {
 #pragma omp simd
   for (int64_t j = 0; j < count; ++j) {
-    grad[j] = weight[j] * (grad[j] - delta) * inverse_norm[j];
+    weight[j] *= inverse_total;
+    grad[j] = weight[j] * ((grad[j] - chosen_grad) - delta) * inverse_norm[j];
   }
 }
 
-ALT_MULTIVERSION void logit_grad_row(const float* weight, float* grad, const float* inverse_norm, int64_t count,
-                                     float delta) {
-  logit_grad_row_body(weight, grad, inverse_norm, count, delta);
+ALT_MULTIVERSION void logit_grad_row(float* weight, float* grad, const float* inverse_norm, int64_t count,
+                                     float inverse_total, float chosen_grad, float delta) {
+  logit_grad_row_body(weight, grad, inverse_norm, count, inverse_total, chosen_grad, delta);
 }
 
-void logit_grad_row(const double* weight, double* grad, const double* inverse_norm, int64_t count, double delta) {
-  logit_grad_row_body(weight, grad, inverse_norm, count, delta);
+void logit_grad_row(double* weight, double* grad, const double* inverse_norm, int64_t count, double inverse_total,
+                    double chosen_grad, double delta) {
+  logit_grad_row_body(weight, grad, inverse_norm, count, inverse_total, chosen_grad, delta);
 }
 
 // grad = (grad - unit (unit . grad)) * factor, unit = row * scale; returns unit . grad.
@@ -163,7 +182,8 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
   const auto tau = static_cast<T>(p.tau);
   const int64_t chunk = rows_per_chunk(p, 2 * p.entities + 3 * d);
   Scratch<T> pairs(2 * chunk * p.entities), stacked(2 * chunk * d), along(chunk * d);
-  Scratch<double> inverse_norm(chunk), delta(chunk), row_tau(chunk);
+  Scratch<double> inverse_norm(chunk), row_tau(chunk);
+  std::vector<RowSums<T>> row_sums(static_cast<size_t>(chunk));
   const int64_t* index = data<const int64_t>(a.index);
   const T* log_normalizer = data<const T>(a.log_normalizer);
   double tau_sum = 0.0;
@@ -185,17 +205,32 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
     copy_into(unit_rows, rows_of(a.x, i0, rows));
     copy_into(grad_rows, rows_of(a.grad, i0, rows));
     normalise_rows(stacked.get(), rows, d, inverse_norm.get());
-    std::fill_n(delta.get(), rows, 0.0);
+    std::fill(row_sums.begin(), row_sums.end(), RowSums<T>{});
     for (int64_t t = 0; t < tiles.tiles(); ++t) {
       const int64_t columns = tiles.size(t), first = tiles.first(t);
       T* z = pairs.get() + 2 * rows * first;
       T* dots = z + rows * columns;
       mm_out(matrix_over(z, 2 * rows, columns), both, transposed(tiles.tile(t)));
+      const T* scale = tiles.value_scale(t);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t k = 0; scale != nullptr && k < columns; ++k) {
+          dots[i * columns + k] *= scale[k];  // from the stored rows to the given ones
+        }
+        const int64_t chosen = index[i0 + i] - first;
+        if (chosen >= 0 && chosen < columns) {
+          row_sums[static_cast<size_t>(i)].chosen_grad = dots[i * columns + chosen];
+        }
+      }
+    }
+    for (int64_t t = 0; t < tiles.tiles(); ++t) {
+      const int64_t columns = tiles.size(t), first = tiles.first(t);
+      T* z = pairs.get() + 2 * rows * first;
+      const T* dots = z + rows * columns;
       chunk_noise.select(i0, rows, first, columns);
       parallel_for(rows, 4 * columns, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          delta[i] += softmax_row(z + i * columns, dots + i * columns, tiles.inverse_norm(t), tiles.value_scale(t),
-                                  columns, tau, log_normalizer[i0 + i], chunk_noise.row(i), first);
+          weigh_row(z + i * columns, dots + i * columns, tiles.inverse_norm(t), columns, tau, log_normalizer[i0 + i],
+                    chunk_noise.row(i), first, &row_sums[static_cast<size_t>(i)]);
         }
       });
     }
@@ -208,8 +243,9 @@ double differentiate(const Arguments& a, const Tensor& grad_x, std::optional<Ten
       T* grads = weights + rows * columns;
       parallel_for(rows, columns, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
+          const RowSums<T>& row = row_sums[static_cast<size_t>(i)];
           logit_grad_row(weights + i * columns, grads + i * columns, tiles.inverse_norm(t), columns,
-                         static_cast<T>(delta[i]));
+                         static_cast<T>(row.inverse_total()), row.chosen_grad, static_cast<T>(row.delta()));
         }
       });
       const Tensor logit_grad = matrix_over(grads, rows, columns);

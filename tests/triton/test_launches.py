@@ -37,7 +37,7 @@ def test_nothing_recompiles_as_tokens_merge_away_or_the_seed_changes() -> None:
     assert found["again"] == found["first"]
     # Attention has a tile for each bucket of keys, the assignment one for hard and one for soft.
     assert max(found["first"].values()) == 4
-    assert sum(found["first"].values()) <= 26
+    assert sum(found["first"].values()) <= 27
 
 
 def test_launchers_keep_to_the_device_and_never_wait_for_it() -> None:
