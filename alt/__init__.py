@@ -1,6 +1,6 @@
 """Vision transformers with token merging: patching of CLIP models and what a forward pass costs.
 
-    handle = alt.patch_clip(model, r=8)   # every block of the image tower now merges 8 tokens
+    handle = alt.patch_model(model, r=8)  # every block of the image tower now merges 8 tokens
     handle.remove()                       # bit for bit the model of before
 
 Names are resolved on first use, so ``import alt`` needs neither open_clip nor a compiled library.
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .patch import PatchHandle as PatchHandle
     from .patch import get_handle as get_handle
     from .patch import patch_clip as patch_clip
+    from .patch import patch_model as patch_model
+    from .patch import supported_hosts as supported_hosts
     from .patch import unpatch as unpatch
     from .train import TrainConfig as TrainConfig
     from .train import fit as fit

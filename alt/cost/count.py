@@ -37,7 +37,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
     convention adds.
 
     Args:
-        model: a video model, a model that a host knows (open_clip's), or its image tower. Of a host's model only the
+        model: a video model, a model that a host knows, or its image tower. Of a host's model only the
             image tower is counted. The model may be patched by ``alt.patch_clip``. Any device will do; on ``meta``
             it needs no memory. It is not changed.
         frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model accepts

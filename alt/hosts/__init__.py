@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 from torch import nn
 
+from .built_in import BUILT_IN, BuiltIn, SupportedHost, list_built_in
 from .host import COMPONENTS, BlockParts, Embedded, Host, HostAttention, Projected
-from .modules import qualified_name
+from .refusals import explain_refusal
 
 __all__ = [
     "COMPONENTS",
@@ -20,16 +20,15 @@ __all__ = [
     "Host",
     "HostAttention",
     "Projected",
+    "SupportedHost",
     "find_host",
     "find_tower",
     "get_host",
     "register",
+    "supported_hosts",
 ]
 
 _REGISTERED: list[Host] = []
-# Package of a foreign model -> our module with its ``HOST``. It is imported only once the package itself is: no model
-# of a package exists before that.
-_BUILT_IN = {"open_clip": "alt.hosts.open_clip"}
 
 
 def register(host: Host) -> Host:
@@ -44,6 +43,16 @@ def register(host: Host) -> Host:
     return host
 
 
+def supported_hosts() -> list[SupportedHost]:
+    """Returns the families of models that :func:`alt.patch_model` takes: registered hosts, then those of alt.
+
+    Each entry names the classes, the package with its installed and its tested version, and what is exact. Nothing is
+    imported for it.
+    """
+    own = [SupportedHost(host.name, (host.supports,), "", None, None, "registered by you") for host in _REGISTERED]
+    return own + list_built_in()
+
+
 def get_host(name: str) -> Host:
     """Returns a host by its name.
 
@@ -53,13 +62,14 @@ def get_host(name: str) -> Host:
     for host in _REGISTERED:
         if host.name == name:
             return host
-    if name not in _BUILT_IN:
-        known = [host.name for host in _REGISTERED] + list(_BUILT_IN)
-        raise ValueError(f"host: expected one of {', '.join(known)}, got {name!r}; alt.hosts.register adds one")
-    try:
-        return importlib.import_module(_BUILT_IN[name]).HOST
-    except ModuleNotFoundError as error:
-        raise ValueError(f"host: {name} needs the package {error.name}, which is not installed") from None
+    for entry in BUILT_IN:
+        if entry.name == name:
+            try:
+                return _load(entry)
+            except ModuleNotFoundError as error:
+                raise ValueError(f"host: {name} needs the package {error.name}, which is not installed") from None
+    known = [host.name for host in _REGISTERED] + [entry.name for entry in BUILT_IN]
+    raise ValueError(f"host: expected one of {', '.join(known)}, got {name!r}; alt.hosts.register adds one")
 
 
 def find_host(model: nn.Module) -> Host:
@@ -71,20 +81,30 @@ def find_tower(model: nn.Module) -> tuple[Host, nn.Module]:
     """Returns the host that knows a model, and the model's image tower.
 
     Raises:
-        TypeError: no host knows the model.
+        TypeError: no host knows the model. The sentence says why, and what to pass instead if a known model is inside.
     """
-    hosts = _hosts()
-    for host in hosts:
+    found = _ask(model)
+    if found is not None:
+        return found
+    parts = ((path, module) for path, module in model.named_modules() if path)
+    inside = next(((path, module) for path, module in parts if _ask(module)), None)
+    raise TypeError(explain_refusal(model, inside, [host.supports for host in _REGISTERED]))
+
+
+def _ask(model: nn.Module) -> tuple[Host, nn.Module] | None:
+    """Returns the first host that finds a tower in a model, and the tower."""
+    for host in _hosts(model):
         tower = host.find_tower(model)
         if tower is not None:
             return host, tower
-    known = [host.supports for host in hosts] or ["open_clip's VisionTransformer"]
-    raise TypeError(
-        f"patch_clip supports {' or '.join(known)} as the image tower, exactly (no subclass or wrapper), got "
-        f"{qualified_name(model)}"
-    )
+    return None
 
 
-def _hosts() -> list[Host]:
-    built_in = [importlib.import_module(home).HOST for package, home in _BUILT_IN.items() if package in sys.modules]
-    return [*_REGISTERED, *built_in]
+def _hosts(model: nn.Module) -> list[Host]:
+    """Returns the registered hosts, and those of alt whose package has a class in the model."""
+    origins = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
+    return _REGISTERED + [_load(entry) for entry in BUILT_IN if any(entry.matches(origin) for origin in origins)]
+
+
+def _load(entry: BuiltIn) -> Host:
+    return getattr(importlib.import_module(entry.module), entry.attribute)

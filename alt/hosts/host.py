@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .merging import TrunkMerge
+from .modules import qualified_name
 
 __all__ = ["COMPONENTS", "BlockParts", "Embedded", "Host", "HostAttention", "Projected"]
 
@@ -104,7 +105,7 @@ class Host(ABC):
         name: of the host, ``"open_clip"``.
         supports: towers that can be patched, in words: ``"open_clip's VisionTransformer"``.
         patched: class of a foreign module -> its importable subclass that merges, see :mod:`alt.hosts.merging`.
-        layer_norms: qualified names of classes that compute LayerNorm and nothing else, so that it may be fused.
+        layer_norms: qualified names of classes that :meth:`is_layer_norm` accepts.
     """
 
     name: str
@@ -139,6 +140,10 @@ class Host(ABC):
         Raises:
             TypeError: its attention is of a kind whose keys are not known.
         """
+
+    def is_layer_norm(self, norm: nn.Module) -> bool:
+        """Returns True if a norm computes LayerNorm and nothing else, so that it may be fused."""
+        return qualified_name(norm) in self.layer_norms
 
     @abstractmethod
     def component(self, path: str) -> str:

@@ -6,7 +6,7 @@ keyword argument, ``merge``; without it, it behaves as the foreign class. ``alt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -25,16 +25,21 @@ class BlockMerge(Protocol):
 class TrunkMerge(Protocol):
     """One call of all blocks.
 
-    size: current token sizes ``[B, n]``, None while nothing has merged. take: numbers of the blocks whose output is
-    kept in ``intermediates``, copied back to the input tokens.
+    host: of the tower. size: current token sizes ``[B, n]``, None while nothing has merged. take: numbers of the
+    blocks whose output is kept in ``intermediates``, copied back to the input tokens.
     """
 
+    host: Any
     size: Tensor | None
     take: tuple[int, ...]
     intermediates: list[Tensor]
 
-    def run(self, x: Tensor, blocks: Sequence[nn.Module] | nn.ModuleList, checkpointing: bool) -> Tensor:
+    def run(self, x: Tensor, blocks: Iterable[nn.Module], checkpointing: bool) -> Tensor:
         """Runs the blocks in order on ``x`` ``[B, N, C]``, each through its own call."""
+        ...
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Copies merged tokens ``[B, n, C]`` back to the N input tokens: ``[B, N, C]``."""
         ...
 
 
@@ -47,8 +52,15 @@ class TowerMerge(Protocol):
         """Embeds images and runs the blocks; returns the tokens of the last block and the run with their sizes."""
         ...
 
+    def run(self, tower: Any, embedded: Any, take: tuple[int, ...] = ()) -> tuple[Tensor, TrunkMerge]:
+        """Sends embedded tokens through the blocks: what :meth:`encode` does after its first step.
+
+        For a forward with more inputs than images. take: see :class:`TrunkMerge`.
+        """
+        ...
+
     def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkMerge:
-        """Starts a run over the blocks, for a forward that does not go through :meth:`encode`."""
+        """Starts a run over the blocks, for a forward that leaves some of them out."""
         ...
 
     def finish(self, x: Tensor, merge: Any) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["has_hooks", "qualified_name", "require_class", "require_unsharded"]
+__all__ = ["has_hooks", "qualified_name", "require_class", "require_gathered", "require_unsharded"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -17,9 +18,16 @@ def qualified_name(module: nn.Module) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Returns True if calling the module does more than its class's forward (hooks, or a forward on the instance)."""
-    return any(getattr(module, name, None) for name in _HOOKS) or "forward" in module.__dict__
+def has_hooks(module: nn.Module, harmless: Callable[[Any], bool] | None = None) -> bool:
+    """Returns True if calling the module does more than its class's forward (hooks, or a forward on the instance).
+
+    Args:
+        harmless: says of a hook that a patched model need not run it.
+    """
+    if "forward" in module.__dict__:
+        return True
+    hooks = (hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values())
+    return any(harmless is None or not harmless(hook) for hook in hooks)
 
 
 def require_class(module: nn.Module, known: Iterable[type], role: str, owner: str) -> None:
@@ -37,8 +45,18 @@ def require_class(module: nn.Module, known: Iterable[type], role: str, owner: st
     if any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__):
         raise TypeError(f"{role} is already sharded ({type(module).__name__}); patch first, then call fully_shard")
     raise TypeError(
-        f"patch_clip supports {owner} {names} as {role}, exactly (no subclass or wrapper), got {qualified_name(module)}"
+        f"patch_model supports {owner} {names} as {role}, exactly (no subclass or wrapper), got "
+        f"{qualified_name(module)}"
     )
+
+
+def require_gathered(weight: Tensor) -> None:
+    """Raises RuntimeError if the weight of a running block's attention is sharded."""
+    if type(weight).__name__ == "DTensor":
+        raise RuntimeError(
+            "a patched block's attention was sharded by itself (fully_shard on the attention module), so "
+            "its keys cannot be read for matching; shard whole blocks instead"
+        )
 
 
 def require_unsharded(tower: nn.Module) -> None:

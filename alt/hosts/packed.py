@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .host import HostAttention, Projected
 from .made_weights import has_stepping_weights, without_steps
-from .modules import has_hooks, qualified_name
+from .modules import has_hooks, qualified_name, require_gathered
 
 __all__ = ["MultiheadAttention", "PackedAttention", "base_layer", "require_packed", "split_heads"]
 
@@ -62,11 +62,7 @@ class PackedAttention(HostAttention):
         base = self.base
         with torch.no_grad(), without_steps(self.module):
             weight = base.in_proj_weight
-            if type(weight).__name__ == "DTensor":
-                raise RuntimeError(
-                    "a patched block's attention was sharded by itself (fully_shard on the attention module), so "
-                    "its keys cannot be read for matching; shard whole blocks instead"
-                )
+            require_gathered(weight)
             for delta in _lora_deltas(self.module):
                 weight = weight + delta.to(weight.dtype)
             width = weight.shape[0] // 3  # rows of the packed projection: queries, keys, values

@@ -1,4 +1,4 @@
-"""Token merging inside an existing CLIP image tower, reversible and without new parameters."""
+"""Token merging inside an existing vision transformer, reversible and without new parameters."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import SupportsIndex
 
 from torch import nn
 
-from alt.hosts import find_tower
+from alt.hosts import find_tower, supported_hosts
 
 from .apply import apply, is_patched
 from .handle import PatchHandle
 from .schedule import Schedule, check_reduction
 from .settings import PatchSettings
 
-__all__ = ["PatchHandle", "Schedule", "get_handle", "patch_clip", "unpatch"]
+__all__ = ["PatchHandle", "Schedule", "get_handle", "patch_clip", "patch_model", "supported_hosts", "unpatch"]
 
 
-def patch_clip(
+def patch_model(
     model: nn.Module,
     r: SupportsIndex | float | Sequence[int] = 8,
     *,
@@ -34,13 +34,15 @@ def patch_clip(
     section 3; ALT, Eq. 2.
 
     Parameters, buffers and ``state_dict`` do not change. With r = 0 outputs equal the unpatched model's to rounding.
-    Pooling weighs tokens by size. ``forward_intermediates`` returns the full grid, ``output_tokens`` the merged tokens.
+    Pooling weighs tokens by size. Intermediates, hidden states and ``last_hidden_state`` are of the full grid, where a
+    patch has the value of its merged token; open_clip's ``output_tokens`` are the merged tokens.
     Training, autocast, gradient checkpointing, ``torch.compile(fullgraph=True)``, DDP and FSDP2 are supported (patch
     first, then ``fully_shard``).
 
     Args:
-        model: an open_clip ``CLIP``, ``CustomTextCLIP`` or ``CoCa`` with a ``VisionTransformer``, that tower itself,
-            or a model of another host (:func:`alt.hosts.register`). Only the image tower is patched.
+        model: of a family that :func:`alt.supported_hosts` lists: open_clip's CLIP models, CLIP, SigLIP, ViT and
+            DINOv2 of transformers, those of your own host (:func:`alt.hosts.register`), or the image tower of one.
+            Only the image tower is patched.
         r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens.
         inflection: in [-1, 1], tilts a constant r over depth, linearly from int(r (1 - inflection)) to
@@ -57,7 +59,10 @@ def patch_clip(
         ValueError: the model is already patched, r or inflection is out of range, or r is too large under ``strict``.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an open_clip model or its image tower, got {type(model).__name__}")
+        raise TypeError(
+            f"model must be a torch.nn.Module that alt.supported_hosts() lists, or its image tower, got "
+            f"{type(model).__name__}"
+        )
     host, tower = find_tower(model)
     if is_patched(tower):
         raise ValueError("the model is already patched: use alt.get_handle(model), or alt.unpatch(model) first")
@@ -82,6 +87,10 @@ def patch_clip(
     return PatchHandle(tower)
 
 
+patch_clip = patch_model
+"""The same function, under the name that users of CLIP know."""
+
+
 def get_handle(model: nn.Module) -> PatchHandle:
     """Returns the handle of a patched model, even if it was copied, unpickled, wrapped or sharded since.
 
@@ -94,7 +103,7 @@ def get_handle(model: nn.Module) -> PatchHandle:
         return PatchHandle(model)
     towers = [module for module in model.modules() if is_patched(module)]
     if not towers:
-        raise ValueError(f"this {type(model).__name__} is not patched; alt.patch_clip(model) patches it")
+        raise ValueError(f"this {type(model).__name__} is not patched; alt.patch_model(model) patches it")
     if len(towers) > 1:
         raise ValueError(f"{len(towers)} towers in this {type(model).__name__} are patched; pass one of them")
     return PatchHandle(towers[0])

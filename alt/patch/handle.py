@@ -20,7 +20,7 @@ from .trunk import TrunkCall
 
 
 class PatchHandle:
-    """Returned by :func:`alt.patch_clip`; as a context manager it removes the patch on exit.
+    """Returned by :func:`alt.patch_model`; as a context manager it removes the patch on exit.
 
     A handle has no state: two handles of one tower control the same patch.
     """
@@ -114,7 +114,7 @@ class PatchHandle:
     def _trace(self, name: str) -> Trace:
         settings = self._live()
         if not settings.trace_source:
-            raise ValueError(f"handle.{name} needs patch_clip(..., trace_source=True)")
+            raise ValueError(f"handle.{name} needs patch_model(..., trace_source=True)")
         if settings.trace is None:
             raise ValueError(f"handle.{name} needs a forward, and there was none since patching or copying")
         return settings.trace

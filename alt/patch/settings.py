@@ -102,10 +102,16 @@ class PatchSettings:
         if frames > 1:
             joined = [None if part is None else self._join(part, frames) for part in embedded[1:]]
             embedded = Embedded(self._join(embedded.x, frames), *joined)
+        return self.run(tower, embedded, frames=frames)
+
+    def run(
+        self, tower: Any, embedded: Embedded, take: tuple[int, ...] = (), frames: int = 1
+    ) -> tuple[Tensor, TrunkCall]:
+        """Sends embedded tokens through the blocks; see :class:`alt.hosts.merging.TowerMerge`."""
         if embedded.size is not None and not self.prop_attn:
             raise ValueError("prop_attn: expected True for a tower that pads its tokens, because size 0 masks padding")
         call = self.begin(tower, embedded.x.shape[1], frames)
-        call.size, call.positions = embedded.size, embedded.positions
+        call.size, call.positions, call.take = embedded.size, embedded.positions, take
         return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
 
     def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkCall:

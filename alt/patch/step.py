@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from alt.hosts import BlockParts, Host
-from alt.hosts.modules import has_hooks, qualified_name
+from alt.hosts.modules import has_hooks
 from alt_kernels import Matching, bipartite_soft_matching_from_keys, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
@@ -93,7 +93,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     if call.positions is not None:
         call.merged_positions = weighted_merge(call.positions, call.matching, size).x
     norm: Any = parts.norm_2
-    if is_plain_layer_norm(norm, x.shape[-1], call.host.layer_norms):
+    if is_plain_layer_norm(norm, x.shape[-1], call.host):
         x, normed, call.merged_size = merge_layer_norm(x, y, call.matching, size, norm.weight, norm.bias, norm.eps)
     else:
         x, call.merged_size = weighted_merge(x + y, call.matching, size)
@@ -119,13 +119,10 @@ def _feed_forward(parts: BlockParts, normed: Tensor, adapter: Any) -> Tensor:
     return y if adapter is None else adapter.beside_mlp(y, normed)
 
 
-def is_plain_layer_norm(module: Any, width: int, names: frozenset[str]) -> bool:
-    """Returns True if a norm over ``width`` channels is a LayerNorm and nothing else, so that it may be fused.
-
-    ``names`` are the qualified names of the host's LayerNorm classes.
-    """
+def is_plain_layer_norm(module: Any, width: int, host: Host) -> bool:
+    """Returns True if a norm over ``width`` channels is a LayerNorm and nothing else, so that it may be fused."""
     return (
-        qualified_name(module) in names
+        host.is_layer_norm(module)
         and not has_hooks(module)
         and module.normalized_shape == (width,)  # no wrapper, because the class above is a LayerNorm
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,15 @@ class TrunkCall:
         self.take: tuple[int, ...] = ()
         self.intermediates: list[Tensor] = []
 
-    def run(self, x: Tensor, blocks: Sequence[nn.Module] | nn.ModuleList, checkpointing: bool) -> Tensor:
+    def run(self, x: Tensor, blocks: Iterable[nn.Module], checkpointing: bool) -> Tensor:
         for i, block in enumerate(blocks):
             x = self._run_block(i, block, x, checkpointing)
             if i in self.take:
-                self.intermediates.append(restore_grid(x, self.matchings))
+                self.intermediates.append(self.restore(x))
         return x
+
+    def restore(self, x: Tensor) -> Tensor:
+        return restore_grid(x, self.matchings)
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
         """Runs one block through its own ``__call__``.

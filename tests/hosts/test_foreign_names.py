@@ -18,7 +18,11 @@ FOREIGN = {
     *("grid_size", "image_mean", "image_std", "_embeds", "_global_pool", "text_projection", "ln_final"),
     *("patch_embed", "pos_embed", "cls_token", "reg_token", "num_prefix_tokens", "norm1", "norm2", "gamma_1", "trunk"),
     *("vision_model", "visual_projection", "self_attn", "layer_norm1", "layer_norm2", "q_proj", "k_proj", "v_proj"),
-    *("pre_layrnorm", "post_layernorm", "patch_embedding", "position_embedding"),
+    *("pre_layrnorm", "post_layernorm", "patch_embedding", "position_embedding", "position_embeddings", "o_proj"),
+    *("layernorm_before", "layernorm_after", "layer_scale1", "layer_scale2", "num_register_tokens", "vision_tower"),
+    *("_attn_implementation", "gradient_checkpointing", "last_hidden_state", "pooler_output", "hidden_states"),
+    *("qkv", "q_norm", "k_norm", "ls1", "ls2", "drop_path1", "drop_path2", "norm_pre", "fc_norm", "dist_token"),
+    *("patch_drop", "global_pool", "forward_head", "forward_features", "attn_drop", "proj_drop"),
 }
 # Of CLIP models, not of towers: asked of the host like the others, but common words of our own hosts too.
 ASKED = {"token_embedding", "position_embedding", "patch_embedding"}
@@ -66,6 +70,8 @@ def test_foreign_names_are_in_the_hosts_alone() -> None:
         "f(state['visual.conv1.weight'])",
         "clip.token_embedding.weight",
         "tower.blocks[0].norm1",
+        "output.last_hidden_state",
+        "block.attn.qkv(x)",
     ],
 )
 def test_the_rule_bites(source: str) -> None:

@@ -209,7 +209,9 @@ def test_other_poolings_are_refused(options: dict[str, Any], words: str) -> None
 
 
 def test_other_towers_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"supports open_clip's VisionTransformer as the image tower.* got .*Linear"):
+    with pytest.raises(
+        TypeError, match=r"supports open_clip's VisionTransformer and .* the image tower.* got .*Linear"
+    ):
         RegionEncoder(nn.Linear(2, 2))
     headless = tiny_visual()
     headless.proj = None

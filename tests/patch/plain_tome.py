@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.hosts.plain_merging import groups_of
+
 
 def layer_norm(module: Any, x: Tensor) -> Tensor:
     if isinstance(module, torch.nn.Identity):
@@ -51,19 +53,6 @@ def attention(attn: Any, x: Tensor, size: list[float], prop_attn: bool) -> tuple
     if hasattr(attn, "ln_inner"):
         y = layer_norm(attn.ln_inner, y)
     return y @ attn.out_proj.weight.T + attn.out_proj.bias, torch.stack(keys).mean(0)
-
-
-def groups_of(metric: Tensor, r: int) -> list[list[int]]:
-    """The tokens of every output row: even positions may move, odd ones receive, token 0 stays."""
-    if r == 0:
-        return [[i] for i in range(len(metric))]  # a block that merges nothing does not reorder either
-    metric = metric.detach() / metric.detach().norm(dim=1, keepdim=True)
-    a, b = list(range(2, len(metric), 2)), list(range(1, len(metric), 2))
-    # Sorted as (score, first of a, first of b), the latter two negated: the highest comes first.
-    best = [max((float(metric[i] @ metric[j]), -i, -j) for j in b) for i in a]
-    moves = {-i: -j for _, i, j in sorted(best, reverse=True)[:r]}
-    rows = [[0]] + [[i] for i in a if i not in moves]
-    return rows + [[j] + [i for i in a if moves.get(i) == j] for j in b]
 
 
 def block(module: Any, x: Tensor, size: list[float], r: int, prop_attn: bool = True) -> tuple[Tensor, list[float]]:

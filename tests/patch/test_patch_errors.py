@@ -58,8 +58,14 @@ def set_forward(visual, block):
 
 
 UNSUPPORTED = {
-    "not a module": (lambda: "ViT-B-16", "model must be an open_clip model or its image tower, got str"),
-    "other module": (lambda: nn.Linear(2, 2), "supports open_clip's VisionTransformer as the image tower.*Linear"),
+    "not a module": (
+        lambda: "ViT-B-16",
+        "model must be a torch.nn.Module that .* lists, or its image tower, got str",
+    ),
+    "other module": (
+        lambda: nn.Linear(2, 2),
+        "supports open_clip's VisionTransformer and .* the image tower.*Linear",
+    ),
     "text model": (
         lambda: open_clip.CLIP(16, SMALL_VISION, SMALL_TEXT).transformer,
         "got open_clip.transformer.Transformer",
@@ -71,14 +77,17 @@ UNSUPPORTED = {
     "timm tower": (
         lambda: open_clip.CustomTextCLIP(
             16,
-            {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32, "timm_model_pretrained": False},
+            {"timm_model_name": "resnet10t", "image_size": 32, "timm_model_pretrained": False},
             SMALL_TEXT,
         ),
-        "got open_clip.timm_model.TimmModel",
+        "cannot merge tokens of timm.models.resnet.ResNet: it convolves the grid",
     ),
     "subclass": (own_tower, "exactly .no subclass or wrapper., got test_patch_errors.OwnTower"),
-    "compiled": (lambda: torch.compile(tower()), "got torch._dynamo.eval_frame.OptimizedModule"),
-    "data parallel": (lambda: nn.DataParallel(tower()), "got torch.nn.parallel.data_parallel.DataParallel"),
+    "compiled": (lambda: torch.compile(tower()), "got torch._dynamo.eval_frame.OptimizedModule; .* model._orig_mod"),
+    "data parallel": (
+        lambda: nn.DataParallel(tower()),
+        "got torch.nn.parallel.*DataParallel; .* model.module",
+    ),
     "own block": (replaced("transformer.resblocks.1", OwnBlock(**BLOCK)), "as block 1, exactly.*OwnBlock"),
     "cross-attention": (
         replaced("transformer.resblocks.1", ResidualAttentionBlock(**BLOCK, is_cross_attention=True)),
@@ -186,7 +195,7 @@ def test_trace_has_to_be_asked_for():
     with alt.patch_clip(visual, 3) as handle:
         visual(images())
         for name in ("sizes", "source", "sources"):
-            with pytest.raises(ValueError, match=rf"handle.{name} needs patch_clip\(..., trace_source=True\)"):
+            with pytest.raises(ValueError, match=rf"handle.{name} needs patch_model\(..., trace_source=True\)"):
                 getattr(handle, name)
     with alt.patch_clip(visual, 3, trace_source=True) as handle:
         for name in ("sizes", "source", "sources"):

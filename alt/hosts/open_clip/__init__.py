@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     AttentionalPooler,
     CustomResidualAttentionBlock,
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from ..host import BlockParts, Embedded, Host
 from ..merging import TrunkMerge
 from ..modules import require_class, require_unsharded
+from ..refusals import explain_refusal
 from .attention import read_attention
 from .patched import PATCHED
 from .pooling import pool
@@ -65,6 +67,8 @@ class OpenClip(Host):
         return (visual or model) if _is_open_clips(model) else None
 
     def check_tower(self, tower: Any) -> None:
+        if isinstance(tower, TimmModel):
+            raise TypeError(explain_refusal(tower.trunk))
         require_class(tower, (VisionTransformer,), "the image tower", _OWNER)
         require_class(tower.transformer, (Transformer, CustomTransformer), "the tower's transformer", _OWNER)
         if not getattr(tower.transformer, "batch_first", True):

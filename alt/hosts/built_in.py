@@ -1,0 +1,124 @@
+"""The hosts that ship with alt. A host's module is imported when the first model of its family is passed in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import NamedTuple
+
+__all__ = ["BUILT_IN", "BuiltIn", "SupportedHost", "list_built_in"]
+
+
+class SupportedHost(NamedTuple):
+    """A family of models that can be patched.
+
+    Attributes:
+        name: of the host. classes: accepted by :func:`alt.patch_model`.
+        package: that defines them. version: installed, None if it is not. tested: version that the tests run with.
+        exact: what has been shown to be exact, in words.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    package: str
+    version: str | None
+    tested: str | None
+    exact: str
+
+
+class BuiltIn(NamedTuple):
+    """Where a host of alt lies, and whose models it knows.
+
+    Attributes:
+        name: of the host. origin: module whose classes mark a model of the family.
+        module, attribute: of our :class:`alt.hosts.Host`.
+        classes, package, tested, exact: see :class:`SupportedHost`.
+    """
+
+    name: str
+    origin: str
+    module: str
+    attribute: str
+    classes: tuple[str, ...]
+    package: str
+    tested: str
+    exact: str
+
+    def matches(self, module: str) -> bool:
+        """Returns True if ``module`` is the origin or lies in it."""
+        return module == self.origin or module.startswith(self.origin + ".")
+
+
+_STATES = "hidden_states and last_hidden_state on the grid; output_attentions is refused"
+
+
+def _transformers(family: str, attribute: str, classes: tuple[str, ...], exact: str) -> BuiltIn:
+    home = "dinov2" if family.startswith("dinov2") else family
+    name, origin, module = f"transformers.{family}", f"transformers.models.{family}", f"alt.hosts.transformers.{home}"
+    return BuiltIn(name, origin, module, attribute, classes, "transformers", "5.23.0", f"{exact}; {_STATES}")
+
+
+# In the order in which they are asked: timm's towers inside open_clip's models come before open_clip.
+BUILT_IN: tuple[BuiltIn, ...] = (
+    BuiltIn(
+        "timm",
+        "timm.models.vision_transformer",
+        "alt.hosts.timm",
+        "HOST",
+        ("VisionTransformer", "VisionTransformerDistilled", "open_clip's TimmModel with such a trunk"),
+        "timm",
+        "1.0.31",
+        "every prefix token, pooling, norm, LayerScale and image size; tokens that it returns lie on the grid",
+    ),
+    _transformers(
+        "clip",
+        "HOST",
+        ("CLIPModel", "CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPForImageClassification"),
+        "class token, projection, classifier",
+    ),
+    _transformers(
+        "siglip",
+        "HOST",
+        ("SiglipModel", "SiglipVisionModel", "SiglipForImageClassification"),
+        "attention pooling with sizes, classifier; SigLIP 2 of fixed size",
+    ),
+    _transformers(
+        "vit",
+        "HOST",
+        ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),
+        "class token, pooler, classifier",
+    ),
+    _transformers(
+        "dinov2", "HOST", ("Dinov2Model", "Dinov2ForImageClassification"), "LayerScale, SwiGLU, stochastic depth"
+    ),
+    _transformers(
+        "dinov2_with_registers",
+        "WITH_REGISTERS",
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
+        "registers never merge, LayerScale, SwiGLU, stochastic depth",
+    ),
+    BuiltIn(
+        "open_clip",
+        "open_clip",
+        "alt.hosts.open_clip",
+        "HOST",
+        ("CLIP", "CustomTextCLIP", "CoCa", "VisionTransformer"),
+        "open_clip_torch",
+        "3.3.0",
+        "every pooling and block option of its ViT towers; forward_intermediates on the grid",
+    ),
+)
+
+
+def list_built_in() -> list[SupportedHost]:
+    """Returns the entries of :func:`alt.supported_hosts` for the hosts of alt."""
+    return [
+        SupportedHost(entry.name, entry.classes, entry.package, _version(entry.package), entry.tested, entry.exact)
+        for entry in sorted(BUILT_IN, key=lambda entry: entry.package)
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

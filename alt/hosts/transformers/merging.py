@@ -1,0 +1,82 @@
+"""Mix-ins of patched transformers classes.
+
+A patched class has the name of the class that it replaces: transformers, accelerate and FSDP find layers by the names
+of their classes, and ``save_pretrained`` writes the name into the configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
+
+from ..host import Embedded
+from ..merging import TowerMerge, TrunkMerge
+
+__all__ = ["MergingEncoder", "MergingVisionModel"]
+
+
+class MergingEncoder:
+    """Mix-in of a module that loops over the layers. The tower calls it, so its hooks fire."""
+
+    def forward(self, *args: Any, merge: TrunkMerge | None = None, **kwargs: Any) -> Any:
+        if merge is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        tokens = args[0] if args else next(iter(kwargs.values()))
+        # Each layer recomputes itself in the backward, if asked to.
+        return BaseModelOutput(last_hidden_state=merge.run(tokens, merge.host.layers_of(self), False))
+
+
+class MergingVisionModel:
+    """Mix-in of a patched vision model. Its forward embeds, and hands the tokens to :meth:`run_merged`."""
+
+    _alt_patch: TowerMerge
+    # Hooks that record outputs would see merged tokens; see run_merged.
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012  transformers reads it from the class
+
+    @property
+    def _output_capturing_hooks_installed(self) -> bool:
+        return True
+
+    @_output_capturing_hooks_installed.setter
+    def _output_capturing_hooks_installed(self, value: bool) -> None:
+        # A surrounding model marks its parts when it installs its hooks. It installs none here, and with the mark
+        # the model would record nothing after the patch is removed.
+        pass
+
+    def run_merged(self, x: Tensor, options: dict[str, Any]) -> BaseModelOutputWithPooling:
+        """Returns what the foreign forward returns, with every token back in its place.
+
+        A patch has the value of the token into which it merged, in ``last_hidden_state`` and every hidden state.
+
+        Raises:
+            ValueError: attention weights or an attention mask are asked for.
+        """
+        name, config = type(self).__name__, self.config  # type: ignore[attr-defined]
+        if options.get("output_attentions", getattr(config, "output_attentions", False)):
+            raise ValueError(
+                f"output_attentions: a patched {name} has attention between merged tokens, not between patches; "
+                "set it to False, or call handle.remove() first"
+            )
+        if options.get("attention_mask") is not None:
+            raise ValueError(f"attention_mask: a patched {name} attends to all patches; expected None")
+        wanted = options.get("output_hidden_states", getattr(config, "output_hidden_states", False))
+        layers = len(self._alt_patch.host.blocks(self))
+        states = _wanted_states(self, wanted, layers + 1)
+        tokens, merge = self._alt_patch.run(self, Embedded(x), take=tuple(i - 1 for i in states if i > 0))
+        normed, pooled = self._alt_patch.host.finish(self, tokens, merge.size)
+        output = BaseModelOutputWithPooling(last_hidden_state=merge.restore(normed), pooler_output=pooled)
+        if wanted:
+            kept = iter([x, *merge.intermediates] if 0 in states else merge.intermediates)
+            output["hidden_states"] = tuple(next(kept) if i in states else None for i in range(layers + 1))
+        return output
+
+
+def _wanted_states(model: Any, wanted: Any, count: int) -> list[int]:
+    """Returns which of the hidden states are asked for, ascending; 0 is the input of the first layer."""
+    selected = selected_hidden_states(wanted)
+    if selected is None:
+        return list(range(count)) if wanted else []
+    return sorted(resolve_hidden_states_indices(model, selected, count))

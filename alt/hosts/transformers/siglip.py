@@ -1,0 +1,122 @@
+"""``SiglipVisionModel``, alone or inside ``SiglipModel`` and ``SiglipForImageClassification``.
+
+SigLIP 2 of a fixed image size loads as these classes. There is no class token: a head of attention pools the patches,
+and sees each merged token as often as it has patches.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.siglip import modeling_siglip as foreign
+from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.utils.output_capturing import capture_outputs
+
+from ..host import BlockParts
+from ..merging import MergingBlock
+from ..modules import require_class
+from ..packed import MultiheadAttention
+from ..pooling import KeySizes, key_bias, size_weighted_mean
+from .attention import SeparateAttention
+from .family import Family, identity
+from .merging import MergingEncoder, MergingVisionModel
+
+__all__ = ["HOST"]
+
+
+class SiglipEncoderLayer(MergingBlock, foreign.SiglipEncoderLayer):
+    pass
+
+
+class SiglipEncoder(MergingEncoder, foreign.SiglipEncoder):
+    pass
+
+
+class SiglipMultiheadAttentionPoolingHead(foreign.SiglipMultiheadAttentionPoolingHead):
+    def forward(self, hidden_state: Tensor, *, sizes: KeySizes | None = None) -> Tensor:
+        if sizes is None:
+            return super().forward(hidden_state)
+        probe = self.probe.repeat(hidden_state.shape[0], 1, 1)
+        attention = MultiheadAttention(self.attention, self.attention)
+        x = attention.call_pooler(probe, hidden_state, key_bias(sizes.size, probe.dtype))
+        return (x + self.mlp(self.layernorm(x)))[:, 0]
+
+
+class SiglipVisionModel(MergingVisionModel, foreign.SiglipVisionModel):
+    @capture_outputs  # no surrounding model records what the layers return: their tokens are merged
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = False, **kwargs: Any) -> Any:
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return self.run_merged(x, kwargs)
+
+
+class SiglipAttention(SeparateAttention):
+    known = foreign.SiglipAttention
+
+    def scale(self) -> float:
+        return self.module.scale
+
+    def dropout(self) -> float:
+        return self.module.dropout
+
+    def project_out(self, y: Tensor) -> Tensor:
+        return self.module.out_proj(y)
+
+
+class Siglip(Family):
+    """The host of transformers' ``SiglipVisionModel``."""
+
+    name = "transformers.siglip"
+    supports = "transformers' SiglipVisionModel"
+    patched = MappingProxyType(
+        {
+            foreign.SiglipVisionModel: SiglipVisionModel,
+            foreign.SiglipEncoder: SiglipEncoder,
+            foreign.SiglipEncoderLayer: SiglipEncoderLayer,
+            foreign.SiglipMultiheadAttentionPoolingHead: SiglipMultiheadAttentionPoolingHead,
+        }
+    )
+    tower = foreign.SiglipVisionModel
+    encoder = foreign.SiglipEncoder
+    layer = foreign.SiglipEncoderLayer
+    attention = SiglipAttention
+    owners = ("vision_model",)
+    mean, std = tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD)
+
+    def check_tower(self, tower: Any) -> None:
+        super().check_tower(tower)
+        if tower.use_head:
+            head = tower.head
+            require_class(head, (foreign.SiglipMultiheadAttentionPoolingHead,), "the pooling head", "transformers'")
+            require_class(head.attention, (nn.MultiheadAttention,), "the attention of the pooling head", "torch's")
+
+    def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
+        return super().parts(tower) + ([("the pooling head", tower.head)] if tower.use_head else [])
+
+    def attention_of(self, block: Any) -> Any:
+        return block.self_attn
+
+    def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
+        attention = SiglipAttention(block.self_attn)
+        return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
+
+    def num_protected(self, tower: Any) -> int:
+        return 0
+
+    def finish(self, tower: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        normed = tower.post_layernorm(x)
+        if not tower.use_head:
+            return normed, None
+        return normed, tower.head(normed, sizes=None if size is None else KeySizes(size))
+
+    def pool(self, tower: Any, x: Tensor, size: Tensor | None) -> Tensor:
+        normed, pooled = self.finish(tower, x, size)
+        return size_weighted_mean(normed, size) if pooled is None else pooled
+
+    def position_embedding(self, tower: Any) -> torch.nn.Parameter:
+        return tower.embeddings.position_embedding.weight
+
+
+HOST = Siglip()

@@ -1,0 +1,27 @@
+"""The table of docs/hosts.md, from ``alt.supported_hosts()``. ``python -m tests.hosts.supported_table`` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alt.hosts.built_in import list_built_in
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "hosts.md"
+BEGIN, END = "<!-- hosts:begin -->\n", "<!-- hosts:end -->"
+
+
+def table() -> str:
+    lines = ["| package (tested with) | classes | exact |", "| --- | --- | --- |"]
+    for host in list_built_in():
+        classes = ", ".join(name if " " in name else f"`{name}`" for name in host.classes)
+        lines.append(f"| {host.package} {host.tested} | {classes} | {host.exact} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(page: str) -> str:
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,56 @@
+"""Tools to compare two models, for any host: random parameters and images, outputs and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def randomised(module: nn.Module, scale: float = 0.2) -> nn.Module:
+    """Adds noise to every parameter: LayerScale, LayerNorm and biases must not be what a bug would assume."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def images(batch: int = 3, dtype: torch.dtype = torch.float64, size: tuple[int, int] = (32, 32)) -> Tensor:
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def flat(output: Any) -> list[Tensor]:
+    """The tensors of an output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    values = output.values() if isinstance(output, dict) else output
+    return [tensor for value in values for tensor in flat(value)]
+
+
+def max_difference(a: Any, b: Any) -> float:
+    pairs = list(zip(flat(a), flat(b), strict=True))
+    assert all(x.shape == y.shape and x.dtype == y.dtype for x, y in pairs)
+    return max((x - y).abs().max().item() for x, y in pairs)
+
+
+def bit_equal(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(flat(a), flat(b), strict=True))
+
+
+def parameter_gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    """Gradients by name; zeros where there is none."""
+    names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(names, parameters, gradients, strict=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in pairs}
+
+
+def loss_of(output: Any) -> Tensor:
+    """A fixed random functional of all outputs."""
+    generator = torch.Generator().manual_seed(5)
+    return sum(
+        (t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)).sum() for t in flat(output)
+    )
