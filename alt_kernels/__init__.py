@@ -13,13 +13,14 @@ from .ops.merge_layer_norm import merge_layer_norm
 from .ops.proportional_attention import proportional_attention
 from .ops.unmerge import source_map, unmerge
 from .ops.weighted_merge import weighted_merge
-from .types import Assignment, Matching, Merged, MergedNorm
+from .types import Assignment, Impl, Matching, Merged, MergedNorm
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Assignment",
     "Backend",
+    "Impl",
     "Matching",
     "Merged",
     "MergedNorm",

@@ -80,6 +80,16 @@ def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
     return number
 
 
+def is_readable(value: Tensor) -> bool:
+    """True if reading values costs no synchronisation: a plain tensor on the CPU, not while compiling or in a vmap."""
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
+
+
 def token_size(name: str, size: Tensor | None, batch: int, tokens: int, like_name: str, like: Tensor) -> None:
     """Raises unless ``size`` is None or float32 ``[B, N]`` on the tokens' device and constant for autograd."""
     if size is None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from .batching import Rule, fold
 from .types import Impl
 
 NAMESPACE = "alt_kernels"
@@ -54,6 +55,7 @@ class Op(NamedTuple):
     reference: Callable[..., Any]
     fake: Callable[..., Any]
     flops: Callable[..., int]
+    batching: Rule
     triton: str | None = None
 
 
@@ -80,6 +82,7 @@ def register(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     flops: Callable[..., int],
+    batching: Rule = fold,
     cpu: Callable[..., Any] | None = None,
     triton: str | None = None,
 ) -> None:
@@ -90,6 +93,7 @@ def register(
         reference: plain-torch implementation for every device without a kernel of its own.
         fake: shapes and dtypes of the results (no computation).
         flops: 2 x multiply-accumulates from shapes, as ``torch.utils.flop_counter`` calls it.
+        batching: how ``torch.func.vmap`` calls the op, see :mod:`alt_kernels.batching`.
         cpu: a Python implementation for the CPU key. A kernel of the compiled library takes precedence.
         triton: the module of ``alt_kernels.triton`` whose function of the op's name runs on CUDA tensors.
     """
@@ -101,9 +105,8 @@ def register(
         _python_on_cpu[name] = cpu
     if triton is not None and _HAS_TRITON:
         _library.impl(name, _launcher(name, triton, reference), "CUDA")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(flops)
-    OPS[name] = Op(schema, reference, fake, flops, triton)
+    OPS[name] = Op(schema, reference, fake, flops, batching, triton)
+    _complete(name, OPS[name])
 
 
 def register_cuda(name: str, contract: Op) -> None:
@@ -115,9 +118,21 @@ def register_cuda(name: str, contract: Op) -> None:
     schema = name + contract.schema[contract.schema.index("(") :]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, contract.reference, "CPU")
-    torch.library.register_fake(f"{NAMESPACE}::{name}", contract.fake, lib=_library)
-    register_flop_formula(getattr(getattr(torch.ops, NAMESPACE), name))(contract.flops)
     CUDA_OPS[name] = contract._replace(schema=schema, triton=None)
+    _complete(name, contract)
+
+
+def _complete(name: str, op: Op) -> None:
+    """Registers the parts of an op that do not depend on a device."""
+    qualified, packet = f"{NAMESPACE}::{name}", getattr(getattr(torch.ops, NAMESPACE), name)
+    torch.library.register_fake(qualified, op.fake, lib=_library)
+    torch.library.register_vmap(qualified, functools.partial(op.batching, packet.default), lib=_library)
+    register_flop_formula(packet)(op.flops)
+
+
+def implement(name: str, kernel: Callable[..., Any], key: str, *, with_keyset: bool = False) -> None:
+    """Registers a kernel of ``alt_kernels::<name>`` under a dispatch key."""
+    _library.impl(name, kernel, key, with_keyset=with_keyset)
 
 
 def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,20 +155,6 @@ def _launcher(name: str, module: str, reference: Callable[..., Any]) -> Callable
             return found(*args)
 
     return launch
-
-
-def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
-    """Registers the derivative of ``alt_kernels::<name>``."""
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
-
-
-def register_no_second_derivative(name: str) -> None:
-    """Makes a second derivative of the op raise, where torch would silently return none."""
-
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(f"alt_kernels: {name.removesuffix('_backward')} has no second derivative")
-
-    register_autograd(name, backward, lambda ctx, inputs, output: None)
 
 
 def no_products(*_: object, **__: object) -> int:

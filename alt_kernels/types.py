@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 Impl = Literal["auto", "reference", "cpp", "triton", "cuda"]
+"""Implementation of an operation: the fastest for the device, plain torch, or a kernel by its language, which runs or
+raises."""
 
 
 class Matching(NamedTuple):

@@ -34,10 +34,14 @@ WORLD = {"alt.entityworld.world", "alt.entityworld.mini_clip"}
 ROOMS: dict[str, set[str]] = {
     "alt_kernels.types": set(),
     "alt_kernels.checks": {"alt_kernels.types"},
-    "alt_kernels.library": KERNEL_BASE,
+    "alt_kernels.batching": set(),
+    "alt_kernels.library": KERNEL_BASE | {"alt_kernels.batching"},
+    "alt_kernels.autograd": {"alt_kernels.library"},
     "alt_kernels.reference": KERNEL_BASE,
     "alt_kernels.triton": KERNEL_BASE,
-    "alt_kernels.ops": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.reference", "alt_kernels.triton"},
+    "alt_kernels.ops": KERNEL_BASE
+    | {"alt_kernels.autograd", "alt_kernels.batching", "alt_kernels.library"}
+    | {"alt_kernels.reference", "alt_kernels.triton"},
     "alt_kernels": KERNEL_BASE | {"alt_kernels.library", "alt_kernels.ops"},
     "alt_kernels.testing": KERNEL_BASE
     | {"alt_kernels", "alt_kernels.library", "alt_kernels.ops", "alt_kernels.reference"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 from torch import nn
 
@@ -25,6 +25,7 @@ def patch_model(
     prop_attn: bool = True,
     trace_source: bool = False,
     strict: bool = False,
+    impl: Literal["auto", "reference"] = "auto",
 ) -> PatchHandle:
     """Merges similar tokens inside every block of an image tower, in place and reversibly.
 
@@ -50,13 +51,16 @@ def patch_model(
         prop_attn: add log s to attention logits. If off, sizes still weigh merges and pooling.
         trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
         strict: raise if r exceeds what a block can lose, instead of one ``UserWarning`` that names the blocks.
+        impl: of the operations of ``alt_kernels``. "reference" is plain torch: slower, but with forward-mode and second
+            derivatives, and exported as core ATen ops alone.
 
     Returns:
         The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
 
     Raises:
         TypeError: the model, one of its parts or an argument has an unsupported type.
-        ValueError: the model is already patched, r or inflection is out of range, or r is too large under ``strict``.
+        ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``, or
+            impl is another word.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -70,6 +74,8 @@ def patch_model(
     for name, flag in (("prop_attn", prop_attn), ("trace_source", trace_source), ("strict", strict)):
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
+    if impl not in ("auto", "reference"):
+        raise ValueError(f"impl must be 'auto' or 'reference', got {impl!r}")
     blocks = len(host.blocks(tower))
     checked = check_reduction(r, inflection, blocks)
     settings = PatchSettings(
@@ -79,6 +85,7 @@ def patch_model(
         prop_attn=prop_attn,
         trace_source=trace_source,
         strict=strict,
+        impl=impl,
         native_tokens=host.num_tokens(tower),
         num_protected=host.num_protected(tower),
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alt.hosts import HostAttention
 from alt.hosts.pooling import key_bias
-from alt_kernels import proportional_attention
+from alt_kernels import Impl, proportional_attention
 
 
 def self_attention(
@@ -21,6 +21,7 @@ def self_attention(
     positions: Tensor | None = None,
     *,
     want_keys: bool = False,
+    impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Returns ``(y [B, N, C], keys)`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
 
@@ -29,7 +30,8 @@ def self_attention(
     """
     if attention.can_fuse():
         projected = attention.project(x, positions)
-        y = proportional_attention(projected.q, projected.k, projected.v, size, scale=projected.scale)
+        q, k, v, scale = projected.q, projected.k, projected.v, projected.scale
+        y = proportional_attention(q, k, v, size, scale=scale, impl=impl)
         return attention.join_heads(y, x), projected.keys.detach() if want_keys else None
     # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
     y = attention.call_module(x, key_bias(size, x.dtype), positions)

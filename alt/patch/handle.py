@@ -152,7 +152,7 @@ class PatchHandle:
         settings = self._settings
         tokens = self.schedule().tokens
         inflection = f", inflection={settings.inflection}" if settings.inflection else ""
+        impl = "" if settings.impl == "auto" else f", impl={settings.impl!r}"
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""
-        return (
-            f"PatchHandle(r={settings.r}{inflection}, prop_attn={settings.prop_attn}{left} over {len(tokens)} blocks)"
-        )
+        options = f"r={settings.r}{inflection}, prop_attn={settings.prop_attn}{impl}"
+        return f"PatchHandle({options}{left} over {len(tokens)} blocks)"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from alt_kernels import Matching, source_map, unmerge
+from alt_kernels import Impl, Matching, source_map, unmerge
 
 
-def restore_grid(x: Tensor, matchings: list[Matching | None]) -> Tensor:
+def restore_grid(x: Tensor, matchings: list[Matching | None], impl: Impl) -> Tensor:
     """Copies ``x`` ``[B, n, C]``, merged by a chain of plans, back to the N input tokens.
 
     A plan is None where nothing merged. The chain is first composed into a single plan, so one pass suffices at any
@@ -18,9 +18,9 @@ def restore_grid(x: Tensor, matchings: list[Matching | None]) -> Tensor:
     if not plans:
         return x
     if len(plans) == 1:
-        return unmerge(x, plans[0])
+        return unmerge(x, plans[0], impl=impl)
     output_row = source_map(plans).to(torch.int32)
     rows, indices = output_row.sort(dim=1, stable=True)
     starts = torch.arange(x.shape[1] + 1, dtype=torch.int32, device=x.device)
     offsets = torch.searchsorted(rows, starts.expand(x.shape[0], -1).contiguous(), out_int32=True)
-    return unmerge(x, Matching(indices.to(torch.int32), offsets, output_row))
+    return unmerge(x, Matching(indices.to(torch.int32), offsets, output_row), impl=impl)

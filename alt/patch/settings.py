@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from alt.hosts import Embedded, Host
-from alt_kernels import Matching
+from alt_kernels import Impl, Matching
 
 from .schedule import Reduction, Schedule, clipping_message, make_schedule, scale_reduction
 from .trunk import TrunkCall
@@ -32,6 +32,8 @@ class PatchSettings:
     ``copy.deepcopy`` and ``pickle`` copy it without its trace.
     """
 
+    impl: Impl = "auto"  # of patches that were pickled before there was a choice
+
     def __init__(
         self,
         host: Host,
@@ -41,6 +43,7 @@ class PatchSettings:
         prop_attn: bool,
         trace_source: bool,
         strict: bool,
+        impl: Impl,
         native_tokens: int,
         num_protected: int,
     ) -> None:
@@ -50,6 +53,7 @@ class PatchSettings:
         self.prop_attn = prop_attn
         self.trace_source = trace_source
         self.strict = strict
+        self.impl = impl
         self.native_tokens = native_tokens
         self.num_protected = num_protected
         self.trace: Trace | None = None
@@ -116,6 +120,11 @@ class PatchSettings:
 
     def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkCall:
         """Starts a run of ``num_tokens`` tokens over the blocks."""
+        if isinstance(num_tokens, torch.fx.Proxy):
+            raise TypeError(
+                "torch.fx cannot trace a patched tower, because its schedule needs the number of tokens:"
+                " use torch.export, which can, or trace the tower before patch_clip"
+            )
         return TrunkCall(
             self.host,
             tower,
@@ -123,6 +132,7 @@ class PatchSettings:
             self.schedule(len(self.host.blocks(tower)), num_tokens, frames).removed,
             num_protected=self.num_protected,
             prop_attn=self.prop_attn,
+            impl=self.impl,
         )
 
     def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:

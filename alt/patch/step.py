@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from alt.hosts import BlockParts, Host
 from alt.hosts.modules import has_hooks
-from alt_kernels import Matching, bipartite_soft_matching_from_keys, merge_layer_norm, weighted_merge
+from alt_kernels import Impl, Matching, bipartite_soft_matching_from_keys, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
 
@@ -47,6 +47,7 @@ class BlockCall:
         *,
         num_protected: int,
         prop_attn: bool,
+        impl: Impl,
         positions: Tensor | None = None,
         matching: Matching | None = None,
     ) -> None:
@@ -58,6 +59,7 @@ class BlockCall:
         self.r = r
         self.num_protected = num_protected
         self.prop_attn = prop_attn
+        self.impl = impl
         self.positions = positions
         self.matching = matching
         self.merged_size: Tensor | None = None
@@ -74,7 +76,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
             f"a forward pre-hook on a patched block gave it {x.shape[1]} tokens instead of "
             f"{call.num_tokens}; hooks may change the tokens, not their number"
         )
-    r, size = call.r, call.size
+    r, size, impl = call.r, call.size, call.impl
     parts = call.host.block_parts(block, call.tower, call.index)
     adapter: Any = getattr(block, "adapter", None)
     if adapter is not None:
@@ -89,27 +91,30 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
         return x + _feed_forward(parts, parts.norm_2(x), adapter)
     if call.matching is None:
         assert keys is not None
-        call.matching = bipartite_soft_matching_from_keys(keys, r, num_protected=call.num_protected)
+        call.matching = bipartite_soft_matching_from_keys(keys, r, num_protected=call.num_protected, impl=impl)
     if call.positions is not None:
-        call.merged_positions = weighted_merge(call.positions, call.matching, size).x
+        call.merged_positions = weighted_merge(call.positions, call.matching, size, impl=impl).x
     norm: Any = parts.norm_2
     if is_plain_layer_norm(norm, x.shape[-1], call.host):
-        x, normed, call.merged_size = merge_layer_norm(x, y, call.matching, size, norm.weight, norm.bias, norm.eps)
+        x, normed, call.merged_size = merge_layer_norm(
+            x, y, call.matching, size, norm.weight, norm.bias, norm.eps, impl=impl
+        )
     else:
-        x, call.merged_size = weighted_merge(x + y, call.matching, size)
+        x, call.merged_size = weighted_merge(x + y, call.matching, size, impl=impl)
         normed = norm(x)
     return x + _feed_forward(parts, normed, adapter)
 
 
 def _attend(parts: BlockParts, x: Tensor, call: BlockCall, *, want_keys: bool) -> tuple[Tensor, Tensor | None]:
     size = call.size if call.prop_attn else None
+    options: Any = {"want_keys": want_keys, "impl": call.impl}
     if parts.guests is None:
-        return self_attention(parts.attention, parts.norm_1(x), size, call.positions, want_keys=want_keys)
+        return self_attention(parts.attention, parts.norm_1(x), size, call.positions, **options)
     guests = parts.guests(x)
     if size is not None:
         size = torch.cat([size, size.new_ones(guests.shape[:2])], 1)
     joined = parts.norm_1(torch.cat([x, guests], 1))
-    y, keys = self_attention(parts.attention, joined, size, call.positions, want_keys=want_keys)
+    y, keys = self_attention(parts.attention, joined, size, call.positions, **options)
     tokens = x.shape[1]
     return y[:, :tokens], None if keys is None else keys[:, :, :tokens]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alt.hosts import Host
-from alt_kernels import Matching
+from alt_kernels import Impl, Matching
 
 from .restore import restore_grid
 from .step import BlockCall
@@ -37,6 +37,7 @@ class TrunkCall:
         *,
         num_protected: int,
         prop_attn: bool,
+        impl: Impl,
         size: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class TrunkCall:
         self.removed = removed
         self.num_protected = num_protected
         self.prop_attn = prop_attn
+        self.impl = impl
         self.size = size
         self.positions = positions
         self.matchings: list[Matching | None] = []
@@ -60,7 +62,7 @@ class TrunkCall:
         return x
 
     def restore(self, x: Tensor) -> Tensor:
-        return restore_grid(x, self.matchings)
+        return restore_grid(x, self.matchings, self.impl)
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
         """Runs one block through its own ``__call__``.
@@ -114,6 +116,7 @@ def _call_block(
         r,
         num_protected=trunk.num_protected,
         prop_attn=trunk.prop_attn,
+        impl=trunk.impl,
         positions=positions,
         matching=memory[0] if memory else None,
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import checks, library
+from .. import autograd, batching, checks, library
 from ..reference import cosine_gumbel_assign as reference
 from ..types import Assignment, Impl
 
@@ -81,9 +81,7 @@ def cosine_gumbel_assign(
     tau = _tau(tau, x, entities)
     given, seed = _noise(noise, seed, x, count)
     rows = x.reshape(-1, depth)
-    run = (
-        reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, given) else _OPS.gumbel_assignment
-    )
+    run = reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, given) else _gumbel_assignment
     output, index, normalizer = run(rows, entities, tau, given, seed, hard)
     lead = x.shape[:-1]
     return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))
@@ -194,10 +192,26 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(x, entities, tau, noise, seed, output[1], output[2])
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 6
     need_entities = ctx.needs_input_grad[1]
-    grad_x, grad_entities, grad_tau = _OPS.gumbel_assignment_backward(grad, *ctx.saved_tensors, ctx.hard, need_entities)
+    grad_x, grad_entities, grad_tau = _OPS.gumbel_assignment_backward(grad, *saved, ctx.hard, need_entities)
     return grad_x, grad_entities if need_entities else None, grad_tau, None, None, None
+
+
+def _batch(op: Any, info: Any, dims: batching.Dims, *args: Any) -> tuple[Any, Any]:
+    """Folds the rows, if the samples differ in nothing but rows and given noise.
+
+    Otherwise the op runs once per sample: it takes one set of entities and one tau, and the noise of a seed depends on
+    the number of the row in its own sample.
+    """
+    x, entities, tau, noise, seed, hard = args
+    if seed is not None or dims[1] is not None or dims[2] is not None:
+        return batching.repeat(op, info, dims, *args)
+    count = info.batch_size
+    rows, noise = batching.join(x, dims[0], count), batching.join(noise, dims[3], count)
+    return batching.split_results(op(rows, entities, tau, noise, None, hard), count)
 
 
 library.register(
@@ -206,6 +220,7 @@ library.register(
     reference=reference.gumbel_assignment,
     fake=_fake,
     flops=_flops,
+    batching=_batch,
     triton="cosine_gumbel_assign",
 )
 library.register(
@@ -215,7 +230,9 @@ library.register(
     reference=reference.gumbel_assignment_backward,
     fake=_backward_fake,
     flops=_backward_flops,
+    batching=batching.repeat,  # the op sums the gradients of the entities and of tau over all rows
     triton="cosine_gumbel_assign_backward",
 )
-library.register_autograd("gumbel_assignment", _backward, _save)
-library.register_no_second_derivative("gumbel_assignment_backward")
+autograd.register_autograd("gumbel_assignment", _backward, _save)
+autograd.register_no_second_derivative("gumbel_assignment_backward")
+_gumbel_assignment = autograd.entry("gumbel_assignment")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, library
+from .. import autograd, batching, checks, library
 from ..reference import merge_layer_norm as reference
 from ..types import Impl, Matching, MergedNorm
 
@@ -56,10 +57,10 @@ def merge_layer_norm(
     eps = checks.finite_float("eps", eps, positive=True)
     run: Any
     if library.use_cuda("merge_layer_norm", impl, x, residual, weight, bias):
-        run = _OPS.merge_layer_norm_cuda
+        run = _merge_layer_norm_cuda
     else:
         from_reference = library.use_reference(impl, x, residual, weight, bias)
-        run = reference.merge_layer_norm if from_reference else _OPS.merge_layer_norm
+        run = reference.merge_layer_norm if from_reference else _merge_layer_norm
     merged, normed, merged_size, *_ = run(x, residual, size, *matching, weight, bias, eps)
     return MergedNorm(merged, normed, merged_size)
 
@@ -158,20 +159,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(merged, mean, rstd, weight, size, merged_size, indices, offsets, output_row)
 
 
-def _backward(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    return _backward_by(_OPS.merge_layer_norm_backward, ctx, grad_merged, grad_normed)
+def _backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Any, ...]:
+    return _backward_by(_OPS.merge_layer_norm_backward, ctx, saved, *grads[:2])
 
 
-def _backward_cuda(ctx: Any, grad_merged: Tensor, grad_normed: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    return _backward_by(_OPS.merge_layer_norm_cuda_backward, ctx, grad_merged, grad_normed)
+def _backward_cuda(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Any, ...]:
+    return _backward_by(_OPS.merge_layer_norm_cuda_backward, ctx, saved, *grads[:2])
 
 
-def _backward_by(op: Any, ctx: Any, grad_merged: Tensor, grad_normed: Tensor) -> tuple[Any, ...]:
-    merged, mean, rstd, weight, size, merged_size, *plan = ctx.saved_tensors
+def _backward_by(
+    op: Any, ctx: Any, saved: tuple[Tensor, ...], grad_merged: Tensor | None, grad_normed: Tensor | None
+) -> tuple[Any, ...]:
+    if grad_merged is None and grad_normed is None:
+        return (None,) * 9
+    merged, mean, rstd, weight, size, merged_size, *plan = saved
     x_dtype, residual_dtype, weight_dtype, bias_dtype = ctx.dtypes
     has_bias = bias_dtype is not None
     grad, grad_weight, grad_bias = op(
-        grad_merged, grad_normed, merged, mean, rstd, weight, has_bias, size, merged_size, *plan
+        torch.zeros_like(merged) if grad_merged is None else grad_merged,
+        torch.zeros_like(merged) if grad_normed is None else grad_normed,
+        *(merged, mean, rstd, weight, has_bias, size, merged_size),
+        *plan,
     )
     return (
         grad.to(x_dtype),
@@ -183,6 +191,51 @@ def _backward_by(op: Any, ctx: Any, grad_merged: Tensor, grad_normed: Tensor) ->
     )
 
 
+def _batch(op: Any, info: Any, dims: batching.Dims, *args: Any) -> tuple[Any, Any]:
+    """Folds the images. A weight or bias per sample is applied here, because the op takes one for all images."""
+    count, weight, bias, eps = info.batch_size, args[6], args[7], args[8]
+    folded = [batching.join(a, d, count) for a, d in zip(args[:6], dims[:6], strict=True)]
+    if dims[6] is None and dims[7] is None:
+        return batching.split_results(op(*folded, weight, bias, eps), count)
+    results, out_dims = batching.split_results(op(*folded, None, None, eps), count)
+    merged, _, merged_size, mean, rstd = results
+    # Of x' again: the op's own result is rounded already, and its statistics have no derivative.
+    normed = F.layer_norm(merged.to(mean.dtype), merged.shape[-1:], eps=eps)
+    if weight is not None:
+        normed = normed * batching.lead(weight, dims[6], count)[:, None, None].to(mean.dtype)
+    if bias is not None:
+        normed = normed + batching.lead(bias, dims[7], count)[:, None, None].to(mean.dtype)
+    return (merged, normed.to(merged.dtype), merged_size, mean, rstd), out_dims
+
+
+def _backward_batch(op: Any, info: Any, dims: batching.Dims, *args: Any) -> tuple[Any, Any]:
+    """Folds the images. The op sums dw and db over all of them, so those of each sample are summed here."""
+    count, weight, has_bias, one_weight = info.batch_size, args[5], args[6], dims[5] is None
+    grad_merged, grad_normed, merged, mean, rstd = (
+        batching.lead(a, d, count) for a, d in zip(args[:5], dims[:5], strict=True)
+    )
+    dn = grad_normed.to(mean.dtype)
+    if not one_weight:
+        each = batching.lead(weight, dims[5], count)[:, None, None].to(mean.dtype)
+        grad_normed = (dn * each).to(grad_normed.dtype)
+    grad_input, *nothing = op(
+        *(t.flatten(0, 1) for t in (grad_merged, grad_normed, merged, mean, rstd)),
+        weight if one_weight else None,
+        False,
+        *(batching.join(a, d, count) for a, d in zip(args[7:], dims[7:], strict=True)),
+    )
+    grad_weight = grad_bias = nothing[1].expand(count, 0)
+    if weight is not None:
+        # h as a function of x' alone, whose second derivative is right; the statistics are constants for autograd.
+        centred = merged.to(mean.dtype) - merged.mean(-1, keepdim=True, dtype=mean.dtype)
+        variance = centred.square().mean(-1, keepdim=True)
+        eps = (rstd[..., None].pow(-2) - variance).detach()
+        grad_weight = (dn * centred * (variance + eps).rsqrt()).sum((1, 2))
+    if has_bias:
+        grad_bias = dn.sum((1, 2))
+    return (batching.split(grad_input, count), grad_weight, grad_bias), (0, 0, 0)
+
+
 library.register(
     "merge_layer_norm(Tensor x, Tensor residual, Tensor? size, Tensor indices, Tensor offsets, Tensor output_row,"
     " Tensor? weight, Tensor? bias, float eps)"
@@ -190,6 +243,7 @@ library.register(
     reference=reference.merge_layer_norm,
     fake=_fake,
     flops=library.no_products,
+    batching=_batch,
     triton="merge_layer_norm",
 )
 library.register(
@@ -200,12 +254,15 @@ library.register(
     reference=reference.merge_layer_norm_backward,
     fake=_backward_fake,
     flops=library.no_products,
+    batching=_backward_batch,
     triton="merge_layer_norm",
 )
-library.register_autograd("merge_layer_norm", _backward, _save)
-library.register_no_second_derivative("merge_layer_norm_backward")
+autograd.register_autograd("merge_layer_norm", _backward, _save)
+autograd.register_no_second_derivative("merge_layer_norm_backward")
+_merge_layer_norm = autograd.entry("merge_layer_norm")
 
 library.register_cuda("merge_layer_norm_cuda", library.OPS["merge_layer_norm"])
 library.register_cuda("merge_layer_norm_cuda_backward", library.OPS["merge_layer_norm_backward"])
-library.register_autograd("merge_layer_norm_cuda", _backward_cuda, _save)
-library.register_no_second_derivative("merge_layer_norm_cuda_backward")
+autograd.register_autograd("merge_layer_norm_cuda", _backward_cuda, _save)
+autograd.register_no_second_derivative("merge_layer_norm_cuda_backward")
+_merge_layer_norm_cuda = autograd.entry("merge_layer_norm_cuda")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, library
+from .. import autograd, checks, library
 from ..reference import proportional_attention as reference
 from ..types import Impl
 
@@ -58,7 +58,7 @@ def proportional_attention(
         _check(q, k, v, size)
     scale = 1.0 / math.sqrt(q.shape[3]) if scale is None else checks.finite_float("scale", scale)
     use_reference = library.use_reference(impl, q, needs_compiled=False)
-    run = reference.proportional_attention if use_reference else _OPS.proportional_attention
+    run = reference.proportional_attention if use_reference else _proportional_attention
     return run(q, k, v, size, scale)[0]
 
 
@@ -192,8 +192,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(q, k, v, size, *output)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    return *_OPS.proportional_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None, None
+def _backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 5
+    return *_OPS.proportional_attention_backward(grad, *saved, ctx.scale), None, None
 
 
 library.register(
@@ -213,5 +215,6 @@ library.register(
     cpu=_cpu_backward,
     triton="proportional_attention_backward",
 )
-library.register_autograd("proportional_attention", _backward, _save)
-library.register_no_second_derivative("proportional_attention_backward")
+autograd.register_autograd("proportional_attention", _backward, _save)
+autograd.register_no_second_derivative("proportional_attention_backward")
+_proportional_attention = autograd.entry("proportional_attention")

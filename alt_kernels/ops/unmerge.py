@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, library
+from .. import autograd, checks, library
 from ..reference import unmerge as reference
 from ..types import Impl, Matching
 
@@ -33,7 +33,7 @@ def unmerge(x: Tensor, matching: Matching, *, impl: Impl = "auto") -> Tensor:
     batch, rows, _ = x.shape
     if not checks.fits_plan(matching, batch, None, rows, x.device):
         checks.matching_plan(matching, batch, None, rows, "x", x)
-    run = reference.unmerge if library.use_reference(impl, x) else _OPS.unmerge
+    run = reference.unmerge if library.use_reference(impl, x) else _unmerge
     return run(x, *matching)
 
 
@@ -88,12 +88,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _OPS.unmerge_backward(grad, *ctx.saved_tensors), None, None, None
+def _backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None) -> tuple[Any, ...]:
+    return None if grad is None else _OPS.unmerge_backward(grad, *saved), None, None, None
 
 
-def _twice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return _OPS.unmerge(grad, *ctx.saved_tensors), None, None, None
+def _twice_backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None) -> tuple[Any, ...]:
+    return None if grad is None else _OPS.unmerge(grad, *saved), None, None, None
 
 
 library.register(
@@ -110,5 +110,6 @@ library.register(
     flops=library.no_products,
     triton="weighted_merge",
 )
-library.register_autograd("unmerge", _backward, _save)
-library.register_autograd("unmerge_backward", _twice_backward, _save)
+autograd.register_autograd("unmerge", _backward, _save, linear=True)
+autograd.register_autograd("unmerge_backward", _twice_backward, _save, linear=True)
+_unmerge = autograd.entry("unmerge")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, library
+from .. import autograd, checks, library
 from ..reference import weighted_merge as reference
 from ..types import Impl, Matching, Merged
 
@@ -46,7 +46,7 @@ def weighted_merge(x: Tensor, matching: Matching, size: Tensor | None = None, *,
         checks.matching_plan(matching, batch, tokens, None, "x", x)
     if not checks.fits_size(size, batch, tokens, x.device):
         checks.token_size("size", size, batch, tokens, "x", x)
-    run = reference.weighted_merge if library.use_reference(impl, x) else _OPS.weighted_merge
+    run = reference.weighted_merge if library.use_reference(impl, x) else _weighted_merge
     return Merged(*run(x, size, *matching))
 
 
@@ -70,8 +70,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(size, output[1], indices, offsets, output_row)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    return _OPS.weighted_merge_backward(grad, *ctx.saved_tensors), None, None, None, None
+def _backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None, _: None) -> tuple[Any, ...]:
+    return None if grad is None else _OPS.weighted_merge_backward(grad, *saved), None, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -79,9 +79,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(size, *plan)
 
 
-def _twice_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _twice_backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor | None) -> tuple[Any, ...]:
     """The second derivative: the merge is linear in x, and the adjoint of its adjoint is the merge itself."""
-    return _OPS.weighted_merge(grad, *ctx.saved_tensors)[0], *(None,) * 5
+    return None if grad is None else _OPS.weighted_merge(grad, *saved)[0], *(None,) * 5
 
 
 library.register(
@@ -100,5 +100,6 @@ library.register(
     flops=library.no_products,
     triton="weighted_merge",
 )
-library.register_autograd("weighted_merge", _backward, _save)
-library.register_autograd("weighted_merge_backward", _twice_backward, _save_backward)
+autograd.register_autograd("weighted_merge", _backward, _save, linear=True)
+autograd.register_autograd("weighted_merge_backward", _twice_backward, _save_backward, linear=True)
+_weighted_merge = autograd.entry("weighted_merge")

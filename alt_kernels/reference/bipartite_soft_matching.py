@@ -42,21 +42,17 @@ def bipartite_matching(metric: Tensor, r: int, num_protected: int) -> tuple[Tens
     partner = torch.where(score == best[..., None], column, len(b)).amin(-1)
     # Higher score first, then lower index of a: a stable sort of the a's in ascending order.
     chosen = best.argsort(dim=-1, descending=True, stable=True)[:, :r]
-    merged = torch.zeros_like(best, dtype=torch.bool).scatter_(1, chosen, True)
+    merged = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen, True)
 
     kept_rank = (~merged).long().cumsum(1) - 1
     row_of_b = num_protected + len(a) - r + column
-    output_row = torch.empty(batch, tokens, dtype=torch.long, device=metric.device)
-    output_row[:, :num_protected] = position[:num_protected]
-    output_row[:, b] = row_of_b
-    output_row[:, a] = torch.where(merged, row_of_b[partner], num_protected + kept_rank)
-    return plan_from_rows(output_row, tokens - r, first_in_group=~_merged_tokens(merged, a, tokens))
-
-
-def _merged_tokens(merged: Tensor, a: Tensor, tokens: int) -> Tensor:
-    out = torch.zeros(merged.shape[0], tokens, dtype=torch.bool, device=merged.device)
-    out[:, a] = merged
-    return out
+    row_of_a = torch.where(merged, row_of_b[partner], num_protected + kept_rank)
+    # Protected tokens, B and A, put back in the order of the tokens. Nothing is written in place, for torch.func.vmap.
+    kept = torch.cat([position[:num_protected], row_of_b]).expand(batch, -1)
+    order = torch.cat([position[:num_protected], b, a]).argsort()
+    output_row = torch.cat([kept, row_of_a], 1)[:, order]
+    first_in_group = torch.cat([torch.ones_like(kept, dtype=torch.bool), ~merged], 1)[:, order]
+    return plan_from_rows(output_row, tokens - r, first_in_group)
 
 
 def plan_from_rows(output_row: Tensor, rows: int, first_in_group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,8 +61,7 @@ def plan_from_rows(output_row: Tensor, rows: int, first_in_group: Tensor) -> tup
     position = torch.arange(tokens, device=output_row.device)
     key = (output_row * 2 + (~first_in_group).long()) * tokens + position
     indices = key.argsort(dim=-1)
-    count = torch.zeros(batch, rows + 1, dtype=torch.long, device=output_row.device)
-    count.scatter_add_(1, output_row + 1, torch.ones_like(output_row))
+    count = output_row.new_zeros(batch, rows + 1).scatter_add(1, output_row + 1, torch.ones_like(output_row))
     return indices.to(torch.int32), count.cumsum(1).to(torch.int32), output_row.to(torch.int32)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import is_readable
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # Philox4x32 multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
 _MASK = 0xFFFFFFFF
@@ -76,9 +78,8 @@ def _logits(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, seed
 
 
 def check_tau(tau: Tensor) -> None:
-    """Checks the value where that costs no synchronisation: a plain tensor on the CPU, not while compiling."""
-    readable = type(tau) in (Tensor, torch.nn.Parameter) and tau.device.type == "cpu"
-    if readable and not torch.compiler.is_compiling() and not (torch.isfinite(tau).item() and tau.item() > 0):
+    """Raises if the value can be read and is not a finite number > 0."""
+    if is_readable(tau) and not (torch.isfinite(tau).item() and tau.item() > 0):
         raise ValueError(f"tau: expected a finite number > 0, got {tau.item()}")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import is_readable
+
 
 def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
     """Returns the dtype of accumulation: float64 if any tensor is, else float32."""
@@ -18,8 +20,8 @@ def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def check_plan(indices: Tensor, offsets: Tensor, output_row: Tensor) -> None:
-    """Checks the values where that costs no synchronisation: plain tensors on the CPU, not while compiling."""
-    if type(indices) is not Tensor or indices.device.type != "cpu" or torch.compiler.is_compiling():
+    """Raises if the values can be read and are no plan."""
+    if not (is_readable(indices) and is_readable(offsets) and is_readable(output_row)):
         return
     tokens, rows = indices.shape[1], offsets.shape[1] - 1
     for name, value, count in (("indices", indices, tokens), ("output_row", output_row, rows)):
