@@ -254,7 +254,7 @@ def _host_time(record: Record) -> list[str]:
         body.append([f"`{name}`" if "_" in name or "." in name else name, *cells])
     head = ["host time of a call, in `torch.add` of the same mode (Python calls)", *modes]
     note = (
-        "Triton's launches on a driver that starts nothing (`benchmarks/host_time.py`): CPU time, the median over rounds"
+        "Triton's launches on a driver that starts nothing (`benchmarks/host_time.py`): CPU time, median over rounds"
         " of the ratio within a round."
     )
     return [note, "", to_markdown(head, body)]
