@@ -1,6 +1,8 @@
-"""The exceptions that a command shows to its user as one sentence instead of a traceback."""
+"""The exceptions that a command shows to its user as one sentence instead of a traceback, and texts fit to be shown."""
 
 from __future__ import annotations
+
+import re
 
 
 class UserError(ValueError):
@@ -29,3 +31,15 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """Returns the first sentence of another library's error, short enough to quote."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].strip().rstrip(".")
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+# C0 and C1 controls, DEL, separators of lines, marks that turn the direction of a text, halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Returns a text with control characters as escapes: ``\\x1b`` is shown, where the character would be obeyed.
+
+    A name from a file or a command line could otherwise clear the screen, change its title, or forge a line.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

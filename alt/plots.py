@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alt.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -41,4 +43,6 @@ def drawing(path: Path, size: tuple[float, float], widths: Sequence[float] = (1.
         axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=list(widths))
         yield list(axes[0])
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(path, metadata=metadata, dpi=150, facecolor="white")
+        with replacing(path, "the plot") as partial:
+            kind = path.suffix.removeprefix(".")
+            figure.savefig(partial, format=kind, metadata=metadata, dpi=150, facecolor="white")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-
 from .options import JsonFile
 from .outputs import STDOUT, check_file, write_json
+from .terminal import echo
 
 
 def cost(json_: JsonFile = None) -> None:
@@ -43,8 +42,8 @@ def cost(json_: JsonFile = None) -> None:
         ]
         for f in found
     ]
-    typer.echo("1e9 multiply-accumulates per clip (the literature's GFLOPs), one view, 913 entities:\n")
-    typer.echo(to_markdown(head, table))
+    echo("1e9 multiply-accumulates per clip (the literature's GFLOPs), one view, 913 entities:\n")
+    echo(to_markdown(head, table))
     worst = max(found, key=lambda f: abs(f.deviation))
     where = f"{worst.printed.model} at {worst.printed.frames} frames"
-    typer.echo(f"Largest deviation: {abs(worst.deviation):.2f} %, {where}.")
+    echo(f"Largest deviation: {abs(worst.deviation):.2f} %, {where}.")

@@ -12,6 +12,7 @@ from alt.errors import UsageError
 
 from .options import WorldOption, WorldPreset
 from .outputs import check_folder
+from .terminal import echo
 
 
 class Form(enum.StrEnum):
@@ -53,7 +54,7 @@ def clips(
     if limit is not None:
         chosen = chosen.subset(range(min(limit, len(chosen))))
     path = write_to_disk(generator, chosen, folder, form.value)
-    typer.echo(f"Wrote {len(chosen)} clips of {len(chosen.classes)} classes to {folder}. Next:")
-    typer.echo(f"  alt eval MODEL --data {path} --labels {path.with_name('labels.csv')}")
+    echo(f"Wrote {len(chosen)} clips of {len(chosen.classes)} classes to {folder}. Next:")
+    echo(f"  alt eval MODEL --data {path} --labels {path.with_name('labels.csv')}")
     first = path.read_text(encoding="utf-8").split()[0]
-    typer.echo(f"  alt predict MODEL {folder / first} --html page.html")
+    echo(f"  alt predict MODEL {folder / first} --html page.html")

@@ -12,7 +12,8 @@ import typer
 from alt.errors import UsageError, UserError
 
 from .options import Device, Seeds, Threads, parse_device
-from .outputs import check_folder, say
+from .outputs import check_folder
+from .terminal import echo, say
 
 
 class Preset(enum.StrEnum):
@@ -139,8 +140,8 @@ def _on_cpu(
     results = run_grid(cache, chosen, seeds=range(seeds), budget=budget, shots=shots, say=say, done=keep)
     found = orderings(results, classes=classes, steps=budget.steps)
     files = write(out, results, found, setting)
-    typer.echo(markdown(results, found, setting))
-    typer.echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
+    echo(markdown(results, found, setting))
+    echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
     if tiny:  # a few steps say nothing of who is ahead
         return []
     return [f"({o.key}) {o.statement}" for o in found if o.gated and o.holds is False]
@@ -181,8 +182,8 @@ def _on_gpu(
         done=keep,
     )
     files = write(out, results, [], setting)
-    typer.echo(markdown(results, [], setting))
+    echo(markdown(results, [], setting))
     for line in setting["left_out"]:
         say(f"Left out: {line}")
-    typer.echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
+    echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
     return []

@@ -29,6 +29,7 @@ from .options import (
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
 from .settings import describe_settings
+from .terminal import echo
 
 if TYPE_CHECKING:
     from alt.evaluate.execute import Evaluated, Placement
@@ -76,7 +77,7 @@ def evaluate(
         from alt.train.config import TrainConfig, load_config
 
         for line in describe_settings(load_config(config) if config else TrainConfig()):
-            typer.echo(line)
+            echo(line)
         return
     from alt.evaluate.execute import Placement
 
@@ -112,7 +113,7 @@ def evaluate(
             tables = [results.with_name(f"{results.stem}-{n + 1}.csv") for n in range(len(found.results))]
         for result, table in zip(found.results, tables, strict=True):
             result.save_per_class(table)
-        typer.echo(f"Wrote {results} and {', '.join(map(str, tables))}.", err=json_ == STDOUT)
+        echo(f"Wrote {results} and {', '.join(map(str, tables))}.", err=json_ == STDOUT)
 
 
 def _refuse_options_of_lists(ctx: typer.Context) -> None:
@@ -184,16 +185,16 @@ def _show(found: Evaluated, worst: int) -> None:
     """Prints every result, and above several ones their mean."""
     if found.protocol != "list":
         over = f": top-1 {found.top1} % over {len(found.results)}" if len(found.results) > 1 else ""
-        typer.echo(f"{found.protocol}{over}")
+        echo(f"{found.protocol}{over}")
     for result in found.results:
         s = result.setting
-        typer.echo(
+        echo(
             f"{result.videos} videos, {len(result.per_class)} classes, {s['frames']}x{s['crops']}x{s['clips']} views, "
             f"r = {s['r']}, {s['gmacs_per_video']:.4g} GMACs per video"
         )
-        typer.echo(f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %")
+        echo(f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %")
         mean, area = result.mean_class_accuracy, result.mean_average_precision
-        typer.echo(f"mean class accuracy {mean:.2f} %   mAP {area:.2f} %")
+        echo(f"mean class accuracy {mean:.2f} %   mAP {area:.2f} %")
         known = sorted((value, name) for name, value in result.per_class.items() if value is not None)
         if worst and known:
-            typer.echo("lowest: " + ", ".join(f"{name} {value:.0f} %" for value, name in known[:worst]))
+            echo("lowest: " + ", ".join(f"{name} {value:.0f} %" for value, name in known[:worst]))

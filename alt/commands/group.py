@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from alt.errors import Terminated, UsageError, UserError, one_line
 
 from .logs import log_to_stderr, logger
+from .terminal import echo
 
 INPUT, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -57,16 +58,16 @@ class AltGroup(TyperGroup):
             _say_error(f"{one_line(error, 300)}.")
             raise typer.Exit(INPUT) from None
         except Terminated as stop:
-            typer.echo(stop.message, err=True)
+            echo(stop.message, err=True)
             raise typer.Exit(Terminated.STATUS) from None
         except KeyboardInterrupt as stop:
-            typer.echo(str(stop) or "Interrupted.", err=True)
+            echo(str(stop) or "Interrupted.", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 
 def _say_error(sentence: str) -> None:
     logger.debug("traceback", exc_info=True)
-    typer.echo(f"Error: {sentence}", err=True)
+    echo(f"Error: {sentence}", err=True)
 
 
 def _report_usage(error: Exception) -> int:
@@ -75,11 +76,11 @@ def _report_usage(error: Exception) -> int:
     if tell is None:
         raise error
     if type(error).__name__ == "NoArgsIsHelpError":  # ``alt`` alone: its message is the whole help text
-        typer.echo(tell(), err=True)
+        echo(tell(), err=True)
         return USAGE
     context = getattr(error, "ctx", None)
     path = "alt" if context is None else context.command_path
-    typer.echo(f"Error: {tell().strip().rstrip('.')}. See '{path} --help'.", err=True)
+    echo(f"Error: {tell().strip().rstrip('.')}. See '{path} --help'.", err=True)
     return int(getattr(error, "exit_code", USAGE))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import typer
+from .terminal import echo
 
 logger = logging.getLogger("alt")
 
@@ -15,7 +15,7 @@ class _Stderr(logging.Handler):
     """Writes to the stream that is stderr at the time, which a test may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(self.format(record), err=True)
+        echo(self.format(record), err=True)
 
 
 class _Levels(logging.Formatter):

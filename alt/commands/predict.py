@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from alt.errors import UserError
+from alt.errors import UserError, printable
 
 from .logs import logger
 from .options import Device, JsonFile, Reduction, parse_device, parse_reduction
 from .outputs import STDOUT, check_file, check_folder, write_json
+from .terminal import echo
 
 if TYPE_CHECKING:
     from alt.visualize.explanation import Explanation
@@ -25,7 +26,7 @@ class BareJson(TyperCommand):
         args = list(args)
         for place, (word, following) in enumerate(zip(args, [*args[1:], "--"], strict=True)):
             if word == "--json" and following.startswith("--"):
-                logger.warning("--json without a file is deprecated; write --json -")
+                ctx.call_on_close(lambda: logger.warning("--json without a file is deprecated; write --json -"))
                 args.insert(place + 1, str(STDOUT))
                 break
         return super().parse_args(ctx, args)
@@ -70,7 +71,7 @@ def predict(
     if json_ != STDOUT:
         _print_tables(explanation, top)
     for line in written:
-        typer.echo(line, err=json_ == STDOUT)
+        echo(line, err=json_ == STDOUT)
 
 
 def _run(
@@ -128,7 +129,7 @@ def _print_tables(explanation: Explanation, top: int) -> None:
     classes = Table("class", box=None, header_style="bold", pad_edge=False)
     classes.add_column("probability", justify="right")
     for score in explanation.classes[:top]:
-        classes.add_row(escape(score.name), f"{100 * score.probability:.1f} %")
+        classes.add_row(escape(printable(score.name)), f"{100 * score.probability:.1f} %")
     console.print(classes)
     console.print()
     if not explanation.aligned:
@@ -141,8 +142,8 @@ def _print_tables(explanation: Explanation, top: int) -> None:
     for entity in explanation.entities[:top]:
         there = [t + 1 for t, frame in enumerate(explanation.frames) if entity.number in {e.number for e in frame}]
         entities.add_row(
-            escape(entity.unit),
-            category_name(entity.category),
+            escape(printable(entity.unit)),
+            escape(printable(category_name(entity.category))),
             f"{100 * entity.share:.1f} %",
             str(entity.tokens),
             f"{entity.similarity:.2f}",

@@ -27,7 +27,8 @@ from .options import (
     parse_sweep_or_r,
     parse_views,
 )
-from .outputs import check_folder, say
+from .outputs import check_folder
+from .terminal import echo, say
 
 
 def tradeoff(
@@ -107,9 +108,9 @@ def _report(found: Any, out: Path) -> None:
 
     paper = paper_costs()
     files = write(found, paper, out)
-    typer.echo(markdown(found.rows))
-    typer.echo("GMACs counted here; GFLOPs and accuracies are the paper's, on Kinetics-400:\n")
-    typer.echo(paper_markdown(record(found, paper)["paper"]))
+    echo(markdown(found.rows))
+    echo("GMACs counted here; GFLOPs and accuracies are the paper's, on Kinetics-400:\n")
+    echo(paper_markdown(record(found, paper)["paper"]))
     for line in find_anomalies(found.rows):
         say(f"Unexpected: {line}.")
-    typer.echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
+    echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")

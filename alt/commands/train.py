@@ -13,6 +13,7 @@ from alt.errors import UsageError
 
 from .options import Overrides
 from .settings import complete_setting, describe_settings
+from .terminal import echo
 
 
 def train(
@@ -65,7 +66,7 @@ def train(
         chosen = load_config(config, changes)
     if wants_help:
         for line in describe_settings(chosen):
-            typer.echo(line)
+            echo(line)
         return
     replaced: list[str] = []
     if smoke:
@@ -73,17 +74,17 @@ def train(
 
         chosen, replaced = shrink(chosen)
     if show:
-        typer.echo(chosen.to_yaml(), nl=False)
+        echo(chosen.to_yaml(), nl=False)
         return
     if smoke:
-        typer.echo("Smoke run: two steps on the small model and generated clips; replaced for it:")
+        echo("Smoke run: two steps on the small model and generated clips; replaced for it:")
         for line in replaced:
-            typer.echo(f"  {line}")
+            echo(f"  {line}")
     from alt.train.run import fit
 
     try:
         with tempfile.TemporaryDirectory(prefix="alt-smoke-") if smoke and out is None else nullcontext(out) as folder:
-            fit(chosen, folder, resume=resume)
+            fit(chosen, folder, resume=resume, say=echo)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
 
@@ -93,4 +94,4 @@ def _list() -> None:
     from alt.train.config import load_config
 
     for name in names():
-        typer.echo(f"{name:<32} {load_config(name).about}")
+        echo(f"{name:<32} {load_config(name).about}")

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import typer
 
+from .terminal import echo
+
 
 def show_version(wanted: bool) -> None:
     """Prints one line per component and per backend, and stops."""
     if wanted:
         for line in describe_installation():
-            typer.echo(line)
+            echo(line)
         raise typer.Exit
 
 

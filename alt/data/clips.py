@@ -11,29 +11,32 @@ A list file has one line ``path label`` per clip. The label is a number or a nam
 from __future__ import annotations
 
 import csv
-import io
-import re
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-ARRAYS = {".npy", ".npz", ".pt"}
+from alt.files import refuse_special, replacing
+
+from .clip_lists import Entry, check_entries, read_labels, read_list
+from .clip_readers import ARRAYS, ClipError, as_frames, read_array_file, read_folder, read_zip
+
+__all__ = [
+    "ClipError",
+    "ClipFiles",
+    "Entry",
+    "as_frames",
+    "read_clip",
+    "read_labels",
+    "read_list",
+    "register_decoder",
+    "write_clip",
+    "write_clips",
+]
+
 _DECODERS: dict[str, Callable[[Path], Tensor]] = {}
-
-
-class ClipError(ValueError):
-    """A clip or a list cannot be used. The message is one sentence that names the path."""
-
-    def __init__(self, text: str) -> None:
-        # torch rebuilds an error of a loading process from its whole traceback, whose last line is the message.
-        last = text.strip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__name__}: "))
 
 
 def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
@@ -43,176 +46,35 @@ def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
     _DECODERS[suffix.lower()] = decode
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _picture(source: Path | io.BytesIO, name: str) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ModuleNotFoundError:
-        raise ClipError("reading pictures needs pillow; install it with: pip install 'alt-kernels[models]'") from None
-    try:
-        with Image.open(source) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ClipError(f"{name}: not a readable picture ({_reason(error)})") from None
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]" and the path, which the sentence has
-        return error.strerror
-    text = str(error).splitlines()[0] if str(error) else ""
-    return text[:120].rstrip(".") or type(error).__name__
-
-
-def _stack(pictures: Iterable[tuple[str, np.ndarray]], where: Path) -> Tensor:
-    frames: list[np.ndarray] = []
-    for name, picture in pictures:
-        if frames and picture.shape != frames[0].shape:
-            (h, w), (first_h, first_w) = picture.shape[:2], frames[0].shape[:2]
-            raise ClipError(f"{where}: frames of one size are expected, {name} is {h} x {w}, not {first_h} x {first_w}")
-        frames.append(picture)
-    if not frames:
-        raise ClipError(f"{where}: no pictures in it ({', '.join(sorted(PICTURES))} are read)")
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_folder(path: Path) -> Tensor:
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in PICTURES), key=lambda f: _natural(f.name))
-    return _stack(((f.name, _picture(f, str(f))) for f in files), path)
-
-
-def _read_zip(path: Path) -> Tensor:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if Path(n).suffix.lower() in PICTURES]
-            names.sort(key=_natural)
-            return _stack(((n, _picture(io.BytesIO(archive.read(n)), f"{path}: {n}")) for n in names), path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ClipError(f"{path}: not a readable archive ({_reason(error)})") from None
-
-
-def _load_array(path: Path) -> Tensor:
-    try:
-        if path.suffix.lower() == ".pt":
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            if not isinstance(found, Tensor):
-                raise ClipError(f"{path}: one tensor is expected in it, got {type(found).__name__}")
-            return found
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
-                if len(loaded.files) != 1:
-                    raise ClipError(f"{path}: one array is expected in it, got {len(loaded.files)}")
-                loaded = loaded[loaded.files[0]]
-        if not isinstance(loaded, np.ndarray):
-            raise ClipError(f"{path}: one array is expected in it, got {type(loaded).__name__}")
-        return torch.from_numpy(np.ascontiguousarray(loaded))
-    except ClipError:
-        raise
-    except Exception as error:  # damaged bytes can make the loaders raise anything
-        raise ClipError(f"{path}: not a readable array file ({_reason(error)})") from None
-
-
-def as_frames(array: Tensor, name: str = "clip") -> Tensor:
-    """Returns an array as frames, uint8 ``[F, 3, H, W]``; raises ClipError for another shape, type or range."""
-    if array.ndim == 4 and array.shape[1] != 3 and array.shape[3] == 3:
-        array = array.permute(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[1] != 3 or 0 in array.shape[2:]:
-        raise ClipError(f"{name}: frames [F, 3, H, W] or [F, H, W, 3] are expected, got {list(array.shape)}")
-    if array.shape[0] == 0:
-        raise ClipError(f"{name}: no frames in it")
-    if array.is_floating_point():
-        low, high = array.aminmax()
-        if not (low >= 0 and high <= 1):  # also true of nan
-            raise ClipError(f"{name}: floating-point frames lie in [0, 1], got {float(low):g} to {float(high):g}")
-        array = (array.to(torch.float32) * 255.0).round().to(torch.uint8)
-    elif array.dtype != torch.uint8:
-        raise ClipError(f"{name}: uint8 or floating-point frames are expected, got {array.dtype}")
-    return array.contiguous()
-
-
 def read_clip(path: str | Path) -> Tensor:
     """Reads a clip from disk, uint8 ``[F, 3, H, W]``.
 
+    Files whose names begin with a dot, and the folder ``__MACOSX`` of an archive, are no frames. Nothing in a file is
+    executed, and its size in memory is limited, see :func:`alt.files.decoded_limit`.
+
     Raises:
-        ClipError: the path is missing, the file cannot be read, or its array has another shape.
+        ClipError: the path is missing, the file cannot be read, its array has another shape, or it is too large.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if path.is_dir():
-        frames = _read_folder(path)
-    elif not path.exists():
+        return read_folder(path)
+    if not path.exists():
         raise ClipError(f"{path}: no such file or folder")
-    elif suffix == ".zip":
-        frames = _read_zip(path)
-    elif suffix in ARRAYS:
-        frames = as_frames(_load_array(path), str(path))
-    elif suffix in _DECODERS:
-        frames = as_frames(_DECODERS[suffix](path), str(path))
-    else:
-        known = ", ".join(sorted({".zip", *ARRAYS, *_DECODERS}))
-        raise ClipError(f"{path}: a folder of pictures or a file of {known} is expected; decode videos to frames first")
-    return frames
+    if suffix == ".zip":
+        return read_zip(path)
+    if suffix in ARRAYS:
+        return as_frames(read_array_file(path), str(path))
+    if suffix in _DECODERS:
+        return as_frames(_DECODERS[suffix](path), str(path))
+    raise ClipError(
+        f"{path}: a folder of pictures or a file of {', '.join(sorted(_suffixes()))} is expected; decode videos to "
+        "frames first"
+    )
 
 
-# --- lists ---
-
-
-class Entry(NamedTuple):
-    path: Path
-    label: int
-
-
-def read_labels(path: str | Path) -> list[str]:
-    """Reads class names, in the order of their numbers, from a CSV with the columns ``id`` and ``name``."""
-    path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ClipError(f"{path}: not a readable label file ({_reason(error)})") from None
-    try:
-        names = {int(row["id"]): row["name"] for row in rows}
-    except (KeyError, TypeError, ValueError):
-        raise ClipError(f"{path}: a CSV with the columns id (a number) and name is expected") from None
-    if not rows or sorted(names) != list(range(len(rows))):
-        raise ClipError(f"{path}: every number from 0 up once is expected in the column id")
-    return [names[i] for i in range(len(rows))]
-
-
-def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None) -> list[Entry]:
-    """Reads lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
-
-    The label is the last word, a number. With ``names`` it may also be a name: the longest one that ends the line.
-    """
-    path = Path(path)
-    base = path.parent if root is None else Path(root)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClipError(f"{path}: not a readable list file ({_reason(error)})") from None
-    longest = sorted(enumerate(names or []), key=lambda pair: -len(pair[1]))
-    found = []
-    for number, line in enumerate(lines, 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        clip, _, word = line.rpartition(" ")
-        if word.isdigit():
-            label = int(word)
-        else:
-            match = next(((i, name) for i, name in longest if line.endswith(" " + name)), None)
-            if match is None:
-                raise ClipError(f"{path}, line {number}: 'path label' is expected, got {line[:80]!r}")
-            label, clip = match[0], line[: -len(match[1])]
-        if names is not None and label >= len(names):
-            raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
-        found.append(Entry(base / clip.strip(), label))
-    if not found:
-        raise ClipError(f"{path}: no clips listed in it")
-    return found
+def _suffixes() -> set[str]:
+    return {".zip", *ARRAYS, *_DECODERS}
 
 
 def write_clip(path: Path, frames: Tensor) -> None:
@@ -221,11 +83,11 @@ def write_clip(path: Path, frames: Tensor) -> None:
     suffix = path.suffix.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
-        np.save(path, frames.numpy())
+        np.save(refuse_special(path), frames.numpy())
     elif suffix == ".npz":
-        np.savez_compressed(path, frames=frames.numpy())
+        np.savez_compressed(refuse_special(path), frames=frames.numpy())
     elif suffix == ".pt":
-        torch.save(frames, path)
+        torch.save(frames, refuse_special(path))
     elif suffix:
         raise ValueError(f"path: expected a folder, or a file of {', '.join(sorted(ARRAYS))}, got {path.name!r}")
     else:
@@ -233,7 +95,7 @@ def write_clip(path: Path, frames: Tensor) -> None:
 
         path.mkdir(exist_ok=True)
         for i, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
-            Image.fromarray(frame).save(path / f"{i:05d}.png")
+            Image.fromarray(frame).save(refuse_special(path / f"{i:05d}.png"))
 
 
 def write_clips(
@@ -254,9 +116,13 @@ def write_clips(
         name = f"clips/{i:06d}{suffix}"
         write_clip(folder / name, frames)
         lines.append(f"{name} {label}")
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(folder / "labels.csv", "the class names") as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows([("id", "name"), *enumerate(names)])
-    (folder / "list.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replacing(folder / "list.txt", "the list of clips") as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "list.txt"
 
 
@@ -275,7 +141,7 @@ class ClipFiles:
         labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
 
     Raises:
-        ClipError: a folder or file is missing or cannot be used.
+        ClipError: a folder or file is missing or cannot be used. Missing clips are counted, and the first are named.
     """
 
     def __init__(self, list_file: str | Path, labels: str | Path | None = None, root: str | Path | None = None) -> None:
@@ -284,6 +150,7 @@ class ClipFiles:
             raise ClipError(f"{base}: there is no such folder")
         names = None if labels is None else read_labels(base / labels)
         self.entries = read_list(base / list_file, root, names)
+        check_entries(self.entries, base / list_file, lambda path: path.suffix.lower() in _suffixes())
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
         self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()  # loading processes write it
@@ -293,7 +160,10 @@ class ClipFiles:
 
     def video(self, index: int) -> Tensor:
         """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
-        frames = read_clip(self.entries[index].path)
+        path, _, count = self.entries[index]
+        frames = read_clip(path)
+        if count not in (None, len(frames)):
+            raise ClipError(f"{path}: the list gives it {count} frames, and it has {len(frames)}")
         self._frames[index] = len(frames)
         return frames
 

@@ -15,7 +15,7 @@ import torch
 
 from alt import paper
 from alt.evaluate.spread import Spread, spread
-from alt.files import replacing
+from alt.files import read_json, replacing
 from alt.measure import describe_machine
 from alt.tables import to_csv, to_markdown
 
@@ -203,7 +203,7 @@ def update_document(document: str | os.PathLike[str], results: str | os.PathLike
     """
     path = Path(document)
     text = path.read_text(encoding="utf-8")
-    record = json.loads(Path(results).read_text(encoding="utf-8"))
+    record = read_json(results)
     if not all(mark in text for mark in MARKS):
         raise ValueError(f"document: expected the lines {MARKS[0].strip()!r} and {MARKS[1].strip()!r} in {path}")
     before, _, rest = text.partition(MARKS[0])

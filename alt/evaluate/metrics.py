@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MultilabelAveragePrecision,
 )
+
+from alt.files import read_json, replacing
 
 __all__ = ["Result", "VideoMetrics", "mean_average_precision"]
 
@@ -55,27 +57,34 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Writes the whole result as JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        with replacing(path, "the result") as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        record.pop("mean_class_accuracy", None)
-        return cls(**record)
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            OSError: it cannot be read. ValueError: it is not a result.
+        """
+        record = read_json(path)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(record, dict) or record.keys() - {"mean_class_accuracy"} != names:
+            raise ValueError(f"{path}: not a result of this package")
+        return cls(**{name: record[name] for name in names})
 
     def save_per_class(self, path: str | Path) -> Path:
         """Writes class, videos and percent right as CSV."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(path, "the table") as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["class", "videos", "accuracy"])
             for (name, value), row in zip(self.per_class.items(), self.confusion, strict=True):
                 writer.writerow([name, sum(row), "" if value is None else f"{value:.2f}"])
-        return path
+        return Path(path)
 
 
 class VideoMetrics(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alt.files import replacing
 from alt.plots import drawing
 from alt.tables import plus_minus, to_csv, to_markdown
 
@@ -104,7 +105,8 @@ def write(tradeoff: Tradeoff, paper: Sequence[PaperCost], folder: Path) -> list[
         "tradeoff.md": text,
     }
     for name, content in contents.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        with replacing(folder / name, "the results") as partial:
+            partial.write_text(content, encoding="utf-8")
     pictures = [folder / "tradeoff.svg", folder / "tradeoff.png"]
     for path in pictures:
         draw(found, path)

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 
+from alt.files import replacing
+
 __all__ = ["HubModel"]
 
 _CARD = """---
@@ -49,7 +51,8 @@ class HubModel(
 
         header = read_header(save_model(self, save_directory / SAFETENSORS_SINGLE_FILE))  # type: ignore[arg-type]
         readable = {"family": header["family"], **header["config"]}
-        (save_directory / CONFIG_NAME).write_text(json.dumps(readable, indent=2) + "\n", encoding="utf-8")
+        with replacing(save_directory / CONFIG_NAME, "the configuration") as partial:
+            partial.write_text(json.dumps(readable, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def _from_pretrained(

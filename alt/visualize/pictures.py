@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from alt.files import replacing
 from alt.plots import drawing
 
 from .draw import (
@@ -57,7 +58,8 @@ def write_pictures(folder: str | os.PathLike[str], explanation: Explanation, row
     paths = []
     for name, image in sheets.items():
         paths.append(folder / f"{name}.png")
-        image.save(paths[-1])
+        with replacing(paths[-1], "the picture") as partial:
+            image.save(partial, "PNG")
     if explanation.aligned:
         paths.append(folder / "ranked.png")
         _draw_ranked(paths[-1], explanation)

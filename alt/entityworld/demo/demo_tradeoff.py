@@ -16,7 +16,7 @@ from alt.entityworld.demo.photo_measurements import cpu_threads
 from alt.entityworld.method_grid import METHODS, Budget, build, train_head
 from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.world import World
-from alt.errors import UserError
+from alt.errors import UserError, printable
 from alt.evaluate.tradeoff import Tradeoff, TradeoffRow, find_anomalies
 from alt.evaluate.tradeoff_report import record, schedule_name, write
 from alt.tables import plus_minus
@@ -59,7 +59,7 @@ def run_tradeoff(
     except OSError as error:
         raise UserError(f"--out: '{out}' cannot be written ({error.strerror}).") from None
     names = ", ".join(path.name for path in files)
-    console.print(f"{names} are in {out} ({time.perf_counter() - started:.0f} s).", markup=False)
+    console.print(f"{names} are in {printable(str(out))} ({time.perf_counter() - started:.0f} s).", markup=False)
     return record(found, [])
 
 

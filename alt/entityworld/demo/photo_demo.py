@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alt.entityworld.demo.demo_tower import Tower, load_tower
 from alt.entityworld.demo.photo_measurements import cpu_threads, measure, merged_regions, passes
 from alt.entityworld.demo.photo_report import notes, result_table, row_record
 from alt.entityworld.demo.photos import Photo, find_photos, load_photos
-from alt.errors import UserError, one_line
+from alt.errors import UserError, one_line, printable
+from alt.files import replacing
 from alt.measure import describe_machine, is_busy
 from alt.patch import patch_clip
 from alt.visualize.regions import merge_sheet, region_map
@@ -56,10 +58,10 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     photos = load_photos(find_photos(options.images))
     started = time.perf_counter()
 
-    with console.status(f"building {options.model}"):
+    with console.status(f"building {_shown(options.model)}"):
         tower = load_tower(options.model, options.pretrained, options.seed)
         _check_patchable(tower)
-    console.print(f"[bold]{tower.model}[/bold], image tower, weights: {tower.weights}")
+    console.print(f"[bold]{_shown(tower.model)}[/bold], image tower, weights: {_shown(tower.weights)}")
     if options.pretrained is None:
         console.print(
             "These are [bold]random weights[/bold] (--pretrained TAG takes real ones): tokens, GFLOPs and times are "
@@ -101,13 +103,19 @@ def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         "pictures": [path.name for path in pictures],
     }
     kept = options.out / "results.json"
-    kept.write_text(json.dumps(results, indent=2) + "\n")
+    with replacing(kept, "the results") as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(
         f"{len(pictures)} pictures of the regions at r = {options.picture_r} and {kept.name} are in "
-        f"{options.out} ({time.perf_counter() - started:.0f} s).",
+        f"{printable(str(options.out))} ({time.perf_counter() - started:.0f} s).",
         markup=False,
     )
     return results
+
+
+def _shown(text: str) -> str:
+    """Returns a name of the command line as rich prints it: neither markup nor control characters."""
+    return escape(printable(text))
 
 
 def _draw(
@@ -123,7 +131,8 @@ def _draw(
         title=f"{photo.name}: merged regions, {tower.model}, r = {options.picture_r}, weights {tower.weights}",
     )
     path = options.out / f"{photo.name}_regions.png"
-    sheet.save(path)
+    with replacing(path, "the picture") as partial:
+        sheet.save(partial, "PNG")
     return path
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from alt.data.clip_readers import ClipError, read_picture
 from alt.errors import UserError, one_line
 
 __all__ = ["BUILT_IN", "ENDINGS", "Photo", "find_photos", "load_photos"]
@@ -17,6 +17,7 @@ BUILT_IN = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcy
 """Files in the ``data`` folder of scikit-image's wheel; nothing is downloaded."""
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Photo(NamedTuple):
@@ -40,7 +41,8 @@ def find_photos(folder: Path | None) -> list[Path]:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"--images: the folder '{folder}' {what}.")
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in ENDINGS)
+    seen = (p for p in folder.iterdir() if not p.name.startswith("."))  # a Mac's "._name" is no picture
+    paths = sorted(p for p in seen if p.is_file() and p.suffix.lower() in ENDINGS)
     if not paths:
         raise UserError(f"--images: the folder '{folder}' has no image files ({' '.join(ENDINGS)}).")
     return paths
@@ -52,11 +54,8 @@ def load_photos(paths: list[Path]) -> list[Photo]:
     photos = []
     for path, stem in zip(paths, stems, strict=True):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as file:
-                    image = file.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = Image.fromarray(read_picture(path, "the image", FORMATS))
+        except ClipError as error:
             raise UserError(f"The image '{path}' cannot be read ({one_line(error)}).") from None
         photos.append(Photo(stem if stems.count(stem) == 1 else path.name.replace(".", "_"), image))
     return photos

@@ -1,0 +1,163 @@
+"""Lists of clips and label files: text files of many origins, read as they are meant or refused with the line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from alt.files import describe_error, read_text
+
+from .clip_readers import ClipError
+
+__all__ = ["Entry", "check_entries", "read_labels", "read_list"]
+
+
+class Entry(NamedTuple):
+    """One line of a list. frames: the number of frames that the line gives, None if it gives none."""
+
+    path: Path
+    label: int
+    frames: int | None = None
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return read_text(path)
+    except OSError as error:
+        raise ClipError(f"{path}: not a readable {what} ({describe_error(error)})") from None
+    except ValueError as error:
+        raise ClipError(str(error)) from None
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """Reads class names, in the order of their numbers, from a CSV with the columns ``id`` and ``name``.
+
+    Capitals and spaces around words do not matter. A name with a comma stands in quotation marks.
+
+    Raises:
+        ClipError: the file is no such CSV, a line has more columns, or a name is empty or there twice.
+    """
+    path = Path(path)
+    text = _read(path, "label file")
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
+    except csv.Error as error:
+        raise ClipError(f"{path}: not a readable label file ({describe_error(error)})") from None
+    lines = [(number, [word.strip() for word in row]) for number, row in enumerate(rows, 1) if any(map(str.strip, row))]
+    head = [word.lower() for word in lines[0][1]] if lines else []
+    if head.count("id") != 1 or head.count("name") != 1:
+        got = ", ".join(lines[0][1]) if lines else "nothing"
+        raise ClipError(f"{path}: a CSV with the columns id (a number) and name is expected, got {got[:80]!r}")
+    names: dict[int, str] = {}
+    seen: dict[str, int] = {}
+    for number, row in lines[1:]:
+        if len(row) != len(head):
+            raise ClipError(
+                f"{path}, row {number}: {len(head)} columns are expected, got {len(row)}; put quotation marks around a "
+                "name with a comma"
+            )
+        word, name = row[head.index("id")], row[head.index("name")]
+        if not _is_number(word):
+            raise ClipError(f"{path}, row {number}: a number is expected in the column id, got {word[:40]!r}")
+        if not name:
+            raise ClipError(f"{path}, row {number}: a name is expected, got none")
+        if name in seen:
+            raise ClipError(f"{path}, row {number}: the name {name[:80]!r} is also in row {seen[name]}")
+        if int(word) in names:
+            raise ClipError(f"{path}, row {number}: the number {int(word)} is there a second time")
+        names[int(word)], seen[name] = name, number
+    if not names or sorted(names) != list(range(len(names))):
+        raise ClipError(f"{path}: every number from 0 up once is expected in the column id")
+    return [names[i] for i in range(len(names))]
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 10
+
+
+def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None) -> list[Entry]:
+    """Reads lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
+
+    The label is the last word, a number. With ``names`` it may also be a name: the longest one that ends the line.
+    A line ``path frames label``, as lists of frame folders have it, is told from a path with a space by the file that
+    is there.
+
+    Raises:
+        ClipError: the file cannot be read, or a line is not of this form.
+    """
+    path = Path(path)
+    base = path.parent if root is None else Path(root)
+    longest = sorted(enumerate(names or []), key=lambda pair: -len(pair[1]))
+    found = []
+    for number, line in enumerate(_read(path, "list file").split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        words = line.rsplit(maxsplit=1)
+        if len(words) == 2 and _is_number(words[1]):
+            clip, label = words[0], int(words[1])
+        else:
+            match = next((i for i, name in longest if line.endswith((" " + name, "\t" + name))), None)
+            if match is None:
+                raise ClipError(f"{path}, line {number}: 'path label' is expected, got {line[:80]!r}")
+            label, clip = match, line[: -len((names or [])[match])].rstrip()
+        if "\0" in clip:
+            raise ClipError(f"{path}, line {number}: a path is expected, got {clip[:80]!r}")
+        if names is not None and label >= len(names):
+            raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
+        found.append(_entry(base, clip.strip(), label))
+    if not found:
+        raise ClipError(f"{path}: no clips listed in it")
+    return found
+
+
+def _entry(base: Path, clip: str, label: int) -> Entry:
+    """Returns the entry of a clip; ``a 120`` is the folder ``a`` with 120 frames if only that is there."""
+    words = clip.rsplit(maxsplit=1)
+    if len(words) == 2 and _is_number(words[1]):
+        shorter = base / words[0]
+        if os.path.exists(shorter) and not os.path.exists(base / clip):
+            return Entry(shorter, label, int(words[1]))
+    return Entry(base / clip, label)
+
+
+def check_entries(entries: Iterable[Entry], where: str | Path, is_known: Callable[[Path], bool]) -> None:
+    """Checks that every clip of a list is there and can be read by its ending, before the first is opened.
+
+    Args:
+        entries: of the list ``where``. is_known: tells whether a file can be read by its ending.
+
+    Raises:
+        ClipError: some are missing or of another kind. The message counts them and names the first ones.
+    """
+    folders: dict[str, dict[str, bool]] = {}
+    missing, other, total = [], [], 0
+    for entry in entries:
+        total += 1
+        parent, name = os.path.split(entry.path)
+        if parent not in folders:
+            folders[parent] = _scan(parent)
+        is_folder = folders[parent].get(name)
+        if is_folder is None and os.path.exists(entry.path):  # some systems ignore the case of names
+            is_folder = os.path.isdir(entry.path)
+        if is_folder is None:
+            missing.append(entry.path)
+        elif not is_folder and not is_known(entry.path):
+            other.append(entry.path)
+    for paths, what in ((missing, "missing: no such file or folder"), (other, "files of a kind that is not read")):
+        if paths:
+            named = ", ".join(map(str, paths[:5])) + (", ..." if len(paths) > 5 else "")
+            raise ClipError(f"{len(paths)} of {total} clips in {where} are {what}: {named}")
+
+
+def _scan(folder: str) -> dict[str, bool]:
+    """Returns name -> whether it is a folder, of everything in a folder: one call for thousands of clips."""
+    try:
+        with os.scandir(folder or ".") as found:
+            return {item.name: item.is_dir() for item in found if not item.is_symlink()}
+    except (OSError, ValueError):
+        return {}
