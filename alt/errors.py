@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 
 class UserError(ValueError):
@@ -43,3 +44,9 @@ def printable(text: str) -> str:
     A name from a file or a command line could otherwise clear the screen, change its title, or forge a line.
     """
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def refuse_unordered(values: Any, name: str) -> None:
+    """Raises TypeError for a set where the order decides: its order is another one in every process."""
+    if isinstance(values, set | frozenset):
+        raise TypeError(f"{name}: expected a list or another sequence, got a set, whose order changes from run to run")

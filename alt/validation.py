@@ -162,8 +162,8 @@ def describe(error: ValidationError, cls: type, prefix: str = "") -> str:
         return f"{prefix}{context['error']}"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"]) or re.findall(r"\d+", context["expected"])
-        return f"{name} must be one of {', '.join(choices)}, got {value!r}; {nearest(str(value), choices)}"
-    return f"{name} must be {_limit(detail)}, got {value!r}."
+        return f"{name} must be one of {', '.join(choices)}, got {value!r:.80}; {nearest(str(value)[:80], choices)}"
+    return f"{name} must be {_limit(detail)}, got {value!r:.80}."
 
 
 def _limit(detail: ErrorDetails) -> str:

@@ -26,7 +26,10 @@ class BareJson(TyperCommand):
         args = list(args)
         for place, (word, following) in enumerate(zip(args, [*args[1:], "--"], strict=True)):
             if word == "--json" and following.startswith("--"):
-                ctx.call_on_close(lambda: logger.warning("--json without a file is deprecated; write --json -"))
+                # At the end, so that an error's line comes first.
+                ctx.find_root().call_on_close(
+                    lambda: logger.warning("--json without a file is deprecated; write --json -")
+                )
                 args.insert(place + 1, str(STDOUT))
                 break
         return super().parse_args(ctx, args)

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from alt.files import replacing
+from alt.errors import refuse_unordered
+from alt.files import read_json, read_tensors, replacing
 
 __all__ = ["CATEGORIES", "Corpus", "Entity", "TextEmbedder"]
 
@@ -73,6 +74,7 @@ class Corpus:
     def __post_init__(self) -> None:
         for name in ("units", "descriptions", "categories", "sources"):
             values = getattr(self, name)
+            refuse_unordered(values, name)
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise TypeError(f"{name} must be a sequence of str, got {type(values).__name__}")
             object.__setattr__(self, name, tuple(values))
@@ -96,6 +98,7 @@ class Corpus:
     @classmethod
     def from_entities(cls, entities: Iterable[Sequence[str]]) -> Corpus:
         """Returns a corpus of tuples (unit, description, category[, source])."""
+        refuse_unordered(entities, "entities")
         rows = [tuple(entity) if len(entity) == 4 else (*entity, "") for entity in entities]
         units, descriptions, categories, sources = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(units, descriptions, categories, sources)
@@ -103,6 +106,7 @@ class Corpus:
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> Corpus:
         """Returns a corpus whose entities are the labels, verbatim (the paper's choice for Something-Something v2)."""
+        refuse_unordered(labels, "labels")
         if isinstance(labels, str):
             raise TypeError("labels must be a sequence of str, got one str")
         names = list(dict.fromkeys(labels))
@@ -215,26 +219,30 @@ class Corpus:
             ValueError: the file is not a corpus, or the embeddings belong to other texts.
         """
         source = _json_path(path)
+        if not source.exists():
+            raise FileNotFoundError(f"no corpus at {source}")
         try:
-            document = json.loads(source.read_text(encoding="utf-8"))
+            document = read_json(source)
             rows = [Entity(e["unit"], e["description"], e["category"], e["source"]) for e in document["entities"]]
-            beside = document["embeddings"]
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no corpus at {source}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{source} is not a corpus file: {type(error).__name__}: {error}") from None
-        corpus = cls.from_entities(rows)
-        if beside is None:
+            embedded = document["embeddings"] is not None
+            corpus = cls.from_entities(rows)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{source}: ")
+            raise ValueError(f"{source} is not a corpus file: {reason}") from None
+        if not embedded:
             return corpus
-        file = source.with_name(beside)
+        file = source.with_suffix(".safetensors")  # whatever name the document gives
         if not file.is_file():
             raise FileNotFoundError(f"{source} names embeddings in {file.name}, which is not beside it")
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as opened:
-            if (opened.metadata() or {}).get("texts") != corpus.fingerprint():
-                raise ValueError(f"the embeddings in {file} are of other texts than {source.name} lists; embed again")
-            return replace(corpus, embeddings=opened.get_tensor("embeddings"))
+        tensors, metadata = read_tensors(file)
+        if metadata.get("texts") != corpus.fingerprint():
+            raise ValueError(f"the embeddings in {file} are of other texts than {source.name} lists; embed again")
+        if "embeddings" not in tensors:
+            raise ValueError(f"{file} holds no embeddings")
+        try:
+            return replace(corpus, embeddings=tensors["embeddings"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: {error}") from None
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the texts in order, by which embeddings are matched to them."""

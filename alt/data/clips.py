@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alt.errors import refuse_unordered
 from alt.files import refuse_special, replacing
 
 from .clip_lists import Entry, check_entries, read_labels, read_list
@@ -107,6 +108,7 @@ def write_clips(
     """
     if form not in ("frames", "npy", "npz", "pt"):
         raise ValueError(f"form: expected one of frames, npy, npz, pt, got {form!r}")
+    refuse_unordered(names, "names")
     if len(clips) != len(labels):
         raise ValueError(f"labels: expected one for each of {len(clips)} clips, got {len(labels)}")
     folder = Path(folder)

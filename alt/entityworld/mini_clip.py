@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alt.data.seeds import seeded
+from alt.files import describe_error, parse_json, read_tensors
 
 __all__ = [
     "SHIPPED",
@@ -191,21 +192,29 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
     Raises:
         ValueError: there is no such file, or :func:`save_mini_clip` did not write it.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))
     if not path.is_file():
         raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("mini_clip", "null"))
-            state = {} if pretrained is None else {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"pretrained: {path} is no file of a small CLIP ({error})") from None
+        tensors, metadata = read_tensors(path)
+        about = parse_json(metadata.get("mini_clip", "null"), str(path))
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"pretrained: {path} is no file of a small CLIP ({reason})") from None
     if not isinstance(about, dict) or not {"config", "vocabulary"} <= about.keys():
         raise ValueError(f"pretrained: {path} is no file of a small CLIP (it names neither sizes nor vocabulary)")
-    config = MiniClipConfig(**about.pop("config"))
-    tokenizer = WordTokenizer(about.pop("vocabulary"), config.context_length)
+    state = {} if pretrained is None else {name: tensor.float() for name, tensor in tensors.items()}
+    try:
+        config = MiniClipConfig(**about.pop("config"))
+        if max(config.layers, config.text_layers) > len(tensors):
+            raise ValueError(f"it has {len(tensors)} tensors, fewer than the layers that it names")
+        tokenizer = WordTokenizer(about.pop("vocabulary"), config.context_length)
+        with torch.device("meta"):
+            own = build_mini_clip(config, tokenizer.vocab_size).state_dict()
+        if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in tensors.items()}:
+            raise ValueError("its tensors are not those of the sizes that it names")
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"pretrained: {path} is no file of a small CLIP ({describe_error(error)})") from None
     clip = build_mini_clip(config, tokenizer.vocab_size)
     if state:
         clip.load_state_dict(state)

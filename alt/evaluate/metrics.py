@@ -22,6 +22,7 @@ from torchmetrics.classification import (
     MultilabelAveragePrecision,
 )
 
+from alt.errors import refuse_unordered
 from alt.files import read_json, replacing
 
 __all__ = ["Result", "VideoMetrics", "mean_average_precision"]
@@ -97,6 +98,7 @@ class VideoMetrics(nn.Module):
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()
+        refuse_unordered(classes, "classes")
         self.classes = list(classes)
         count = len(self.classes)
         if count < 2:

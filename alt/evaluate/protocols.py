@@ -11,6 +11,7 @@ import torch
 
 from alt.data.few_shot import few_shot_indices
 from alt.data.seeds import make_numpy_generator
+from alt.errors import refuse_unordered
 
 from .metrics import Result
 from .run import Collected, result_of
@@ -52,6 +53,7 @@ def restrict(collected: Collected, classes: Sequence[str], keep: Sequence[int]) 
 
     The softmax over views is taken afterwards, over the remaining classes, as if the others did not exist.
     """
+    refuse_unordered(keep, "keep")
     wanted = torch.as_tensor(list(keep), dtype=torch.long)
     count = collected.logits.shape[-1]
     if len(classes) != count:
@@ -86,6 +88,7 @@ def random_subsets(
     Returns:
         (top-1 over the draws, the result of each draw).
     """
+    refuse_unordered(candidates, "candidates")
     pool = list(range(len(classes)) if candidates is None else candidates)
     if not 2 <= size <= len(pool):
         raise ValueError(f"size: expected 2 to {len(pool)} classes, got {size}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from alt.errors import refuse_unordered
 from alt.models.modes import evaluation_mode
 
 from .metrics import Result, VideoMetrics
@@ -52,6 +53,7 @@ def evaluate(
     Raises:
         ValueError: the dataset is empty, or logits or labels do not fit the classes.
     """
+    refuse_unordered(classes, "classes")
     names = list(classes if classes is not None else getattr(model, "classes", ()))
     collected = collect_logits(
         model,

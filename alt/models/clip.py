@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from alt.errors import one_line
+
+from .clip_file import read_clip_weights
 
 __all__ = ["LoadedClip", "build_clip", "check_weights"]
 
@@ -36,7 +40,8 @@ def build_clip(
         quick_gelu: None: as the weights were trained, or without weights as the name says.
 
     Raises:
-        ValueError: there is no such model, or its weights could not be loaded.
+        ValueError: there is no such model, its weights could not be loaded, or they were trained with the other
+            activation.
     """
     if backbone == "mini":
         if quick_gelu:
@@ -48,9 +53,17 @@ def build_clip(
     if config is None:
         raise ValueError(f"backbone: open_clip has no model {backbone!r}; open_clip.list_models() lists them")
     tag = os.fspath(pretrained) if pretrained is not None else None
+    known = open_clip.get_pretrained_cfg(backbone, tag) if tag is not None else {}
+    file = None
+    if tag is not None and not known and Path(tag).is_file():
+        file, tag = read_clip_weights(tag), None
+        check_activation(str(pretrained), file.quick_gelu, quick_gelu)
+        quick_gelu = file.quick_gelu if quick_gelu is None else quick_gelu
+    named = bool(config.get("quick_gelu", False))
+    if file is not None and quick_gelu is None:
+        warn_of_activation(str(pretrained), named)
     if quick_gelu is None:
-        known = open_clip.get_pretrained_cfg(backbone, tag) if tag is not None else {}
-        quick_gelu = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
+        quick_gelu = bool(known.get("quick_gelu", named))
     with _quiet():
         try:
             clip = open_clip.create_model(
@@ -65,7 +78,65 @@ def build_clip(
             if tag is None:
                 raise ValueError(f"backbone: open_clip cannot build {backbone!r} ({reason})") from None
             raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be loaded ({reason})") from None
+    if file is not None:
+        _load(clip, file.tensors, str(pretrained), backbone)
     return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
+
+
+def _load(clip: Any, tensors: dict[str, Tensor], path: str, backbone: str) -> None:
+    """Loads a file's tensors, after open_clip's own conversions of older and other formats."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    of_archives = ("input_resolution", "context_length", "vocab_size")
+    state = {name: tensor for name, tensor in tensors.items() if name not in of_archives}
+    state = convert_state_dict(clip, state)
+    if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    state.pop("text.transformer.embeddings.position_ids", None)  # transformers wrote it before 4.31
+    own = clip.state_dict()
+    if "logit_bias" in own and "logit_bias" not in state:
+        state["logit_bias"] = torch.zeros_like(own["logit_bias"])
+    for name in ("logit_scale", "logit_bias"):  # of shape [] or [1]
+        if name in state and name in own and state[name].numel() == 1:
+            state[name] = state[name].reshape(own[name].shape)
+    for name in [*own, *(name for name in state if name not in own)]:
+        if name not in state or name not in own:
+            what = "no" if name not in state else "an unknown"
+            raise ValueError(f"pretrained: {path} is not of {backbone}: it has {what} tensor {name[:100]!r}")
+        if own[name].shape != state[name].shape:
+            raise ValueError(
+                f"pretrained: {path} is not of {backbone}: {name} is {list(state[name].shape)} there and "
+                f"{list(own[name].shape)} in the model"
+            )
+    clip.load_state_dict(state)
+
+
+def is_built_in(backbone: str) -> bool:
+    """Returns whether open_clip builds a model from its own list, without a download or a file."""
+    import open_clip
+
+    config = open_clip.get_model_config(backbone) if backbone in open_clip.list_models() else None
+    return config is not None and "hf_model_name" not in config["text_cfg"]
+
+
+def check_activation(path: str | os.PathLike[str], trained: bool | None, wanted: bool | None) -> None:
+    """Raises ValueError if weights were trained with another activation than the model is to have; None: not known."""
+    if trained is not None and wanted is not None and trained != wanted:
+        raise ValueError(
+            f"pretrained: {path} was trained with{'' if trained else 'out'} QuickGELU; create the model with "
+            f"quick_gelu={trained}"
+        )
+
+
+def warn_of_activation(path: str | os.PathLike[str], taken: bool) -> None:
+    """Warns that a file of weights does not tell its activation, and which one was taken."""
+    warnings.warn(
+        f"pretrained: {os.fspath(path)!r} does not tell whether it was trained with QuickGELU (OpenAI's weights were) "
+        f"or GELU; {'QuickGELU' if taken else 'GELU'} is taken. quick_gelu={taken} says that it is right",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> None:

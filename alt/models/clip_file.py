@@ -13,6 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -111,8 +112,7 @@ def _find_script(path: Path) -> str | None:
 class _Module:
     """Stands for an object of the archive: keeps what belongs to it and runs nothing."""
 
-    def __init__(self, *args: Any) -> None:
-        self.members: dict[str, Any] = {}
+    members: Mapping[str, Any] = MappingProxyType({})  # pickle makes objects without __init__
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):

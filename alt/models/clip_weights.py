@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .clip import build_clip
-from .weights import HEADER_KEY, read_tensors
+from .clip import build_clip, check_activation, is_built_in, warn_of_activation
+from .clip_file import read_clip_weights
+from .header import HEADER_KEY, parse_header
 
 __all__ = ["BackboneReport", "load_backbone"]
 
@@ -29,19 +27,22 @@ class BackboneReport(NamedTuple):
     unused: tuple[str, ...]
 
 
-def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneReport:
+def load_backbone(model: Any, pretrained: str | os.PathLike[str], *, quick_gelu: bool | None = None) -> BackboneReport:
     """Loads CLIP's weights into the tower of a video model. Modules added to the tower keep their weights.
 
     Args:
         model: a video model.
         pretrained: a tag of open_clip ("openai"), "entity-world" for the small CLIP, or a file: OpenAI's archive,
-            open_clip's checkpoint (.pt, .safetensors), a saved model of this package.
+            open_clip's checkpoint (.pt, .safetensors), a saved model of this package. Prefixes that torch.compile,
+            DDP and FSDP put before names are passed over. Only tensors are read: no code of a file runs.
+        quick_gelu: the activation that the weights of a file were trained with, where the file does not tell (a state
+            dict). None: a warning says that the model's is taken.
 
     Raises:
         ValueError: the weights cannot be loaded, belong to another tower, or were trained with the other activation.
             The model is unchanged.
     """
-    file, quick_gelu = _clip_weights(model, pretrained)
+    file, trained = _clip_weights(model, pretrained, quick_gelu)
     host, tower = model.backbone.host, model.backbone.tower
     own_only = [name for name in tower.state_dict() if host.component(name) == "patch_embedding"]
     prefixes = ("backbone.visual.", "visual.", "")
@@ -63,45 +64,28 @@ def load_backbone(model: Any, pretrained: str | os.PathLike[str]) -> BackboneRep
                 f"pretrained: {pretrained} is of another tower: {name.removeprefix('backbone.visual.')} is "
                 f"{list(tensor.shape)} there and {list(own[name].shape)} in the model ({model.config.backbone})"
             )
-    if quick_gelu is not None and quick_gelu != bool(model.config.quick_gelu):
-        raise ValueError(
-            f"pretrained: {pretrained} was trained with{'' if quick_gelu else 'out'} QuickGELU; create the model with "
-            f"quick_gelu={quick_gelu}"
-        )
+    check_activation(pretrained, trained, bool(model.config.quick_gelu))
     model.load_state_dict(state, strict=False)
     missing = tuple(name for name, _ in model.named_parameters() if name not in state)
     return BackboneReport(tuple(state), missing, tuple(unused))
 
 
-def _clip_weights(model: Any, pretrained: str | os.PathLike[str]) -> tuple[dict[str, Tensor], bool | None]:
+def _clip_weights(
+    model: Any, pretrained: str | os.PathLike[str], quick_gelu: bool | None
+) -> tuple[dict[str, Tensor], bool | None]:
     """Returns the state dict of a file or tag, and its activation if known."""
-    path = Path(pretrained)
+    path, own = Path(pretrained), bool(model.config.quick_gelu)
     if not path.is_file():
-        loaded = build_clip(model.config.backbone, pretrained)
+        name = model.config.backbone
+        if name != "mini" and not is_built_in(name):  # a saved model may name a folder, or one on the Hub
+            raise ValueError(f"backbone: open_clip has no model {name!r} of its own, and no tag of its weights")
+        loaded = build_clip(name, pretrained)
         return loaded.clip.state_dict(), loaded.quick_gelu
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except SafetensorError as error:
-            raise ValueError(f"pretrained: {path} is not a safetensors file: {error}") from None
-        activation = (
-            bool(json.loads(metadata[HEADER_KEY])["config"].get("quick_gelu")) if HEADER_KEY in metadata else None
-        )
-        return read_tensors(path), activation
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # OpenAI's archives are TorchScript, whose deprecation torch reports
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch raise a dozen kinds
-            try:
-                return dict(torch.jit.load(path, map_location="cpu").state_dict()), True
-            except RuntimeError:
-                raise ValueError(
-                    f"pretrained: {path} is not a checkpoint: {str(error).splitlines()[0][:200]}"
-                ) from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    tensors = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return {name: value for name, value in tensors.items() if isinstance(value, Tensor)}, None
+    found = read_clip_weights(path)
+    if HEADER_KEY in found.metadata:
+        header = parse_header(found.metadata[HEADER_KEY], path)
+        return found.tensors, bool(header["config"].get("quick_gelu"))
+    known = found.quick_gelu if quick_gelu is None else quick_gelu
+    if known is None:
+        warn_of_activation(path, own)
+    return found.tensors, known

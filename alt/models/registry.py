@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alt.errors import refuse_unordered
 from alt.hosts import find_host, find_tower
 
 from .clip import LoadedClip, build_clip
@@ -59,6 +60,7 @@ def create_model(
     frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
     r = tuple(r) if isinstance(r, Sequence) and not isinstance(r, str) else r
+    refuse_unordered(classes, "classes")
     if isinstance(classes, str):
         raise TypeError(f"classes: expected a sequence of names, got one str {classes!r}")
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alt.errors import refuse_unordered
+
 from .prompts import draw, ensemble, fill, templates_of
 
 __all__ = ["TextEncoder"]
+
+T = TypeVar("T")
 
 
 class TextEncoder:
@@ -35,34 +40,83 @@ class TextEncoder:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Returns ``[n, d]`` float32 rows of length 1 on the tower's device.
 
+        A warning tells of texts that are longer than the tower reads, which are cut, and of two texts with the same
+        tokens, which get one row.
+
         Raises:
-            TypeError: ``texts`` is a single str, or an entry is not a str.
+            TypeError: ``texts`` is a single str or a set, or an entry is not a str.
             ValueError: there is no text.
         """
+        refuse_unordered(texts, "texts")
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("texts must be a sequence of str")
         if not texts:
             raise ValueError("texts must hold at least one text")
+        ids = self._tokenise(texts)
+        same = find_same(ids, texts)
+        if same is not None:
+            _warn(f"texts: {same[0]!r} and {same[1]!r} have the same tokens, and so one embedding")
+        return self._embed_ids(ids)
+
+    def _tokenise(self, texts: Sequence[str]) -> Tensor:
+        """Returns ids ``[n, length]``, and warns of texts that were cut to this length."""
+        ids = torch.cat([self.tokenizer(list(texts[i : i + 1024])) for i in range(0, len(texts), 1024)])
+        length = ids.shape[1]
+        try:
+            padding = self.tokenizer([""])[0, -1]
+            full = (ids[:, -1] != padding).nonzero()[:, 0].tolist()
+            # Once more with room: a text that is as long as the tower reads was not cut.
+            tokenise: Any = self.tokenizer
+            longer = tokenise([texts[i] for i in full], context_length=8 * length) if full else ids[:0]
+        except (TypeError, ValueError):  # a tokenizer of the caller's that takes no length, or raises by itself
+            return ids
+        counts = (longer != padding).sum(1).tolist()
+        cut = [(texts[i], count) for i, count in zip(full, counts, strict=True) if count > length]
+        if cut:
+            text, count = cut[0]
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            _warn(
+                f"texts: {len(cut)} of {len(texts)} have more than the {length} tokens that the tower reads, and are "
+                f"cut: {shown!r} ({count}) first"
+            )
+        return ids
+
+    def _embed_ids(self, ids: Tensor) -> Tensor:
         device = next(self.clip.parameters()).device
-        rows = []
         training = self.clip.training
         self.clip.eval()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                for start in range(0, len(texts), self.batch_size):
-                    ids = self.tokenizer(list(texts[start : start + self.batch_size])).to(device)
-                    rows.append(F.normalize(self.clip.encode_text(ids).float(), dim=-1))
+                parts = (self.clip.encode_text(part.to(device)).float() for part in ids.split(self.batch_size))
+                rows = [F.normalize(part, dim=-1) for part in parts]
         finally:
             self.clip.train(training)
         return torch.cat(rows)
 
     def embed_templates(self, names: Sequence[str], templates: str | Sequence[str] = "alt16") -> Tensor:
-        """Embeds every name in every template, ``[P, C, d]``, from which ``prompts.draw`` picks one per step."""
+        """Embeds every name in every template, ``[P, C, d]``, from which ``prompts.draw`` picks one per step.
+
+        Raises:
+            TypeError: ``names`` is one str or a set.
+            ValueError: two names are the same, or have the same tokens in a template, so that no text tells them apart.
+        """
         chosen = templates_of(templates)
+        refuse_unordered(names, "names")
         if isinstance(names, str):
             raise TypeError("names must be a sequence of str, got one str")
-        rows = self.embed([text for template in chosen for text in fill(template, names)])
-        return rows.view(len(chosen), len(names), -1)
+        texts = [text for template in chosen for text in fill(template, names)]
+        if not texts:
+            return self.embed(texts)  # raises
+        ids = self._tokenise(texts)
+        for part in ids.split(len(names)):
+            same = find_same(part, range(len(names)))
+            if same is not None:
+                first, second = (names[i] for i in same)
+                raise ValueError(
+                    f"names: {first!r} and {second!r} have the same tokens for the text tower, so it cannot tell the "
+                    "two classes apart"
+                )
+        return self._embed_ids(ids).view(len(chosen), len(names), -1)
 
     def embed_classes(
         self,
@@ -80,7 +134,8 @@ class TextEncoder:
             seed: of the draw. The same seed gives the same template.
 
         Raises:
-            ValueError: the mode or set is unknown, or there are no names.
+            TypeError: ``names`` is one str or a set.
+            ValueError: the mode or set is unknown, there are no names, or two of them have the same tokens.
         """
         if mode not in ("ensemble", "random"):
             raise ValueError(f"mode must be 'ensemble' or 'random', got {mode!r}")
@@ -89,3 +144,17 @@ class TextEncoder:
         chosen = templates_of(templates)
         picked = int(draw(torch.arange(len(chosen)), seed))
         return self.embed_templates(names, [chosen[picked]])[0]
+
+
+def find_same(ids: Tensor, texts: Sequence[T]) -> tuple[T, T] | None:
+    """Returns the first two different texts with the same ids, or None. Numbers stand for texts that may be equal."""
+    seen: dict[bytes, T] = {}
+    for row, text in zip(ids.cpu().numpy(), texts, strict=True):
+        earlier = seen.setdefault(row.tobytes(), text)
+        if earlier != text:
+            return earlier, text
+    return None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)

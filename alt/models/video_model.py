@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from alt.errors import refuse_unordered
+
 from .config import AltConfig
 from .heads import ClassHead
 from .hub import HubModel
@@ -146,6 +148,7 @@ class VideoModel(nn.Module, HubModel):
         Raises:
             TypeError, ValueError: there are no names, or the embeddings do not fit them.
         """
+        refuse_unordered(names, "names")
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"names: expected a sequence of class names, got {names!r:.60}")
         if len(names) == 0:

@@ -13,23 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from alt.corpus import Corpus
-from alt.files import replacing
+from alt.files import describe_error, read_tensors, replacing
 from alt.hosts import find_tower, get_host
 from alt.validation import plain
 
+from .clip_file import bare_name
 from .families import FAMILIES, load_family
+from .header import FORMAT, HEADER_KEY, OF_DATA, check_clip_size, check_fit, check_sizes, read_header
 
-__all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "read_tensors", "save_model"]
+__all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "save_model"]
 
 WEIGHTS_NAME = "model.safetensors"
 """File in the folder of a run."""
 
-_FORMAT = 1
-HEADER_KEY = "alt_model"
 _NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale"}
 """Fields of a configuration that do not affect parameter names or shapes."""
-
-_OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and corpus
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
@@ -47,11 +45,12 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     from safetensors.torch import save_file
 
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the model
-    header = {"format": _FORMAT, "family": _family_of(model), **_description(model)}
+    header = {"format": FORMAT, "family": _family_of(model), **_description(model)}
     target = Path(path)
     if target.suffix != ".safetensors":
         raise ValueError(f"path: expected a .safetensors file, got {target.name!r}")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    named = ((bare_name(name), tensor) for name, tensor in model.state_dict().items())  # parts may be compiled too
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in named}
     with replacing(target, "the model") as temporary:
         try:
             save_file(state, temporary, {HEADER_KEY: json.dumps(header)})
@@ -76,25 +75,42 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     """
     path = model_file(path)
     header = read_header(path)
-    builder = load_family(header["family"])
-    values = dict(header["config"])
-    known = builder.config_class.__dataclass_fields__
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ValueError(f"{path} was written by a newer version: it has the unknown option {unknown[0]!r}")
-    saved = values["frames"]
-    config = builder.config_class(**{**values, "frames": frames or saved})
-    with torch.device("meta"):
-        model = builder(config, _tower(config, header), torch.empty(()))
-    state, own = read_tensors(path), model.state_dict()
-    bound = [name for name in own if name in state and frames and not name.startswith(_OF_DATA)]
+    state = _read_state(path)
+    check_sizes(header, state, path)
+    model = _build(header, frames, path)
+    own = model.state_dict()
+    bound = [name for name in own if name in state and frames and not name.startswith(OF_DATA)]
     if any(own[name].shape != state[name].shape for name in bound):
-        raise ValueError(f"frames: {path} has weights for {saved} frames, got {frames}")
+        raise ValueError(f"frames: {path} has weights for {header['config']['frames']} frames, got {frames}")
+    check_fit(own, state, path)
+    check_clip_size(model, path)
     model.load_state_dict(state, assign=True)
     model.to(device)
     model.classes = list(header["classes"])
     _adopt_corpus(model, header)
     return model
+
+
+def _build(header: dict[str, Any], frames: int | None, path: Path) -> Any:
+    """Returns the model of a description, on the device "meta"."""
+    builder = load_family(header["family"])
+    values = header["config"]
+    known = builder.config_class.__dataclass_fields__
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"{path} was written by a newer version: it has the unknown option {unknown[0][:80]!r}")
+    if "frames" not in values:
+        raise ValueError(f"{path} is not a model file that can be used: its description names no frames")
+    try:
+        config = builder.config_class(**{**values, "frames": frames or values["frames"]})
+        with torch.device("meta"):
+            return builder(config, _tower(config, header), torch.empty(()))
+    except Exception as error:  # sizes of a file reach constructors of other packages, which raise anything
+        raise ValueError(f"{path} describes a model that cannot be built ({describe_error(error)})") from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    return {bare_name(name): tensor for name, tensor in read_tensors(path)[0].items()}
 
 
 def load_weights(
@@ -122,7 +138,8 @@ def load_weights(
     family, config = _family_of(model), plain(model.config)
     if header["family"] != family:
         raise ValueError(f"{path} is a model of the family {header['family']!r}, and this one is of {family!r}")
-    state = read_tensors(path)
+    state = _read_state(path)
+    check_sizes(header, state, path)
     own = model.state_dict()
     left = (("head.",) if keep_classes else ()) + (("alignment.entities",) if keep_corpus else ())
     state, own = _without(state, left), _without(own, left)
@@ -131,7 +148,7 @@ def load_weights(
         for name in own.keys() | state.keys()
         if name not in own
         or name not in state
-        or (own[name].shape != state[name].shape and not name.startswith(_OF_DATA))
+        or (own[name].shape != state[name].shape and not name.startswith(OF_DATA))
     ]
     differing = [name for name in _differences(header["config"], config) if name not in _NO_WEIGHTS]
     maybe = {"frames", "strategy", "quick_gelu", *(["head"] if keep_classes else [])}
@@ -142,6 +159,7 @@ def load_weights(
         fields = decisive or differing
         difference = _describe_mismatch(fields, header, config, other)
         raise ValueError(f"{path} has another configuration than the model: {difference}")
+    check_fit(own, state, path)
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
     if not keep_classes:
@@ -158,38 +176,6 @@ def _without(state: Mapping[str, Tensor], left: tuple[str, ...]) -> dict[str, Te
 def model_file(path: str | os.PathLike[str]) -> Path:
     """Returns the weights' file of a model that is named by its file or by the folder of a run."""
     return Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
-
-
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a saved model's description, keys ``family``, ``config``, ``host``, ``tower``, ``classes``, ``corpus``.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`load_model`.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no model at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "null"))
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a model file of this package: {error}") from None
-    if not isinstance(header, dict):
-        raise ValueError(
-            f"{path} holds weights, but is not a model file of this package; load_backbone reads CLIP's own weights"
-        )
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{path} is a model file of format {header.get('format')}, and this version reads {_FORMAT}")
-    return header
-
-
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file into separate memory."""
-    from safetensors.torch import load_file
-
-    # Copies, because tensors of the mapped file are unaligned, and vector code then rounds its sums differently.
-    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _family_of(model: Any) -> str:
@@ -215,13 +201,11 @@ def _description(model: Any) -> dict[str, Any]:
 
 def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
     """Builds a tower like the saved one on torch's default device, by the backbone's open_clip name if it has one."""
-    host = get_host(header.get("host", "open_clip"))  # files of version 0.1 do not name it
+    host = get_host(header["host"])
     if host.name == "open_clip":
-        import open_clip
+        from .clip import build_clip, is_built_in
 
-        from .clip import build_clip
-
-        if open_clip.get_model_config(config.backbone) is not None:
+        if is_built_in(config.backbone):  # any other name would have open_clip ask the Hub, or read another file
             return find_tower(build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip)[1]
     return host.build(header["tower"], quick_gelu=bool(config.quick_gelu))
 
@@ -239,7 +223,7 @@ def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:
 def _make_room(model: Any, state: dict[str, Tensor]) -> None:
     """Resizes classes and corpus to the rows of the file, which load_state_dict then fills."""
     for name, tensor in state.items():
-        if not name.startswith(_OF_DATA):
+        if not name.startswith(OF_DATA):
             continue
         owner_name, _, leaf = name.rpartition(".")
         owner = model.get_submodule(owner_name)

@@ -115,7 +115,8 @@ def text_encoder(config: TrainConfig, width: int) -> Any:
         return RandomTextEncoder(width)
     from alt.models.registry import create_text_encoder
 
-    return create_text_encoder(section.name, pretrained=section.pretrained)
+    quick_gelu = section.options.get("quick_gelu")  # the two towers were trained with one activation
+    return create_text_encoder(section.name, pretrained=section.pretrained, quick_gelu=quick_gelu)
 
 
 def load_start(model: nn.Module, path: Path) -> str:

@@ -13,10 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from alt.errors import UserError, one_line
+from alt.errors import UserError
+from alt.files import describe_error, read_text
 from alt.validation import nearest
 
-from .parse import merge, read_yaml
+from .parse import MAX_TEXT, merge, read_yaml
 
 
 @functools.cache
@@ -91,11 +92,12 @@ def _close(text: str, known: list[str]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file.") from None
+        text = read_text(path, MAX_TEXT)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}.") from None
+        raise UserError(f"{path} cannot be read: {describe_error(error)}.") from None
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    tree = read_yaml(text, str(path))
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} must hold groups of settings (model:, data:, ...), got {type(tree).__name__}.")
     return dict(tree)

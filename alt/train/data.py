@@ -15,6 +15,7 @@ from alt.data.clips import ClipFiles
 from alt.data.pixels import normalise
 from alt.data.sampling import crop_offsets, resize_short_side, take_frames
 from alt.data.seeds import derive_seed
+from alt.errors import UserError
 
 from .config import AugmentationSection, TrainConfig
 from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
@@ -77,6 +78,8 @@ class ClipData(LightningDataModule):
         self.config = config
         self.sources = open_sources(config)
         self.class_names, self.world = self.sources.train.class_names, self.sources.world
+        if len(self.class_names) < 2:
+            raise UserError(f"data.labels: at least two classes are expected, got {len(self.class_names)}.")
         data, frames, seed = config.data, config.model.frames, config.seed
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)

@@ -280,8 +280,8 @@ def test_old_spellings_warn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert result.stderr.splitlines()[0].startswith("Warning: --r is deprecated here")
     assert result.exit_code == 2
     result = run("predict", "/no/model", "clip", "--json", "--top", 3)
-    assert result.stderr.splitlines()[0] == "Warning: --json without a file is deprecated; write --json -"
-    assert result.stderr.splitlines()[1].startswith("Error: /no/model: no such checkpoint")
+    assert result.stderr.splitlines()[0].startswith("Error: /no/model: no such checkpoint")
+    assert result.stderr.splitlines()[1] == "Warning: --json without a file is deprecated; write --json -"
     result = run("eval", "/no/model", "--data", "x", "--out", tmp_path / "result.json")
     assert result.stderr.splitlines()[0].startswith("Warning: --out ")
     assert not (tmp_path / "result.json").exists()

@@ -194,3 +194,47 @@ def test_no_entities_at_all() -> None:
     for make in (Corpus.from_entities, Corpus.from_labels):
         with pytest.raises(ValueError, match="the corpus is empty"):
             make([])
+
+
+ENTITY = {"unit": "cup", "description": "", "category": "object", "source": ""}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"format": 1, "embeddings": None, "entities": [{**ENTITY, "source": 5}]},
+        {"format": 1, "embeddings": None, "entities": [{**ENTITY, "category": ["object"]}]},
+        {"format": 1, "embeddings": None, "entities": []},
+        {"format": 1, "embeddings": None, "entities": 3},
+        {"format": 1, "entities": [ENTITY]},
+        [ENTITY],
+        "cup",
+    ],
+)
+def test_a_document_that_is_no_corpus_is_one_sentence(tmp_path: Path, document: object) -> None:
+    """Kind: tracebacks from corpora; documented are FileNotFoundError and ValueError."""
+    (tmp_path / "c.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"c\.json is not a corpus file") as caught:
+        Corpus.load(tmp_path / "c.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [["a"], "../other.safetensors", "/etc/passwd", 5])
+def test_a_corpus_names_no_other_file(tmp_path: Path, name: object) -> None:
+    """Kind: a file decides which other file is read. The embeddings lie beside it, under its own name."""
+    path = Corpus.from_labels(["a", "b"]).embed(CountingEncoder(4)).save(tmp_path / "c.json")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "embeddings": name}))
+    loaded = Corpus.load(path)
+    assert loaded.embeddings is not None
+    (tmp_path / "c.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"c\.safetensors, which is not beside it"):
+        Corpus.load(path)
+
+
+def test_a_set_of_labels_is_refused() -> None:
+    """Kind: an order that Python does not define would decide which row an entity has."""
+    with pytest.raises(TypeError, match="labels: expected a list or another sequence, got a set"):
+        Corpus.from_labels({"a", "b"})
+    with pytest.raises(TypeError, match="units: expected a list"):
+        Corpus(frozenset("ab"), ("", ""), ("label", "label"))  # type: ignore[arg-type]

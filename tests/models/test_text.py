@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import open_clip
 import pytest
 import torch
@@ -113,3 +115,39 @@ def test_of_the_small_clip() -> None:
         found = create_text_encoder(name).embed_classes(["lifting cup", "pushing ball"], "none")
         assert found.shape[0] == 2
         torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+# --- kind: texts that do not fit, and names that become one embedding ---
+
+
+def test_texts_that_are_cut_are_told_with_their_length() -> None:
+    clip = text_clip()
+    length = tokenizer(["a"]).shape[1]
+    open_clips = open_clip.get_tokenizer("ViT-S-32-alt")
+
+    def short(texts: list[str], context_length: int = length) -> torch.Tensor:
+        return open_clips(texts, context_length=context_length).clamp(max=clip.vocab_size - 1)
+
+    encoder = TextEncoder(clip, short)
+    fits = " ".join(["cup"] * (length - 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert encoder.embed([fits, "box"]).shape[0] == 2
+    with pytest.warns(UserWarning, match=rf"1 of 2 have more than the {length} tokens .* '.*' \({length + 1}\) first"):
+        encoder.embed(["box", f"{fits} cup"])
+    with (
+        pytest.warns(UserWarning, match="2 of 2"),
+        pytest.raises(ValueError, match="have the same tokens for the text tower"),
+    ):
+        encoder.embed_classes([f"{fits} lifting", f"{fits} pushing"], "none")
+
+
+def test_names_with_the_same_tokens_are_refused() -> None:
+    encoder = TextEncoder(text_clip(), lambda texts: tokenizer([text.lower() for text in texts]))
+    for names in (["Lifting cup", "lifting cup"], ["box", "cup", "box"]):
+        with pytest.raises(ValueError, match=r"names: '.*' and '.*' have the same tokens"):
+            encoder.embed_classes(names, "none")
+    with pytest.warns(UserWarning, match="texts: 'Cup' and 'cup' have the same tokens, and so one embedding"):
+        encoder.embed(["Cup", "cup", "Cup"])
+    with pytest.raises(TypeError, match="names: expected a list or another sequence, got a set"):
+        encoder.embed_classes({"a", "b"})  # type: ignore[arg-type]

@@ -170,3 +170,45 @@ def test_what_a_resumed_run_may_change() -> None:
     changed = load_config("entity-world-cpu", ["model.options.layers=3"])
     assert first_difference(config, changed) == "model.options.layers was 2 and is now 3"
     assert plain(config)["model"]["options"]["layers"] == 2
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(8)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS, "it has more than 10000 values"),
+        ("a: &a {b: *a}", "a group is part of itself"),
+        ("a: &a {<<: *a}", "a group is part of itself"),
+        ("a: " + "[" * 20_000, "more than 32 groups are nested"),
+        ("a: " + "{b: " * 20_000, "more than 32 groups are nested"),
+        ("seed: " + "9" * 5000, "seed must be a whole number, got '999"),
+        ("seed: 0x" + "f" * 5000, "seed must be a whole number, got '0xf"),
+        ("seed: 010", "seed must be a whole number, got '010'"),
+        ("seed: 1:30", "seed must be a whole number, got '1:30'"),
+        ("seed: !!int 9_x", "is not valid YAML: invalid literal"),
+        ("seed: !!timestamp 9", "is not valid YAML"),
+        ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor for the tag"),
+        ("optim: {lr: 1.0}\noptim: {lr: 2.0}", "line 2 is not valid YAML: 'optim' is set twice"),
+        ("optim: {lr: 1.0, lr: 2.0}", "'lr' is set twice"),
+        ("? {a: 1}\n: 2", "found unhashable key"),
+        ("a: \x00", "special characters are not allowed"),
+        ("# " + "x" * (1 << 18), "a text of at most 256 KiB is expected"),
+    ],
+)
+def test_hostile_yaml_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    """Kind: aliases that multiply, nesting, tags, long numbers, and what YAML 1.1 reads as numbers."""
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        load_config(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_anchors_of_a_reasonable_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("\ufeffbase: entity-world-cpu\nseed: &n 7\ndata: {shots_seed: *n}\n")
+    config = load_config(tmp_path / "a.yaml")
+    assert (config.seed, config.data.shots_seed) == (7, 7)
