@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import stat
 import tempfile
 import zipfile
@@ -238,7 +239,9 @@ def read_torch(path: str | os.PathLike[str], limit: int | None = None) -> Any:
         return torch.load(found, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds on damaged bytes
+    except pickle.UnpicklingError:  # its message is a page on how to run the file's code
+        raise ValueError(f"{path}: not a file of tensors (it is damaged, or holds more than tensors)") from None
+    except Exception as error:  # zip and torch raise a dozen kinds on damaged bytes
         raise ValueError(f"{path}: not a file of tensors ({describe_error(error)})") from None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from alt.errors import one_line
 
-from .clip_file import read_clip_weights
+from .clip_file import ClipWeights, read_clip_weights
 
 __all__ = ["LoadedClip", "build_clip", "check_weights"]
 
@@ -56,7 +56,7 @@ def build_clip(
     known = open_clip.get_pretrained_cfg(backbone, tag) if tag is not None else {}
     file = None
     if tag is not None and not known and Path(tag).is_file():
-        file, tag = read_clip_weights(tag), None
+        file, tag = read_weights(tag), None
         check_activation(str(pretrained), file.quick_gelu, quick_gelu)
         quick_gelu = file.quick_gelu if quick_gelu is None else quick_gelu
     named = bool(config.get("quick_gelu", False))
@@ -81,6 +81,14 @@ def build_clip(
     if file is not None:
         _load(clip, file.tensors, str(pretrained), backbone)
     return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
+
+
+def read_weights(path: str | os.PathLike[str]) -> ClipWeights:
+    """Reads a checkpoint as :func:`~alt.models.clip_file.read_clip_weights`; the ValueError names ``pretrained``."""
+    try:
+        return read_clip_weights(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained: {error}") from None
 
 
 def _load(clip: Any, tensors: dict[str, Tensor], path: str, backbone: str) -> None:

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .clip import build_clip, check_activation, is_built_in, warn_of_activation
-from .clip_file import read_clip_weights
+from .clip import build_clip, check_activation, is_built_in, read_weights, warn_of_activation
 from .header import HEADER_KEY, parse_header
 
 __all__ = ["BackboneReport", "load_backbone"]
@@ -81,7 +80,7 @@ def _clip_weights(
             raise ValueError(f"backbone: open_clip has no model {name!r} of its own, and no tag of its weights")
         loaded = build_clip(name, pretrained)
         return loaded.clip.state_dict(), loaded.quick_gelu
-    found = read_clip_weights(path)
+    found = read_weights(path)
     if HEADER_KEY in found.metadata:
         header = parse_header(found.metadata[HEADER_KEY], path)
         return found.tensors, bool(header["config"].get("quick_gelu"))
