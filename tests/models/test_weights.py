@@ -386,9 +386,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no weights of a CLIP image tower"):
         load_backbone(model, path)
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(
-        ValueError, match="pretrained: .*clip.pt: not a file of tensors .it is damaged, or holds more than tensors"
-    ):
+    with pytest.raises(ValueError, match=r"pretrained: .*: not a file of tensors \(it is damaged"):
         load_backbone(model, path)
     archive(clip().state_dict(), path)
     with pytest.raises(ValueError, match="was trained with QuickGELU; create the model with quick_gelu=True"):
