@@ -9,7 +9,7 @@ from alt.measure import call_fresh_process, paired_ratio
 
 SCRIPT = Path(__file__).with_name("host_time.py")
 BASE = "torch.add"
-ROUNDS = {False: 20, True: 200}
+ROUNDS = {False: 20, True: 60}
 
 
 def test_host_time(benchmark: Any, full: bool) -> None:
