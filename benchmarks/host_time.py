@@ -33,7 +33,7 @@ import alt_kernels
 from alt.measure import interleave
 from tools import silent_driver
 
-CALLS = 20  # per round and op: the clock costs a hundredth of that
+SECONDS = 1e-3  # of an op in a round, as many calls as that takes: every op runs from warm caches, the unit too
 BASE = "torch.add"
 EMPTY = "an op that does nothing"
 MODES = ("no gradient", "forward under grad", "forward and backward")
@@ -133,12 +133,13 @@ def count_python_calls(run: Entrant) -> int:
     return found - 1
 
 
-def time_calls(run: Entrant) -> float:
-    """Returns the seconds of CPU time per call, over CALLS of them: what other processes take is not in it."""
+def time_calls(run: Entrant, count: int) -> float:
+    """Returns the seconds of CPU time per call, over ``count`` of them: what other processes take is not in it."""
+    run()
     begin = time.thread_time()
-    for _ in range(CALLS):
+    for _ in range(count):
         run()
-    return (time.thread_time() - begin) / CALLS
+    return (time.thread_time() - begin) / count
 
 
 def measure(mode: str, rounds: int) -> dict[str, dict[str, object]]:
@@ -150,7 +151,9 @@ def measure(mode: str, rounds: int) -> dict[str, dict[str, object]]:
             for _ in range(3):  # the first call compiles, the second may still fill a cache
                 run()
         calls = {name: count_python_calls(run) for name, run in runs.items()}
-        seconds = interleave({name: functools.partial(time_calls, run) for name, run in runs.items()}, rounds=rounds)
+        counts = {name: max(1, round(SECONDS / time_calls(run, 20))) for name, run in runs.items()}
+        timed = {name: functools.partial(time_calls, run, counts[name]) for name, run in runs.items()}
+        seconds = interleave(timed, rounds=rounds)
     return {name: {"calls": calls[name], "seconds": seconds[name]} for name in runs}
 
 

@@ -34,6 +34,7 @@ For the method of measurement and its rules, see
 [benchmarks/README.md](https://github.com/alt-kernels/alt-kernels/blob/main/benchmarks/README.md).
 On a CPU only ratios are claimed, with one thread.
 """
+GATED = ", with its 95 % interval; every entrant had first to agree with a float64 definition."
 NO_GPU = "The kernels for GPUs have not been measured yet.\n"
 
 Record = dict[str, Any]
@@ -152,22 +153,27 @@ def plot_file(device: str, plot: str) -> str:
     return f"{PLOTS}/{device}-{plot}"
 
 
+def has_speedups(record: Record) -> bool:
+    """Returns True if something of the record was timed beside a rival."""
+    return any("ratio" in benchmark["extra_info"] for benchmark in record["benchmarks"])
+
+
 def device_section(device: str, record: Record) -> str:
     facts = record["machine_info"]["alt"]
     lines = [
         f"## {where(facts)}",
         "",
         f"torch {facts['torch']}, {origins(record)}. Every number is the median,"
-        " over interleaved rounds, of a ratio within a round, with its 95 % interval; every entrant had first to"
-        " agree with a float64 definition." + ("" if facts["full"] else " Short run."),
+        " over interleaved rounds, of a ratio within a round"
+        + (GATED if has_speedups(record) else ".")
+        + ("" if facts["full"] else " Short run."),
         "",
         *_operations(record),
         *_towers(record),
         *_memory(record),
         *_training_memory(record),
         *_host_time(record),
-        f"![speed-ups on {where(facts)}]({plot_file(device, PLOT)})",
-        "",
+        *([f"![speed-ups on {where(facts)}]({plot_file(device, PLOT)})", ""] if has_speedups(record) else []),
         *_tradeoff(device, record),
     ]
     return "\n".join(lines)
@@ -330,7 +336,8 @@ def main(arguments: list[str] | None = None) -> int:
     drawn = {
         PAGE.parent / plot_file(device, plot): record
         for device, record in records.items()
-        for plot in (PLOT, *([TRADEOFF_PLOT] if tradeoff_of(record) else []))
+        for plot, shown in ((PLOT, has_speedups(record)), (TRADEOFF_PLOT, tradeoff_of(record)))
+        if shown
     }
     if options.check:
         stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text() != text]
