@@ -26,11 +26,11 @@ MODE = "no gradient"
 CALLS = {
     "bipartite_soft_matching": 30,
     "bipartite_soft_matching_from_keys": 30,
-    "weighted_merge": 22,
-    "unmerge": 20,
-    "merge_layer_norm": 27,
-    "proportional_attention": 27,
-    "cosine_gumbel_assign": 60,
+    "weighted_merge": 26,
+    "unmerge": 24,
+    "merge_layer_norm": 31,
+    "proportional_attention": 31,
+    "cosine_gumbel_assign": 64,
 }
 
 
