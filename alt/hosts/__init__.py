@@ -10,7 +10,7 @@ import importlib
 from torch import nn
 
 from .built_in import BUILT_IN, BuiltIn, SupportedHost, list_built_in
-from .host import COMPONENTS, BlockParts, Embedded, Host, HostAttention, Projected
+from .host import COMPONENTS, BlockParts, Embedded, Host, HostAttention, KeyProjection, Projected
 from .refusals import explain_refusal
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Embedded",
     "Host",
     "HostAttention",
+    "KeyProjection",
     "Projected",
     "SupportedHost",
     "find_host",

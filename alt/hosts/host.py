@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .merging import TrunkMerge
 from .modules import qualified_name
 
-__all__ = ["COMPONENTS", "BlockParts", "Embedded", "Host", "HostAttention", "Projected"]
+__all__ = ["COMPONENTS", "BlockParts", "Embedded", "Host", "HostAttention", "KeyProjection", "Projected"]
 
 COMPONENTS = ("patch_embedding", "attention", "mlp", "block", "pooling", "other")
 """Answers of :meth:`Host.component`; "block" is the rest of a transformer block."""
@@ -46,6 +48,17 @@ class Projected(NamedTuple):
     keys: Tensor
 
 
+class KeyProjection(NamedTuple):
+    """The linear map from a block's normed input to ``Projected.keys``: ``x W^T + b``, split into H heads of D.
+
+    weight: ``[H D, C]``. bias: ``[H D]`` or None. num_heads: H.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    num_heads: int
+
+
 class HostAttention(ABC):
     """Self-attention of one block. It is created for every call, and holds the module and no results."""
 
@@ -67,6 +80,28 @@ class HostAttention(ABC):
     @abstractmethod
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """Returns ``Projected.keys`` without gradient, for modules whose keys stay inside their call."""
+
+    def key_projection(self) -> KeyProjection:
+        """Returns the map that makes the keys, adapters included. May be called before and after the module's call.
+
+        Raises:
+            TypeError: the keys are no linear map of x, or it is not known.
+        """
+        raise TypeError(
+            f"metric='projection' needs keys that are a linear map of the tokens, which {type(self).__name__} does not "
+            "tell; use metric='keys'"
+        )
+
+    def project_beside(
+        self, x: Tensor, positions: Tensor | None, make: Callable[[], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Projected, Tensor]:
+        """Returns :meth:`project`, and ``x weight^T + bias`` without gradient, from one reading of x if possible.
+
+        ``make`` returns weight and bias. It is called after the modules whose weights it reads.
+        """
+        projected = self.project(x, positions)
+        with torch.no_grad():
+            return projected, F.linear(x, *make())
 
     @abstractmethod
     def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .host import HostAttention, Projected
+from .host import HostAttention, KeyProjection, Projected
 from .made_weights import has_stepping_weights, without_steps
 from .modules import has_hooks, qualified_name, require_gathered
 
@@ -38,8 +40,7 @@ def require_packed(base: Any) -> None:
 
 def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns query, key and value ``[B, H, N, D]`` of ``[B, N, 3 H D]``, all views."""
-    batch, tokens, width = packed.shape
-    q, k, v = packed.view(batch, tokens, 3, num_heads, width // (3 * num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = packed.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
@@ -50,15 +51,37 @@ class PackedAttention(HostAttention):
         self.module = module
         self.base = base
 
-    def project_packed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @abstractmethod
+    def normalise(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
+        """Applies the module's norms and scale to projected heads ``[B, H, N, D]``."""
+
+    def project(self, x: Tensor, positions: Tensor | None) -> Projected:
         base = self.base
-        return split_heads(F.linear(x, base.in_proj_weight, base.in_proj_bias), base.num_heads)
+        return self.normalise(*split_heads(F.linear(x, base.in_proj_weight, base.in_proj_bias), base.num_heads))
+
+    def project_beside(
+        self, x: Tensor, positions: Tensor | None, make: Callable[[], tuple[Tensor, Tensor | None]]
+    ) -> tuple[Projected, Tensor]:
+        packed = self.base.in_proj_weight
+        if not x.is_cuda or (torch.is_grad_enabled() and (x.requires_grad or packed.requires_grad)):
+            # On a CPU a copy of the weights costs more than reading x twice; the gradient of a slice is padded with
+            # zeros, which costs more on a GPU too.
+            return super().project_beside(x, positions, make)
+        return self.project_columns(x, *make())
+
+    def project_columns(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Projected, Tensor]:
+        """Does :meth:`project_beside` by one product with ``weight`` as more columns of the packed projection."""
+        base = self.base
+        packed, packed_bias = base.in_proj_weight, base.in_proj_bias
+        both = None if bias is None else torch.cat([packed_bias, bias])
+        heads, beside = F.linear(x, torch.cat([packed, weight]), both).split([len(packed), len(weight)], -1)
+        return self.normalise(*split_heads(heads, base.num_heads)), beside.detach()
 
     def normalise_keys(self, k: Tensor) -> Tensor:
         """Applies the module's norm of keys without its hooks, which fire once, in the attention itself."""
         return k
 
-    def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
+    def key_projection(self) -> KeyProjection:
         base = self.base
         with torch.no_grad(), without_steps(self.module):
             weight = base.in_proj_weight
@@ -68,8 +91,12 @@ class PackedAttention(HostAttention):
             width = weight.shape[0] // 3  # rows of the packed projection: queries, keys, values
             key = slice(width, 2 * width)
             bias = base.in_proj_bias
-            k = F.linear(x, weight[key], None if bias is None else bias[key])
-            return self.normalise_keys(k.view(*x.shape[:2], base.num_heads, -1).transpose(1, 2))
+            return KeyProjection(weight[key], None if bias is None else bias[key], base.num_heads)
+
+    def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        with torch.no_grad(), without_steps(self.module):
+            weight, bias, heads = PackedAttention.key_projection(self)
+            return self.normalise_keys(F.linear(x, weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2))
 
 
 class MultiheadAttention(PackedAttention):
@@ -91,8 +118,7 @@ class MultiheadAttention(PackedAttention):
         exact = type_before_parametrizations(self.module)
         return exact is nn.MultiheadAttention and not (self.module.training and self.module.dropout > 0)
 
-    def project(self, x: Tensor, positions: Tensor | None) -> Projected:
-        q, k, v = self.project_packed(x)
+    def normalise(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         return Projected(q, k, v, None, k)
 
     def join_heads(self, y: Tensor, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from alt.hosts import find_tower, supported_hosts
 
 from .apply import apply, is_patched
 from .handle import PatchHandle
+from .metric import Metric, check_metric
 from .schedule import Schedule, check_reduction
 from .settings import PatchSettings
 
@@ -23,6 +24,7 @@ def patch_model(
     *,
     inflection: float = 0.0,
     prop_attn: bool = True,
+    metric: Metric = "keys",
     trace_source: bool = False,
     strict: bool = False,
     impl: Literal["auto", "reference"] = "auto",
@@ -49,6 +51,11 @@ def patch_model(
         inflection: in [-1, 1], tilts a constant r over depth, linearly from int(r (1 - inflection)) to
             2 r minus that. 1 merges late, -1 early.
         prop_attn: add log s to attention logits. If off, sizes still weigh merges and pooling.
+        metric: ``"keys"``: matching compares the mean of the keys over heads, taken in float32 by its kernel.
+            ``"projection"``: the same mean m from the mean of the key weights over heads, ``m = x W^T + b`` with
+            ``W = (1/H) sum_h W_h`` in the dtype of the weights. Matching then reads H times fewer numbers, for D more
+            columns of the projection, computed from the weights of the same call. In low precision the rounding
+            differs, so near-ties may merge otherwise (docs/patching.md has the share). Not for q/k norms.
         trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
         strict: raise if r exceeds what a block can lose, instead of one ``UserWarning`` that names the blocks.
         impl: of the operations of ``alt_kernels``. "reference" is plain torch: slower, but with forward-mode and second
@@ -58,9 +65,10 @@ def patch_model(
         The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
 
     Raises:
-        TypeError: the model, one of its parts or an argument has an unsupported type.
+        TypeError: the model, one of its parts or an argument has an unsupported type, or ``metric="projection"`` and
+            the keys of a block are not known to be a linear map of its tokens.
         ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``, or
-            impl is another word.
+            metric or impl is another word.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -78,6 +86,10 @@ def patch_model(
         raise ValueError(f"impl must be 'auto' or 'reference', got {impl!r}")
     blocks = len(host.blocks(tower))
     checked = check_reduction(r, inflection, blocks)
+    metric = check_metric(metric)
+    if metric == "projection":
+        for i, block in enumerate(host.blocks(tower)):
+            host.block_parts(block, tower, i).attention.key_projection()  # raises before the model is touched
     settings = PatchSettings(
         host,
         checked,
@@ -88,6 +100,7 @@ def patch_model(
         impl=impl,
         native_tokens=host.num_tokens(tower),
         num_protected=host.num_protected(tower),
+        metric=metric,
     )
     settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched
     apply(host, tower, settings)

@@ -2,7 +2,7 @@
 
 There are two paths with the same result. The fused path passes the module's weights to ``proportional_attention`` and
 reuses its keys. A module that carries hooks or is a wrapper takes the unfused path through its own call: sizes are an
-additive mask, and the keys are projected separately.
+additive mask, and the keys or their mean are projected separately.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from alt.hosts import HostAttention
 from alt.hosts.pooling import key_bias
 from alt_kernels import Impl, proportional_attention
 
+from .metric import Metric, mean_projection, project_metric
+
 
 def self_attention(
     attention: HostAttention,
@@ -20,19 +22,30 @@ def self_attention(
     size: Tensor | None = None,
     positions: Tensor | None = None,
     *,
-    want_keys: bool = False,
+    metric: Metric | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns ``(y [B, N, C], keys)`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
+    """Returns ``(y [B, N, C], rows)`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
 
-    ``keys`` ``[B, H, N, D]`` are normalised but not rotated, and have no gradient. They are None unless requested.
-    ``positions`` ``[B, N, P]`` go to hosts that rotate q and k.
+    ``rows``, which matching compares, have no gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the
+    metric ``"keys"``; their mean ``[B, N, D]`` for ``"projection"``; None for no metric. ``positions`` ``[B, N, P]``
+    go to hosts that rotate q and k.
     """
+    rows: Tensor | None = None
     if attention.can_fuse():
-        projected = attention.project(x, positions)
+        if metric == "projection":
+            projected, rows = attention.project_beside(x, positions, lambda: mean_projection(attention))
+        else:
+            projected = attention.project(x, positions)
+            if metric == "keys":
+                rows = projected.keys.detach()
         q, k, v, scale = projected.q, projected.k, projected.v, projected.scale
         y = proportional_attention(q, k, v, size, scale=scale, impl=impl)
-        return attention.join_heads(y, x), projected.keys.detach() if want_keys else None
+        return attention.join_heads(y, x), rows
     # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
     y = attention.call_module(x, key_bias(size, x.dtype), positions)
-    return y, attention.project_keys(x, positions) if want_keys else None
+    if metric == "projection":
+        rows = project_metric(attention, x)
+    elif metric == "keys":
+        rows = attention.project_keys(x, positions)
+    return y, rows

@@ -14,6 +14,7 @@ from alt.hosts.made_weights import make_weights
 from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
+from .metric import Metric
 from .schedule import Reduction, Schedule, check_reduction, make_schedule
 from .settings import PatchSettings, Trace
 from .trunk import TrunkCall
@@ -81,6 +82,11 @@ class PatchHandle:
     @property
     def inflection(self) -> float:
         return self._live().inflection
+
+    @property
+    def metric(self) -> Metric:
+        """Returns what matching compares, see :func:`alt.patch_clip`."""
+        return self._live().metric
 
     def schedule(self, num_tokens: int | None = None) -> Schedule:
         """Returns what each block removes from ``num_tokens`` input tokens (None: the tower's own number).
@@ -151,8 +157,10 @@ class PatchHandle:
             return "PatchHandle(removed)"
         settings = self._settings
         tokens = self.schedule().tokens
-        inflection = f", inflection={settings.inflection}" if settings.inflection else ""
-        impl = "" if settings.impl == "auto" else f", impl={settings.impl!r}"
+        options = f"r={settings.r}"
+        options += f", inflection={settings.inflection}" if settings.inflection else ""
+        options += f", prop_attn={settings.prop_attn}"
+        options += f", metric={settings.metric!r}" if settings.metric != "keys" else ""
+        options += f", impl={settings.impl!r}" if settings.impl != "auto" else ""
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""
-        options = f"r={settings.r}{inflection}, prop_attn={settings.prop_attn}{impl}"
         return f"PatchHandle({options}{left} over {len(tokens)} blocks)"

@@ -11,6 +11,7 @@ from torch import Tensor
 from alt.hosts import Embedded, Host
 from alt_kernels import Impl, Matching
 
+from .metric import Metric
 from .schedule import Reduction, Schedule, clipping_message, make_schedule, scale_reduction
 from .trunk import TrunkCall
 
@@ -46,6 +47,7 @@ class PatchSettings:
         impl: Impl,
         native_tokens: int,
         num_protected: int,
+        metric: Metric,
     ) -> None:
         self.host = host
         self.r = r
@@ -56,6 +58,7 @@ class PatchSettings:
         self.impl = impl
         self.native_tokens = native_tokens
         self.num_protected = num_protected
+        self.metric: Metric = metric
         self.trace: Trace | None = None
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
@@ -133,6 +136,7 @@ class PatchSettings:
             num_protected=self.num_protected,
             prop_attn=self.prop_attn,
             impl=self.impl,
+            metric=self.metric,
         )
 
     def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:

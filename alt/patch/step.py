@@ -3,7 +3,7 @@
 A pre-norm block with merging between attention and MLP (Bolya et al. 2023, section 3; ALT, Eq. 2)::
 
     y     = after_attention(attention(norm_1(x); s))     log s_j is added to every logit of key j
-    x', s' = merge(x + y, s)                              the r most similar pairs, by the block's own keys
+    x', s' = merge(x + y, s)                              the r most similar pairs, by the block's own keys (metric.py)
     out   = x' + feed_forward(norm_2(x'))
 
 The parts are the block's own modules, as its host lists them (:class:`alt.hosts.BlockParts`). Each part runs through
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from alt.hosts import BlockParts, Host
 from alt.hosts.modules import has_hooks
-from alt_kernels import Impl, Matching, bipartite_soft_matching_from_keys, merge_layer_norm, weighted_merge
+from alt_kernels import Impl, Matching, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
+from .metric import Metric, match
 
 
 class BlockCall:
@@ -48,6 +49,7 @@ class BlockCall:
         num_protected: int,
         prop_attn: bool,
         impl: Impl,
+        metric: Metric,
         positions: Tensor | None = None,
         matching: Matching | None = None,
     ) -> None:
@@ -60,6 +62,7 @@ class BlockCall:
         self.num_protected = num_protected
         self.prop_attn = prop_attn
         self.impl = impl
+        self.metric = metric
         self.positions = positions
         self.matching = matching
         self.merged_size: Tensor | None = None
@@ -82,7 +85,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     if adapter is not None:
         x = adapter.before_attention(parts, x, merged=size is not None, num_protected=call.num_protected)
     # An existing plan comes from the first run of a checkpointed block.
-    y, keys = _attend(parts, x, call, want_keys=r > 0 and call.matching is None)
+    y, rows = _attend(parts, x, call, call.metric if r > 0 and call.matching is None else None)
     y = parts.after_attention(y)
     if adapter is not None:
         y = adapter.after_attention(y)
@@ -90,8 +93,8 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
         x = x + y
         return x + _feed_forward(parts, parts.norm_2(x), adapter)
     if call.matching is None:
-        assert keys is not None
-        call.matching = bipartite_soft_matching_from_keys(keys, r, num_protected=call.num_protected, impl=impl)
+        assert rows is not None
+        call.matching = match(rows, r, call.num_protected, impl)
     if call.positions is not None:
         call.merged_positions = weighted_merge(call.positions, call.matching, size, impl=impl).x
     norm: Any = parts.norm_2
@@ -105,18 +108,18 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     return x + _feed_forward(parts, normed, adapter)
 
 
-def _attend(parts: BlockParts, x: Tensor, call: BlockCall, *, want_keys: bool) -> tuple[Tensor, Tensor | None]:
+def _attend(parts: BlockParts, x: Tensor, call: BlockCall, metric: Metric | None) -> tuple[Tensor, Tensor | None]:
     size = call.size if call.prop_attn else None
-    options: Any = {"want_keys": want_keys, "impl": call.impl}
+    options: Any = {"metric": metric, "impl": call.impl}
     if parts.guests is None:
         return self_attention(parts.attention, parts.norm_1(x), size, call.positions, **options)
     guests = parts.guests(x)
     if size is not None:
         size = torch.cat([size, size.new_ones(guests.shape[:2])], 1)
     joined = parts.norm_1(torch.cat([x, guests], 1))
-    y, keys = self_attention(parts.attention, joined, size, call.positions, **options)
+    y, rows = self_attention(parts.attention, joined, size, call.positions, **options)
     tokens = x.shape[1]
-    return y[:, :tokens], None if keys is None else keys[:, :, :tokens]
+    return y[:, :tokens], None if rows is None else rows[..., :tokens, :]
 
 
 def _feed_forward(parts: BlockParts, normed: Tensor, adapter: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from alt.hosts import Host
 from alt_kernels import Impl, Matching
 
+from .metric import Metric
 from .restore import restore_grid
 from .step import BlockCall
 
@@ -38,6 +39,7 @@ class TrunkCall:
         num_protected: int,
         prop_attn: bool,
         impl: Impl,
+        metric: Metric,
         size: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> None:
@@ -48,6 +50,7 @@ class TrunkCall:
         self.num_protected = num_protected
         self.prop_attn = prop_attn
         self.impl = impl
+        self.metric = metric
         self.size = size
         self.positions = positions
         self.matchings: list[Matching | None] = []
@@ -117,6 +120,7 @@ def _call_block(
         num_protected=trunk.num_protected,
         prop_attn=trunk.prop_attn,
         impl=trunk.impl,
+        metric=trunk.metric,
         positions=positions,
         matching=memory[0] if memory else None,
     )

@@ -57,13 +57,13 @@ def test_a_recomputed_block_keeps_the_plan_of_its_first_run():
     visual.set_grad_checkpointing(True)
     alt.patch_clip(visual, 3)
     plans = []
-    matching = alt.patch.step.bipartite_soft_matching_from_keys
+    matching = alt.patch.step.match
 
     def counted(*args, **kwargs):
         plans.append(1)
         return matching(*args, **kwargs)
 
-    alt.patch.step.bipartite_soft_matching_from_keys = counted
+    alt.patch.step.match = counted
     try:
         output = visual(images(dtype=torch.float32))
         assert len(plans) == 3
@@ -72,7 +72,7 @@ def test_a_recomputed_block_keeps_the_plan_of_its_first_run():
                 block.attn.in_proj_weight.mul_(-1.0)
         loss_of(output).backward()
     finally:
-        alt.patch.step.bipartite_soft_matching_from_keys = matching
+        alt.patch.step.match = matching
     assert len(plans) == 3
 
 
@@ -130,11 +130,11 @@ class fixed_plans:
         self.plans = iter(alt.patch.get_handle(handle.visual)._trace("sizes").matchings)
 
     def __enter__(self):
-        self.kept = alt.patch.step.bipartite_soft_matching_from_keys
-        alt.patch.step.bipartite_soft_matching_from_keys = lambda *args, **kwargs: next(self.plans)
+        self.kept = alt.patch.step.match
+        alt.patch.step.match = lambda *args, **kwargs: next(self.plans)
 
     def __exit__(self, *_):
-        alt.patch.step.bipartite_soft_matching_from_keys = self.kept
+        alt.patch.step.match = self.kept
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])

@@ -46,13 +46,14 @@ def test_launchers_keep_to_the_device_and_never_wait_for_it() -> None:
     assert set(launches("fake")) == every  # type: ignore[call-overload]
 
 
-def test_the_patched_trunk_keeps_to_the_device_and_never_waits_for_it() -> None:
+@pytest.mark.parametrize("metric", ["keys", "projection"])
+def test_the_patched_trunk_keeps_to_the_device_and_never_waits_for_it(metric: str) -> None:
     """The same of what `alt` does around the kernels, forward: autograd itself would want a GPU."""
     transformer = pytest.importorskip("open_clip.transformer")
     alt = pytest.importorskip("alt")
     with FakeTensorMode(), torch.device("cuda"):
         fakes = transformer.VisionTransformer(32, 4, 32, 2, 2, 4.0, output_dim=16)
-        alt.patch_clip(fakes, r=5)
+        alt.patch_clip(fakes, r=5, metric=metric)
         with torch.no_grad():
             output = fakes(torch.empty(2, 3, 32, 32))
     assert output.device.type == "cuda"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..host import Projected
+from ..host import KeyProjection, Projected
 from ..made_weights import has_stepping_weights
 from ..modules import has_hooks, qualified_name
 from ..packed import MultiheadAttention, PackedAttention, base_layer, require_packed
@@ -65,9 +65,8 @@ class OwnAttention(PackedAttention):
         exact = type_before_parametrizations(self.module)
         return _is_own(exact) and not (self.module.training and self.module.attn_drop.p > 0)
 
-    def project(self, x: Tensor, positions: Tensor | None) -> Projected:
+    def normalise(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         attn = self.base
-        q, k, v = self.project_packed(x)
         if attn.logit_scale is not None:
             # Scaled cosine attention (Swin v2): exp(logit_scale) replaces 1 / sqrt(D).
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
@@ -83,6 +82,14 @@ class OwnAttention(PackedAttention):
         if attn.head_scale is not None:
             y = y * attn.head_scale
         return attn.out_drop(attn.out_proj(attn.ln_inner(y.transpose(1, 2).reshape(x.shape))))
+
+    def key_projection(self) -> KeyProjection:
+        if getattr(self.base, "logit_scale", None) is not None or not isinstance(self.base.ln_k, nn.Identity):
+            raise TypeError(
+                "metric='projection' needs keys that are a linear map of the tokens, but this attention normalises its "
+                "keys before their mean over heads; use metric='keys'"
+            )
+        return super().key_projection()
 
     def normalise_keys(self, k: Tensor) -> Tensor:
         if getattr(self.base, "logit_scale", None) is not None:
