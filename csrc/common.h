@@ -16,8 +16,6 @@
 //   alt::parallel_for(n, cost, f)          f(begin, end) over [0, n), serial where the work is small
 //   alt::Plan                              a checked merge plan, see below
 //   ALT_MULTIVERSION                       compile a function once per x86 level, chosen when the library loads
-//
-// Check arguments before a parallel_for: an exception that leaves its body loses its message.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -28,9 +26,12 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <initializer_list>
+#include <iomanip>
 #include <limits>
 #include <memory>
 #include <new>
@@ -195,6 +196,32 @@ ALT_INLINE T store(Acc v) {
 
 // --------------------------------------------------------------------------------------------- tensors
 
+// Raises what PyTorch raises (RuntimeError in Python) if memory could not be had.
+inline void check_memory(bool found, double bytes) {
+  if (!found) {
+    std::ostringstream text;
+    text << "out of memory: cannot allocate " << std::fixed << std::setprecision(0) << bytes << " bytes";
+    throw std::runtime_error(text.str());
+  }
+}
+
+// Raises if `bytes` of CPU memory cannot be had, before PyTorch is asked for much of it: where its shim fails, it
+// prints its stack to stderr and keeps no message.
+inline void try_memory(double bytes) {
+  if (bytes > static_cast<double>(1 << 28)) {
+    void* memory = bytes < 9e18 ? ::operator new(static_cast<size_t>(bytes), std::nothrow) : nullptr;
+    check_memory(memory != nullptr, bytes);
+    ::operator delete(memory);
+  }
+}
+
+inline Tensor copy_contiguous(const Tensor& t) {
+  if (t.is_cpu()) {
+    try_memory(static_cast<double>(t.numel()) * static_cast<double>(t.element_size()));
+  }
+  return torch::stable::contiguous(t);
+}
+
 // A new contiguous tensor on a device, uninitialised. It calls the C shim directly, without the dispatcher.
 inline Tensor new_empty_on(int32_t device_type, int32_t device_index, std::initializer_list<int64_t> sizes,
                            ScalarType dtype) {
@@ -210,9 +237,18 @@ inline Tensor new_empty_on(int32_t device_type, int32_t device_index, std::initi
     stride *= std::max<int64_t>(shape[i], 1);
   }
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  const bool wide = dtype == ScalarType::Double || dtype == ScalarType::Long;
+  double bytes = wide ? 8 : dtype == ScalarType::Float || dtype == ScalarType::Int ? 4 : 2;
+  for (const int64_t size : sizes) {
+    bytes *= static_cast<double>(size);
+  }
+  if (device_type == aoti_torch_device_type_cpu()) {
+    try_memory(bytes);
+  }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code, device_type, device_index, &handle));
+  check_memory(aoti_torch_empty_strided(static_cast<int64_t>(rank), shape, strides, code, device_type, device_index,
+                                        &handle) == TORCH_SUCCESS,
+               bytes);
   return Tensor(handle);
 }
 
@@ -220,7 +256,7 @@ inline Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType dtype) 
   return new_empty_on(aoti_torch_device_type_cpu(), 0, sizes, dtype);
 }
 
-inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : copy_contiguous(t); }
 
 inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(as_contiguous(*t)) : std::nullopt;
@@ -230,7 +266,7 @@ inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
 // most views have it.
 inline Tensor as_rows_contiguous(const Tensor& t) {
   const int64_t last = t.dim() - 1;
-  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+  return t.size(last) <= 1 || t.stride(last) == 1 ? t : copy_contiguous(t);
 }
 
 // T may be const-qualified; the dtype is checked by torch.
@@ -254,8 +290,10 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : memory_(static_cast<T*>(
-            ::operator new(sizeof(T) * static_cast<size_t>(std::max<int64_t>(count, 1)), std::align_val_t{64}))) {}
+      : memory_(static_cast<T*>(::operator new(sizeof(T) * static_cast<size_t>(std::max<int64_t>(count, 1)),
+                                               std::align_val_t{64}, std::nothrow))) {
+    check_memory(memory_ != nullptr, static_cast<double>(sizeof(T)) * static_cast<double>(count));
+  }
   T* get() const { return memory_.get(); }
   T& operator[](int64_t i) const { return memory_.get()[i]; }
 
@@ -281,7 +319,21 @@ inline void parallel_for(int64_t n, int64_t cost_per_item, const F& f) {
     f(int64_t{0}, n);
     return;
   }
-  torch::stable::parallel_for(0, n, grain, f);
+  // An exception that left the body would lose its message.
+  std::exception_ptr error;
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    try {
+      f(begin, end);
+    } catch (...) {
+      if (!failed.test_and_set()) {
+        error = std::current_exception();
+      }
+    }
+  });
+  if (error) {
+    std::rethrow_exception(error);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ plan

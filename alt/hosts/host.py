@@ -59,6 +59,12 @@ class KeyProjection(NamedTuple):
     num_heads: int
 
 
+NORMALISED_KEYS = (
+    "metric='projection' needs keys that are a linear map of the tokens, but this attention normalises its keys before "
+    "their mean over heads; use metric='keys'"
+)
+
+
 class HostAttention(ABC):
     """Self-attention of one block. It is created for every call, and holds the module and no results."""
 

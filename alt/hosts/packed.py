@@ -16,17 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .host import HostAttention, KeyProjection, Projected
+from .lora import lora_deltas
 from .made_weights import has_stepping_weights, without_steps
 from .modules import has_hooks, qualified_name, require_gathered
 
-__all__ = ["MultiheadAttention", "PackedAttention", "base_layer", "require_packed", "split_heads"]
-
-
-def base_layer(module: Any) -> Any:
-    """Returns the module under LoRA wrappers of peft, or the module itself."""
-    while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
-        module = module.base_layer
-    return module
+__all__ = ["MultiheadAttention", "PackedAttention", "require_packed", "split_heads"]
 
 
 def require_packed(base: Any) -> None:
@@ -86,7 +80,7 @@ class PackedAttention(HostAttention):
         with torch.no_grad(), without_steps(self.module):
             weight = base.in_proj_weight
             require_gathered(weight)
-            for delta in _lora_deltas(self.module):
+            for delta in lora_deltas(self.module, "in_proj_weight"):
                 weight = weight + delta.to(weight.dtype)
             width = weight.shape[0] // 3  # rows of the packed projection: queries, keys, values
             key = slice(width, 2 * width)
@@ -133,14 +127,3 @@ class MultiheadAttention(PackedAttention):
         """Calls the module with ``query`` ``[B, Q, C]`` over keys and values ``x`` ``[B, n, C]``."""
         mask = {} if bias is None else {"key_padding_mask": bias}
         return self.module(query, x, x, need_weights=False, **mask)[0]
-
-
-def _lora_deltas(module: Any) -> list[Tensor]:
-    """Returns the terms that active LoRA adapters add to the packed input projection of the wrapped module."""
-    deltas = []
-    while type(module).__module__.startswith("peft.tuners.lora") and hasattr(module, "base_layer"):
-        ours = getattr(module, "parameter_name", "in_proj_weight") == "in_proj_weight"
-        if ours and not module.disable_adapters and not module.merged:
-            deltas += [module.get_delta_weight(name) for name in module.active_adapters if name in module.lora_A]
-        module = module.base_layer
-    return deltas

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..host import KeyProjection, Projected
+from ..host import NORMALISED_KEYS, KeyProjection, Projected
+from ..lora import base_layer
 from ..made_weights import has_stepping_weights
 from ..modules import has_hooks, qualified_name
-from ..packed import MultiheadAttention, PackedAttention, base_layer, require_packed
+from ..packed import MultiheadAttention, PackedAttention, require_packed
 
 __all__ = ["OwnAttention", "read_attention"]
 
@@ -85,10 +86,7 @@ class OwnAttention(PackedAttention):
 
     def key_projection(self) -> KeyProjection:
         if getattr(self.base, "logit_scale", None) is not None or not isinstance(self.base.ln_k, nn.Identity):
-            raise TypeError(
-                "metric='projection' needs keys that are a linear map of the tokens, but this attention normalises its "
-                "keys before their mean over heads; use metric='keys'"
-            )
+            raise TypeError(NORMALISED_KEYS)
         return super().key_projection()
 
     def normalise_keys(self, k: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..host import HostAttention, Projected
+from ..host import NORMALISED_KEYS, HostAttention, KeyProjection, Projected
+from ..lora import read_linear
 from ..made_weights import without_steps
 from ..modules import has_hooks, require_gathered
 from ..packed import split_heads
@@ -41,6 +42,15 @@ class TimmAttention(HostAttention):
         if attn.gate is not None:
             joined = joined * attn.gate(x).sigmoid()
         return attn.proj_drop(attn.proj(joined))
+
+    def key_projection(self) -> KeyProjection:
+        attn = self.module
+        if not isinstance(attn.k_norm, nn.Identity):
+            raise TypeError(NORMALISED_KEYS)
+        with torch.no_grad(), without_steps(attn):
+            weight, bias = read_linear(attn.qkv)
+        key = slice(len(weight) // 3, 2 * len(weight) // 3)
+        return KeyProjection(weight[key], None if bias is None else bias[key], attn.num_heads)
 
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
         attn = self.module

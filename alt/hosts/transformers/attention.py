@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..host import HostAttention, Projected
+from ..host import HostAttention, KeyProjection, Projected
+from ..lora import read_linear
 from ..made_weights import without_steps
 from ..modules import has_hooks, require_gathered
 
@@ -58,6 +59,11 @@ class SeparateAttention(HostAttention):
 
     def join_heads(self, y: Tensor, x: Tensor) -> Tensor:
         return self.project_out(y.transpose(1, 2).flatten(2))
+
+    def key_projection(self) -> KeyProjection:
+        with torch.no_grad(), without_steps(self.module):
+            weight, bias = read_linear(self.module.k_proj)
+        return KeyProjection(weight, bias, len(weight) // self.module.head_dim)
 
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
         projection = self.module.k_proj
