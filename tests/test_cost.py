@@ -251,6 +251,18 @@ def test_the_users_choice_of_fast_path_survives_even_an_error(monkeypatch: pytes
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def test_the_metric_of_a_projection_counts_as_matching() -> None:
+    keys, projection = (tower(TINY, "meta") for _ in range(2))
+    alt.patch_clip(keys, 3)
+    alt.patch_clip(projection, 3, metric="projection")
+    expected, found = count_macs(keys, 1).by_component, count_macs(projection, 1).by_component
+    tokens = [37, 34, 31]
+    assert (
+        found.pop("matching") - expected.pop("matching") == sum(tokens) * TINY["width"] * TINY["width"] // TINY["heads"]
+    )
+    assert found == expected
+
+
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_quantised_layers_are_refused_by_name() -> None:
     """Their products have no formula, so they would count as nothing."""

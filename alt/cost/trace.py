@@ -38,6 +38,7 @@ class Trace(TorchDispatchMode):
         self.flops = dict.fromkeys(COMPONENTS, 0)
         self.convention = dict.fromkeys(CONVENTION, 0)
         self._matched = False
+        self._products: dict[int, tuple[str, int]] = {}  # storage of a result -> its component and charge
         # Views of a weight share its storage. So a product is booked under its weight even if a patched block reads
         # the weight and never calls the module that owns it.
         self._parameter_of = {
@@ -54,7 +55,10 @@ class Trace(TorchDispatchMode):
         if not charged:
             self._require_known(name)
         else:
-            self.flops[self._component(name, self._weight(args))] += charged
+            component = self._component(name, self._weight(args))
+            self.flops[component] += charged
+            if isinstance(out, torch.Tensor):
+                self._products[out.untyped_storage()._cdata] = component, charged
         self._note(name.partition(".")[0], args, out)
         return out
 
@@ -101,6 +105,11 @@ class Trace(TorchDispatchMode):
         """Adds what the paper's convention counts beyond an operation."""
         if op.startswith("alt_kernels::bipartite_matching"):
             self._matched = True
+            # A product that made the metric is part of the matching (metric="projection").
+            component, charged = self._products.pop(args[0].untyped_storage()._cdata, ("matching", 0))
+            if op == "alt_kernels::bipartite_matching":
+                self.flops[component] -= charged
+                self.flops["matching"] += charged
         elif op in ("alt_kernels::weighted_merge", "alt_kernels::merge_layer_norm") and self._matched:
             images, n, width = args[0].shape
             left = (out if isinstance(out, torch.Tensor) else out[0]).shape[1]
