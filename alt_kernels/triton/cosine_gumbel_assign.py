@@ -69,11 +69,26 @@ def _lowest(found, column):
     return tl.min(tl.where(found, column, 0x7FFFFFFF), 2)
 
 
+@triton.jit
+def copy_chosen(source_ptr, out_ptr, index, row, live, stride, D: tl.constexpr):
+    """Copies the rows ``index`` of the entities as given to the rows ``row`` of the output."""
+    BC: tl.constexpr = 64
+    for start in tl.range(0, D, BC, num_stages=1):
+        channel = start + tl.arange(0, BC)
+        inside = live[:, None] & (channel < D)[None, :]
+        value = tl.load(source_ptr + index.to(tl.int64)[:, None] * stride + channel[None, :], mask=inside)
+        target = out_ptr + row.to(tl.int64)[:, None] * D + channel[None, :]
+        tl.store(target, value.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 @cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
 def _assign(
-    x_ptr,  # [M, d] contiguous, as prepared
+    x_ptr,  # [M, d] contiguous, as prepared: the rows whose sx is not 1
+    given_x_ptr,  # [M, d] contiguous, the other rows
     e_ptr,  # [P, d], as prepared
+    source_ptr,  # [K, d], strides (e_k, 1): the entities as given, read where neither SOFT nor SPLIT
     rx_ptr,  # [M] float32, 1 / length
+    sx_ptr,  # [M] float32, the power of two that was divided out
     re_ptr,  # [P] float32, 1 / length
     se_ptr,  # [P] float32, entity = its row of e times this
     tau_ptr,  # 0-d
@@ -82,13 +97,14 @@ def _assign(
     index_ptr,  # [S, M] int64
     peak_ptr,  # [S, M] float32: the largest logit in powers of two; where S is 1 the log-normalizer
     sum_ptr,  # [S, M] float32: sum of exp(logit - peak), written where SPLIT
-    acc_ptr,  # [S, M, d] float32 where SPLIT: sum of exp(logit - peak) s_k; else [M, d]: the soft output
+    acc_ptr,  # [S, M, d] float32 where SOFT and SPLIT: sum of exp(logit - peak) s_k; where not SPLIT [M, d]: the output
     rows,  # of this launch; pointers to rows are to its first
     count,
     above,  # rows before this launch
     per_split,  # entities of a split, a multiple of BK
     noise_m,
     noise_k,
+    e_k,
     D: tl.constexpr,
     NOISE: tl.constexpr,
     SOFT: tl.constexpr,
@@ -104,13 +120,14 @@ def _assign(
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
     row = tl.minimum(place, rows - 1)  # reads past the end go to the last row, so they need no mask
-    scale = tl.load(rx_ptr + row) * (LOG2E / tl.load(tau_ptr).to(tl.float32))
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     WHOLE: tl.constexpr = BD >= D
     CARRY: tl.constexpr = WHOLE and not SOFT  # with a second product in the loop the compiler omits the wait
     Q: tl.constexpr = 1 if SOFT else 4
+    scale = tl.load(rx_ptr + row) * (LOG2E / tl.load(tau_ptr).to(tl.float32))
+    x_row_ptr = tl.where(tl.load(sx_ptr + row) == 1.0, given_x_ptr, x_ptr)
     if WHOLE:
-        x = load_rows(x_ptr, row, 0, D, BD)  # kept for all entities
+        x = load_rows(x_row_ptr[:, None], row, 0, D, BD)  # kept for all entities
     value_start = tl.program_id(2) * DV
 
     peak = tl.full([BM, Q], float("-inf"), tl.float32)
@@ -132,7 +149,7 @@ def _assign(
         else:
             products = tl.zeros([BM, BK], tl.float32)
             for start in range(0, D, BD):
-                xs = load_rows(x_ptr, row, start, D, BD)
+                xs = load_rows(x_row_ptr[:, None], row, start, D, BD)
                 es = load_tile(e_ptr, first, start, D, BK, BD)
                 products = tl.dot(xs, tl.trans(es), products, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
@@ -185,6 +202,8 @@ def _assign(
         channel = value_start + tl.arange(0, DV)
         target = acc_ptr + out[:, None] * D + channel[None, :]
         tl.store(target, acc.to(acc_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
+    elif not SPLIT:
+        copy_chosen(source_ptr, acc_ptr, row_index, place, live, e_k, D)
     write = live & (tl.program_id(2) == 0)
     tl.store(index_ptr + out, row_index.to(tl.int64), mask=write)
     if SPLIT:
@@ -201,17 +220,19 @@ def _join(
     peak_ptr,  # [S, M] float32, in powers of two
     sum_ptr,  # [S, M] float32
     acc_ptr,  # [S, M, d] float32, read where SOFT
+    source_ptr,  # [K, d], strides (e_k, 1): the entities as given, read where hard
     index_ptr,  # [M] int64
     normalizer_ptr,  # [M] float32
-    out_ptr,  # [M, d], written where SOFT
+    out_ptr,  # [M, d]
     rows,
     splits,
+    e_k,
     D: tl.constexpr,
     SOFT: tl.constexpr,
     R: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """One program: joins the results of all splits in ascending order for R rows (soft: for BC channels of them)."""
+    """One program: joins the results of all splits in ascending order for BC channels of R rows."""
     row = tl.program_id(0) * R + tl.arange(0, R)
     live = row < rows
     at = row.to(tl.int64)
@@ -238,7 +259,9 @@ def _join(
             acc += tl.load(acc_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0) * weight[:, None]
     if SOFT:
         result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + at[:, None] * D + channel[None, :], result, mask=inside)
+    else:
+        result = tl.load(source_ptr + index[:, None] * e_k + channel[None, :], mask=inside).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + at[:, None] * D + channel[None, :], result, mask=inside)
     write = live & (tl.program_id(1) == 0)
     tl.store(index_ptr + at, index, mask=write)
     tl.store(normalizer_ptr + at, (origin + tl.log2(total)) * NATURAL, mask=write)
@@ -254,15 +277,16 @@ def gumbel_assignment(
     dtype = torch.promote_types(x.dtype, entities.dtype)
     index = torch.empty(rows, dtype=torch.int64, device=x.device)
     normalizer = torch.empty(rows, dtype=torch.float32, device=x.device)
-    output = x.new_empty((0 if hard else rows, depth), dtype=dtype)
+    output = x.new_empty((rows, depth), dtype=dtype)
     if rows == 0:
-        return x.new_empty((0, depth), dtype=dtype), index, normalizer
-    ready = prepare(x, entities)
-    kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
+        return output, index, normalizer
+    kind, noise, seed, *strides = noise_arguments(noise, seed, normalizer)
     use = with_noise(select_config("cosine_gumbel_assign", "hard" if hard else "soft", depth, dtype), kind)
+    ready = prepare(x, entities, copy_all=False)
+    source = ready.source
     wide = 1 if hard else divide_up(depth, use["DV"])
     for here, tiles, splits, share in row_plan(rows, use, wide, count):
-        results = index[here], normalizer[here], output if hard else output[here]
+        results = index[here], normalizer[here], output[here]
         parts = results[0], results[1], results[1], results[2]
         height = len(results[0])
         if splits > 1:
@@ -270,18 +294,18 @@ def gumbel_assignment(
             sums = peak if hard else peak.new_empty((splits, height, depth))
             parts = index.new_empty((splits, height)), peak, torch.empty_like(peak), sums
         _assign[(tiles, splits, wide)](
-            ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
+            ready.x[here], ready.given[here], ready.entities, source, ready.rx[here], ready.sx[here], ready.re,
+            ready.se, tau,
             noise[here] if kind == TENSOR else noise, seed, *parts, height, count, here.start, share, *strides,
+            source.stride(0),
             D=depth, NOISE=kind, SOFT=not hard, SPLIT=splits > 1, PRECISION=precision(dtype),
             BM=use["BM"], BK=use["BK"], BD=use["BD"], DV=use["DV"],
             num_warps=use["num_warps"], num_stages=use["num_stages"],
         )  # fmt: skip
         if splits > 1:
-            width = 16 if hard else min(128, round_up_to_power(depth))
-            _join[(divide_up(height, 32), 1 if hard else divide_up(depth, width))](
-                *parts, *results, height, splits,
+            width = min(128, round_up_to_power(depth))
+            _join[(divide_up(height, 32), divide_up(depth, width))](
+                *parts, source, *results, height, splits, source.stride(0),
                 D=depth, SOFT=not hard, R=32, BC=width, num_warps=4, num_stages=1,
             )  # fmt: skip
-    if hard:
-        output = entities.index_select(0, index).to(dtype)
     return output, index, normalizer

@@ -31,7 +31,6 @@ of two from the bound of its row (for an entity's sum, of any row), so it neithe
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -166,7 +165,7 @@ def gumbel_assignment_backward(
     grad_entities = torch.empty((count, depth) if need_entities else (0,), dtype=entities.dtype, device=x.device)
     if rows == 0:
         return grad_x, grad_entities.zero_(), torch.zeros_like(tau)
-    ready = prepare(x, entities)
+    ready = prepare(x, entities, copy_all=True)
     grad = grad.to(ready.dtype).contiguous()
     saved, index = log_normalizer.contiguous(), index.contiguous()
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
@@ -183,7 +182,7 @@ def gumbel_assignment_backward(
             noise[here] if kind == TENSOR else noise, seed, index[here], saved[here], chosen[here], *sums,
             height, count, here.start, share, *strides, **common, **tiling(use),
         )  # fmt: skip
-        _join_delta[(triton.cdiv(height, 128),)](
+        _join_delta[(divide_up(height, 128),)](
             saved[here], *sums, normalizer[here], delta[here], q[here], bound[here], height, splits,
             BOUND=bounded, R=128, num_warps=4, num_stages=1,
         )  # fmt: skip

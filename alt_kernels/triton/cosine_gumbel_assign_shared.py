@@ -1,9 +1,10 @@
 """Helpers of the cosine-Gumbel assignment kernels: preparation of inputs, loads, noise, launch plans.
 
 Symbols as in cosine_gumbel_assign.py. ``_prepare`` finds 1 / |x| and 1 / |s|. Products of float32 and bfloat16 rows
-could overflow, so these rows are first divided by a power of two near their largest entry (exact; a copy of M d
-elements). float16 rows are read in place. Entities are always copied, in the order of ``philox.tile_columns``, in which
-a thread draws the noise that it adds. They are zero-padded to whole tiles, so that kernels read them without masks.
+could overflow, so these rows are first divided by a power of two near their largest entry (exact). In the forward only
+rows of extreme length are copied for that, and in the backward all of x. float16 rows are read in place. Entities are
+always copied, in the order of ``philox.tile_columns``, in which a thread draws the noise that it adds. They are
+zero-padded to whole tiles, so that kernels read them without masks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ NONE, TENSOR, SEED = 0, 1, 2  # the source of the noise
 STEP = 64  # channels per step of rows that are too long to stay in shared memory
 PAD = 256  # entities are padded to a multiple of the largest tile
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+# Squared lengths 2^-80 .. 2^80: no sum of squares and no product with a prepared entity overflows or loses bits.
+LEAST_SQUARE: tl.constexpr = tl.constexpr(8.271806125530277e-25)
+MOST_SQUARE: tl.constexpr = tl.constexpr(1.2089258196146292e24)
+#: What of x is copied: nothing, the rows of extreme length, or everything.
+COPY_NONE, COPY_EXTREME, COPY_ALL = 0, 1, 2
 
 
 @triton.jit
@@ -38,7 +44,7 @@ def power_below(x):
 @triton.jit
 def _prepare_tile(
     row_ptr,  # [n, D], strides (stride, 1)
-    copy_ptr,  # [n, D] contiguous, written where COPY
+    copy_ptr,  # [n, D] contiguous, written where COPY is not 0
     inverse_ptr,  # [n] float32: 1 / length of the row as the other kernels read it, 0 for a zero row
     scale_ptr,  # [n] float32: the power of two that was divided out
     tile,
@@ -58,7 +64,13 @@ def _prepare_tile(
     at = row.to(tl.int64)[:, None]
     value = tl.load(row_ptr + at * stride + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     scale = tl.full([R], 1.0, tl.float32)
-    if RESCALE:
+    if COPY == 1:
+        square = tl.sum(value * value, 1)
+        peak = tl.max(tl.abs(value), 1)
+        extreme = ((square < LEAST_SQUARE) | (square > MOST_SQUARE)) & (peak > 0.0) & (peak < float("inf"))
+        scale = tl.where(extreme, power_below(peak), 1.0)
+        value = value * (1.0 / scale)[:, None]
+    elif RESCALE:
         scale = power_below(tl.max(tl.abs(value), 1))
         value = value * (1.0 / scale)[:, None]
     square = tl.sum(value * value, 1)
@@ -76,15 +88,16 @@ def _prepare_tile(
     else:
         tl.store(inverse_ptr + row, inverse, mask=live)
         tl.store(scale_ptr + row, scale, mask=live)
-        if COPY:
-            tl.store(copy_ptr + at * D + channel[None, :], value.to(copy_ptr.dtype.element_ty), mask=inside)
+        if COPY != 0:
+            written = inside & (scale != 1.0)[:, None] if COPY == 1 else inside
+            tl.store(copy_ptr + at * D + channel[None, :], value.to(copy_ptr.dtype.element_ty), mask=written)
 
 
 @cache_launches(do_not_specialize=["rows", "count"])
 def _prepare(
     x_ptr,  # [M, d], strides (x_m, 1)
     e_ptr,  # [K, d], strides (e_k, 1)
-    x_copy_ptr,  # [M, d], written where COPY_X
+    x_copy_ptr,  # [M, d], written where COPY_X is not 0
     e_copy_ptr,  # [P, d], by places
     rx_ptr,  # [M] float32
     re_ptr,  # [P] float32
@@ -106,7 +119,7 @@ def _prepare(
     if tile < tiles:
         _prepare_tile(x_ptr, x_copy_ptr, rx_ptr, sx_ptr, tile, rows, x_m, D, COPY_X, RESCALE, False, R, BC)
     else:
-        _prepare_tile(e_ptr, e_copy_ptr, re_ptr, se_ptr, tile - tiles, count, e_k, D, True, RESCALE, True, R, BC)
+        _prepare_tile(e_ptr, e_copy_ptr, re_ptr, se_ptr, tile - tiles, count, e_k, D, 2, RESCALE, True, R, BC)
 
 
 @triton.jit
@@ -154,7 +167,9 @@ class Prepared(NamedTuple):
     """Inputs of every kernel of the op; ``dtype`` is that of products, P the number of entities with padding."""
 
     dtype: torch.dtype
-    x: Tensor  # [M, d]
+    x: Tensor  # [M, d]; the copy of a row that has one
+    given: Tensor  # [M, d], the rows without a copy
+    source: Tensor  # [K, d], the entities as given, with unit stride
     entities: Tensor  # [P, d], in the order of places
     rx: Tensor  # [M] float32, 1 / length
     re: Tensor  # [P]; 0 where there is no entity
@@ -167,14 +182,18 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-def prepare(x: Tensor, entities: Tensor) -> Prepared:
-    """Returns the inputs with unit strides, in the promoted dtype, with magnitudes whose products are safe."""
+def prepare(x: Tensor, entities: Tensor, *, copy_all: bool) -> Prepared:
+    """Returns the inputs with unit strides, in the promoted dtype, with magnitudes whose products are safe.
+
+    Without ``copy_all`` rows whose sx is 1 may have no copy; the caller reads them in ``given``.
+    """
     dtype = torch.promote_types(x.dtype, entities.dtype)
     rescale = dtype != torch.float16
     given, source = unit_stride(x), unit_stride(entities)
     (rows, depth), count = x.shape, entities.shape[0]
     padded = divide_up(count, PAD) * PAD
-    copy = rescale or given.dtype != dtype or not given.is_contiguous()
+    usable = given.dtype == dtype and given.is_contiguous()
+    copy = COPY_ALL if not usable or (rescale and copy_all) else COPY_EXTREME if rescale else COPY_NONE
     ready = torch.empty((rows, depth), dtype=dtype, device=x.device) if copy else given
     places = torch.empty((padded, depth), dtype=dtype, device=x.device)
     rx, re = (torch.empty(n, dtype=torch.float32, device=x.device) for n in (rows, padded))
@@ -185,7 +204,7 @@ def prepare(x: Tensor, entities: Tensor) -> Prepared:
         given, source, ready, places, rx, re, sx, se, rows, count, given.stride(0), source.stride(0),
         D=depth, COPY_X=copy, RESCALE=rescale, R=tile, BC=width, num_warps=4, num_stages=1,
     )  # fmt: skip
-    return Prepared(dtype, ready, places, rx, re, sx, se)
+    return Prepared(dtype, ready, ready if copy == COPY_ALL else given, source, places, rx, re, sx, se)
 
 
 def new_aligned(like: Tensor, count: int, *shape: int) -> Tensor:

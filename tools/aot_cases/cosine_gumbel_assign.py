@@ -22,8 +22,8 @@ def _aot() -> list[AotCase]:
             _assign, stem, mode, f"{mode} {noise}", dtype, depth, NOISE=kind, SOFT=mode == "soft", SPLIT=False
         )
     ]
-    for soft, width in ((False, 16), (True, 128)):
-        join = {"D": 512, "SOFT": soft, "R": 32, "BC": width}
+    for soft in (False, True):
+        join = {"D": 512, "SOFT": soft, "R": 32, "BC": 128}
         types = signature(_join, "bf16", join, index_part_ptr="*i64", out_ptr="*bf16")
         cases.append(AotCase(f"join {'soft' if soft else 'hard'} d=512 bf16", _join, types, join, 4, 1, False))
     return cases
