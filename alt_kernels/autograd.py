@@ -41,20 +41,19 @@ def register_autograd(name: str, backward: Formula, save: Save, *, linear: bool 
             the op itself, applied to the tangent. Forward mode of any other op raises.
     """
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
-
-    def run(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
-        with _AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & _after_autograd_keyset, *args)
+    redispatch = op._handle.redispatch_boxed
 
     def forward(ctx: Any, *args: Any) -> Any:
-        *inputs, keyset = args
-        if _are_functorch_transforms_active():  # the next level may record as well, but torch switched it off for us
-            with forward_ad._set_fwd_grad_enabled(True), torch.enable_grad():
-                results = run(keyset, *inputs)
-        else:
-            results = run(keyset, *inputs)
+        inputs, keyset = args[:-1], args[-1] & _after_autograd_keyset
+        with _AutoDispatchBelowAutograd():
+            if _are_functorch_transforms_active():
+                # The next transform may record as well; torch switched that off for this function.
+                with forward_ad._set_fwd_grad_enabled(True), torch.enable_grad():
+                    results = redispatch(keyset, *inputs)
+            else:
+                results = redispatch(keyset, *inputs)
         ctx.set_materialize_grads(False)
-        save(ctx, tuple(inputs), results)
+        save(ctx, inputs, results)
         if forward_ad._current_level >= 0:
             ctx.inputs = inputs
         return results
@@ -62,7 +61,7 @@ def register_autograd(name: str, backward: Formula, save: Save, *, linear: bool 
     def derive(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         # Unpacked first: with checkpointing this runs the forward again, which needs autograd.
         saved = ctx.saved_tensors
-        if _is_differentiating((*grads, *saved)):
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _are_functorch_transforms_active():
             return *backward(ctx, saved, *grads), None
         with _AutoDispatchBelowAutograd():
             return *backward(ctx, saved, *grads), None
@@ -90,7 +89,8 @@ def register_autograd(name: str, backward: Formula, save: Save, *, linear: bool 
                 with enable_single_level_autograd_function():
                     return apply(*args, keyset)
             return apply(*args, keyset)
-        return run(keyset, *args)
+        with _AutoDispatchBelowAutograd():
+            return redispatch(keyset & _after_autograd_keyset, *args)
 
     implement(name, kernel, "Autograd", with_keyset=True)
 
@@ -110,26 +110,22 @@ def entry(name: str) -> Callable[..., Any]:
     The kernel of that key is written in Python and costs more than the rest of a call.
     """
     op = getattr(getattr(torch.ops, NAMESPACE), name).default
+    run = op._op  # what calling the op calls
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or _is_differentiating(args):
+        if torch.compiler.is_dynamo_compiling():
             return op(*args)
+        if (
+            (torch.is_grad_enabled() and _any_requires_grad(*args))
+            or forward_ad._current_level >= 0
+            # Each transform has a grad mode of its own, of which only the innermost can be read.
+            or _are_functorch_transforms_active()
+        ):
+            return run(*args)
         with _AutoDispatchBelowAutograd():
-            return op(*args)
+            return run(*args)
 
     return call
-
-
-def _is_differentiating(tensors: tuple[Any, ...]) -> bool:
-    """True if a result of an op on these arguments may have a derivative, or if that is not known.
-
-    Inside ``torch.func`` each transform has a grad mode of its own, of which only the innermost can be read.
-    """
-    return (
-        (torch.is_grad_enabled() and _any_requires_grad(*tensors))
-        or forward_ad._current_level >= 0
-        or _are_functorch_transforms_active()
-    )
 
 
 def _advice(name: str, what: str) -> str:
