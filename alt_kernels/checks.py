@@ -11,6 +11,7 @@ not. What fits passes every check.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -57,18 +58,21 @@ def same_dtype(name: str, value: Tensor, other_name: str, other: Tensor) -> None
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
-    """Returns ``value``, an int (symbolic while compiling) that is no bool and not below ``minimum``."""
+    """Returns ``value`` as an int not below ``minimum``: an int (symbolic while compiling) or NumPy's, no bool."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int >= {minimum}, got {type(value).__name__} {value!r}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name}: expected an int >= {minimum}, got {type(value).__name__} {value!r}")
+        value = int(value)
     if value < minimum:
         raise ValueError(f"{name}: expected an int >= {minimum}, got {value}")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def finite_float(name: str, value: Any, *, positive: bool = False) -> float:
     """Returns ``value`` as a float that is finite, and above 0 where ``positive``."""
     expected = "a finite number > 0" if positive else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    # Real covers NumPy's numbers; it comes last because torch.compile cannot ask it of a float that it made dynamic.
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or isinstance(value, numbers.Real)):  # noqa: SIM101
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} {value!r}")
     try:
         number = float(value)

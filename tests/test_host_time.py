@@ -26,11 +26,11 @@ MODE = "no gradient"
 CALLS = {
     "bipartite_soft_matching": 30,
     "bipartite_soft_matching_from_keys": 30,
-    "weighted_merge": 26,
-    "unmerge": 24,
-    "merge_layer_norm": 31,
-    "proportional_attention": 31,
-    "cosine_gumbel_assign": 64,
+    "weighted_merge": 23,
+    "unmerge": 21,
+    "merge_layer_norm": 28,
+    "proportional_attention": 28,
+    "cosine_gumbel_assign": 61,
 }
 
 

@@ -15,7 +15,7 @@ from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
 from .metric import Metric
-from .schedule import Reduction, Schedule, check_reduction, make_schedule
+from .schedule import Reduction, Schedule, check_count, check_reduction, make_schedule
 from .settings import PatchSettings, Trace
 from .trunk import TrunkCall
 
@@ -97,8 +97,7 @@ class PatchHandle:
         settings = self._live()
         if num_tokens is None:
             num_tokens = settings.native_tokens
-        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
-            raise TypeError(f"num_tokens must be an int, got {type(num_tokens).__name__}")
+        num_tokens = check_count(num_tokens, "num_tokens")
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
         return make_schedule(settings.r, settings.inflection, self._num_blocks, num_tokens, settings.num_protected)

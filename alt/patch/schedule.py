@@ -47,19 +47,20 @@ def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float,
             )
         checked: Reduction = r
     elif isinstance(r, (list, tuple)):
-        checked = tuple(_count(value, f"r[{i}]") for i, value in enumerate(r))
+        checked = tuple(check_count(value, f"r[{i}]") for i, value in enumerate(r))
         if len(checked) != num_blocks:
             raise ValueError(
                 f"r must have one entry per block, {num_blocks} for this tower, got {len(checked)} entries"
             )
     else:
-        checked = _count(r, "r")
+        checked = check_count(r, "r")
     if inflection != 0 and not isinstance(checked, int):
         raise ValueError(f"inflection tilts one int r over depth and must be 0 for a list or a share, got {inflection}")
     return checked
 
 
-def _count(value: object, name: str) -> int:
+def check_count(value: object, name: str) -> int:
+    """Returns ``value`` as an int of at least 0; NumPy's integers are taken, bool is not."""
     try:
         if isinstance(value, bool):
             raise TypeError

@@ -50,7 +50,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, num_protected: int = 1, i
         189
     """
     checks.tensor("metric", metric, "[B, N, C]")
-    _check("metric", metric, r, num_protected)
+    r, num_protected = _check("metric", metric, r, num_protected)
     if library.use_cuda("bipartite_matching", impl, metric):
         return Matching(*_OPS.bipartite_matching_cuda(metric.detach(), r, num_protected))
     run = reference.bipartite_matching if library.use_reference(impl, metric) else _OPS.bipartite_matching
@@ -88,7 +88,7 @@ def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int =
     checks.tensor("k", k, "[B, H, N, D]")
     if k.shape[1] < 1:
         raise ValueError(f"k: expected at least one head, got shape {list(k.shape)}")
-    _check("k", k, r, num_protected)
+    r, num_protected = _check("k", k, r, num_protected)
     if library.use_cuda("bipartite_matching_from_keys", impl, k):
         return Matching(*_OPS.bipartite_matching_from_keys_cuda(k.detach(), r, num_protected))
     from_reference = library.use_reference(impl, k)
@@ -96,20 +96,21 @@ def bipartite_soft_matching_from_keys(k: Tensor, r: int, *, num_protected: int =
     return Matching(*run(k.detach(), r, num_protected))
 
 
-def _check(name: str, rows: Tensor, r: int, num_protected: int) -> None:
-    """Raises unless ``rows`` ``[..., N, C]`` have a channel, and N allows r and num_protected."""
+def _check(name: str, rows: Tensor, r: int, num_protected: int) -> tuple[int, int]:
+    """Returns r and num_protected as ints; raises unless ``rows`` ``[..., N, C]`` have a channel and N allows both."""
     tokens, channels = rows.shape[-2:]
     if channels < 1:
         raise ValueError(f"{name}: expected at least one channel, got shape {list(rows.shape)}")
-    checks.integer("num_protected", num_protected, 0)
+    num_protected = checks.integer("num_protected", num_protected, 0)
     if num_protected > tokens:
         raise ValueError(f"num_protected: expected at most the {tokens} tokens of {name}, got {num_protected}")
-    checks.integer("r", r, 0)
+    r = checks.integer("r", r, 0)
     limit = (tokens - num_protected) // 2
     if r > limit:
         raise ValueError(
             f"r: expected at most {limit}, half of the {tokens - num_protected} unprotected tokens of {name}, got {r}"
         )
+    return r, num_protected
 
 
 def _fake(metric: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -569,3 +570,19 @@ assert not a.backends()["cpp"].available
     environment = {**os.environ, "ALT_KERNELS_DISABLE_CPP": "1"}
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As ``patch_clip`` takes them; NumPy's bool is no number."""
+    x = torch.randn(1, 9, 4)
+    plan = bipartite_soft_matching(x, np.int64(3), num_protected=np.uint8(1))
+    testing.assert_same_plan(plan, bipartite_soft_matching(x, 3))
+    keys = x[:, None]
+    testing.assert_same_plan(bipartite_soft_matching_from_keys(keys, np.int32(3)), plan)
+    scaled = proportional_attention(keys, keys, keys, scale=np.float32(0.5))
+    testing.assert_same_bits(scaled, proportional_attention(keys, keys, keys, scale=0.5))
+    for wrong in (np.True_, np.float64(2.0), np.array([3])):
+        with pytest.raises(TypeError, match="r: expected an int >= 0, got"):
+            bipartite_soft_matching(x, wrong)
+    with pytest.raises(TypeError, match="scale: expected a finite number, got"):
+        proportional_attention(keys, keys, keys, scale=np.True_)

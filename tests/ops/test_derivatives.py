@@ -5,6 +5,7 @@ The truth is the central difference in float64. A derivative is right, or asking
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -346,3 +347,29 @@ def test_penalty_on_per_sample_gradients() -> None:
         torch.testing.assert_close((found * tangents[argument]).sum(), truth, rtol=1e-6, atol=1e-6)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         grad(penalty)(x, weight, 0)
+
+
+def test_python_calls_of_a_derivative() -> None:
+    """Python's share of an op under grad, a cost in small batches; a change of these numbers is a decision."""
+    op, x = torch.ops.alt_kernels.weighted_merge.default, torch.randn(B, N, C, requires_grad=True)
+    entered: list[str] = []
+
+    def count(frame: Any, event: str, _: object) -> None:
+        if event == "call":
+            entered.append(frame.f_code.co_qualname)
+
+    def run(call: Callable[[], Any]) -> tuple[Any, int]:
+        call()
+        entered.clear()
+        sys.setprofile(count)
+        try:
+            result = call()
+        finally:
+            sys.setprofile(None)
+        return result, len(entered) - 1  # the lambda
+
+    (merged, _), forward = run(lambda: op(x, SIZE, *PLAN))
+    gradient = torch.ones_like(merged)
+    _, total = run(lambda: torch.autograd.grad(merged, x, gradient, retain_graph=True))
+    _, engine = run(lambda: torch.autograd.grad(x * 1.0, x, torch.ones_like(x)))
+    assert (forward, total - engine) == (7, 4), entered
