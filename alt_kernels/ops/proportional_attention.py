@@ -103,9 +103,20 @@ def _key_bias(q: Tensor, size: Tensor | None) -> Tensor | None:
     return size.to(torch.float64 if q.dtype == torch.float64 else torch.float32).log()[:, None, None, :]
 
 
-def _unit_stride(*tensors: Tensor) -> list[Tensor]:
-    """Returns the tensors, copied where D is not contiguous; the fused kernel takes any other strides."""
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+def _rows_apart(*tensors: Tensor) -> list[Tensor]:
+    """Returns the tensors, copied where PyTorch's fused kernel would misread them.
+
+    It needs a stride of one along D and rows that do not overlap, and takes heads and images that are apart or
+    expanded. With others its matrix products get a leading dimension that no BLAS takes, or its result the strides of
+    an overlapping q: both end in arbitrary values without an error.
+    """
+
+    def is_apart(t: Tensor) -> bool:
+        images, heads, rows, unit = t.stride()
+        depth = t.shape[3]
+        return unit == 1 and rows >= depth and all(stride == 0 or stride >= depth for stride in (images, heads))
+
+    return [t if is_apart(t) else t.clone(memory_format=torch.contiguous_format) for t in tensors]
 
 
 def _heads_last(x: Tensor) -> Tensor:
@@ -126,7 +137,7 @@ def _cpu(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> 
     if q.numel() == 0 or k.shape[2] == 0:
         out, logsumexp = _cpu_results(q)
         return out.zero_(), logsumexp.fill_(-math.inf)
-    q, k, v = _unit_stride(q, k, v)
+    q, k, v = _rows_apart(q, k, v)
     found, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
     )
@@ -146,7 +157,7 @@ def _cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if q.numel() == 0 or k.shape[2] == 0:
         return reference.proportional_attention_backward(grad, q, k, v, size, out, logsumexp, scale)
-    grad, q, k, v, out = _unit_stride(grad, q, k, v, out)
+    grad, q, k, v, out = _rows_apart(grad, q, k, v, out)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad, q, k, v, out, logsumexp, 0.0, False, attn_mask=_key_bias(q, size), scale=scale
     )

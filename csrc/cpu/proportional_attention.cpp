@@ -164,8 +164,23 @@ std::optional<Tensor> key_bias(const std::optional<Tensor>& size, ScalarType dty
   return bias;
 }
 
-std::tuple<Tensor, Tensor> of_pytorch(const Tensor& q, const Tensor& k, const Tensor& v,
+// The tensor, or a copy where PyTorch's kernel would misread it. It needs rows that do not overlap, and takes heads and
+// images that are apart or expanded. With others its matrix products get a leading dimension that no BLAS takes, or its
+// result the strides of an overlapping q: both end in arbitrary values without an error.
+Tensor rows_apart(const Tensor& t) {
+  const int64_t depth = t.size(3);
+  const auto apart = [&](int64_t dim) { return t.stride(dim) == 0 || t.stride(dim) >= depth; };
+  if (t.stride(3) == 1 && t.stride(2) >= depth && apart(0) && apart(1)) {
+    return t;
+  }
+  Tensor copy = new_empty({t.size(0), t.size(1), t.size(2), depth}, t.scalar_type());
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+std::tuple<Tensor, Tensor> of_pytorch(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
                                       const std::optional<Tensor>& bias, double scale) {
+  const Tensor q = rows_apart(q_in), k = rows_apart(k_in), v = rows_apart(v_in);
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   constexpr double dropout = 0.0;
@@ -232,7 +247,7 @@ std::tuple<Tensor, Tensor> proportional_attention(const Tensor q_in, const Tenso
     const bool empty = q_in.numel() == 0 || keys == 0;
     const Tensor q = as_rows_contiguous(q_in), k = as_rows_contiguous(k_in), v = as_rows_contiguous(v_in);
     if (!empty && (kernel.attend == nullptr || !runs_here(keys, depth))) {
-      return of_pytorch(q, k, v, key_bias(size, accumulate_type(dtype)), scale);
+      return of_pytorch(q_in, k_in, v_in, key_bias(size, accumulate_type(dtype)), scale);
     }
     const Tensor out = new_empty({batch, queries, heads, depth}, dtype);
     const Tensor lse = new_empty({batch, queries, heads}, accumulate_type(dtype));
