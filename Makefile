@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo tradeoff test test-slow bench docs gpu gpu-pack aot aot-check cuda-resources cuda-check lint format wheel clean distclean
+.PHONY: help install ext demo tradeoff test test-slow fuzz bench docs gpu gpu-pack aot aot-check cuda-resources cuda-check lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ test: $(STAMP) ## the fast tests
 
 test-slow: $(STAMP) ## builds of wheels, torch.compile, several processes: the rest of the CPU tests
 	$(PYTEST) -m "slow and not gpu" --benchmark-disable $(ARGS)
+
+fuzz: $(STAMP) ## 2,400 damaged and hostile inputs of every kind to every reader (ARGS="--inputs 100 --seed 3")
+	$(ONE_THREAD) $(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(STAMP) ## benchmarks against their rivals (one thread)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
