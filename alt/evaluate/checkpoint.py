@@ -41,7 +41,8 @@ def open_model(path: str | Path, device: str | torch.device = "cpu", frames: int
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a model that can be used here ({one_line(error)}).") from None
+        reason = one_line(error, 300).removeprefix(str(path)).removeprefix(":").strip()
+        raise UserError(f"{path}: not a model that can be used here ({reason}).") from None
 
 
 def clip_files(
