@@ -3,12 +3,12 @@
 Triton binds, specialises and prints the arguments of every launch anew, which takes longer than most kernels of a small
 batch run. A kernel under :func:`cache_launches` remembers what Triton found, and starts it by Triton's C launcher. The
 key is finer than Triton's own: for each pointer dtype, device and whether it is a multiple of 16 bytes; for each scalar
-value and type; names, values and types of constants and options; the driver and its current device. The stream is asked
+value and type; values and types of constants and options; the driver and its current device. The stream is asked
 for at every launch. What is not in the cache Triton launches.
 
-Triton also launches where something wants to see it: a hook before, after or in a launch, debugging, or a replaced
-``JITFunction.run``. Under TRITON_INTERPRET a kernel is Triton's interpreted function. One thing is not seen: a global
-constant of a kernel that changes after its first launch, which Triton would refuse.
+Triton also launches where something wants to see it: a hook before, after or in a launch, debugging, instrumentation,
+or a replaced ``JITFunction.run``. Under TRITON_INTERPRET a kernel is Triton's interpreted function. One thing is not
+seen: a global constant of a kernel that changes after its first launch, which Triton would refuse.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def launch(_grid, {arguments}, *, {constants}, num_warps, num_stages, maxnreg=No
         getattr(_enter, "calls", _enter)
         or getattr(_leave, "calls", _leave)
         or _runtime.debug
+        or _knobs.compilation.instrumentation_mode
         or _kernel.pre_run_hooks
         or _JITFunction.run is not _RUN
     ):

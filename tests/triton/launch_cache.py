@@ -165,24 +165,33 @@ def test_a_tensor_of_another_device_is_for_triton_to_refuse(kernel: Any) -> None
     assert start(kernel, call())[14] == f32.data_ptr()
 
 
-@pytest.mark.parametrize("knob", ["launch_enter_hook", "launch_exit_hook", "debug"])
+@pytest.mark.parametrize(
+    ("knobs_", "knob", "value"), [("runtime", "debug", True), ("compilation", "instrumentation_mode", "all")]
+)
+def test_a_knob_that_changes_kernels_takes_the_cache_out(
+    kernel: Any, knobs_: str, knob: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = start(kernel, call())[4]
+    monkeypatch.setattr(getattr(knobs, knobs_), knob, value)
+    special = start(kernel, call())[4]
+    assert special == triton_would(kernel, call()).function != plain
+    monkeypatch.undo()
+    assert start(kernel, call())[4] == plain
+
+
+@pytest.mark.parametrize("knob", ["launch_enter_hook", "launch_exit_hook"])
 def test_whoever_watches_sees_every_launch(kernel: Any, knob: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start(kernel, call())
     seen: list[Any] = []
     monkeypatch.setattr(CachedKernel, "run", lambda self, *args, **options: seen.append(args))
-    if knob == "debug":
-        monkeypatch.setattr(knobs.runtime, "debug", True)
-    else:
-        monkeypatch.setattr(getattr(knobs.runtime, knob), "calls", [print])
+    monkeypatch.setattr(getattr(knobs.runtime, knob), "calls", [print])
     kernel[(5,)](*call()[1], **call()[2])
-    monkeypatch.setattr(knobs.runtime, "debug", False)
-    if knob != "debug":
-        monkeypatch.setattr(getattr(knobs.runtime, knob), "calls", [])
-        kernel[(5,)](*call()[1], **call()[2])
-        monkeypatch.setattr(knobs.runtime, knob, print)  # a function in the place of the chain
-        kernel[(5,)](*call()[1], **call()[2])
-    assert len(seen) == 1 + (knob != "debug")
-    assert len(started) == 1 + (knob != "debug")
+    monkeypatch.setattr(getattr(knobs.runtime, knob), "calls", [])
+    kernel[(5,)](*call()[1], **call()[2])
+    monkeypatch.setattr(knobs.runtime, knob, print)  # a function in the place of the chain
+    kernel[(5,)](*call()[1], **call()[2])
+    assert len(seen) == 2
+    assert len(started) == 2
 
 
 def test_a_hook_of_the_kernel_and_a_replaced_run_are_respected(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
