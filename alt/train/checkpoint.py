@@ -1,11 +1,10 @@
-"""Checkpoints that are written whole or not at all, see :func:`alt.files.replacing`."""
+"""Checkpoints: written whole or not at all (:func:`alt.files.replacing`), and read only if no byte has changed."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from alt.errors import UserError, one_line
-from alt.files import replacing
+from alt.files import read_torch, replacing
+
+from .digest import append_digest, check_digest
 
 LAST = Path("checkpoints") / "last.ckpt"
 
@@ -23,15 +24,20 @@ class WriteError(UserError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format, but the previous checkpoint is kept until the new one is on the disk.
+    """Lightning's file format with a digest; the previous checkpoint is kept until the new one is on the disk.
 
     Raises:
-        WriteError: disk full, no permission and the like, in one sentence.
+        WriteError: disk full, no permission and the like, in one sentence. UserError: the file to load is damaged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with write_errors(), replacing(path, "the checkpoint") as partial, _as_os_error(), partial.open("wb") as file:
+        with write_errors(), replacing(path, "the checkpoint") as partial, _as_os_error(), partial.open("wb+") as file:
             torch.save(checkpoint, file)
+            append_digest(file)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> Any:
+        _require_whole(Path(path))
+        return super().load_checkpoint(path, *arguments, **options)
 
 
 @contextlib.contextmanager
@@ -63,18 +69,37 @@ def sweep(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Reads a checkpoint, with tensors on the CPU.
+
+    Args:
+        path: the file. say: receives a line if the file is older than digests, so that not all of it is checked.
 
     Raises:
         UserError: the file is missing, damaged, or not a checkpoint of this package.
     """
+    if not _require_whole(path):
+        say(f"{path} was written without a digest: checksums of its parts are right, its headers are unchecked.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"There is no checkpoint at {path} to resume from.") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is not a readable checkpoint: {one_line(error)}.") from None
-    if not isinstance(checkpoint, dict) or "alt" not in checkpoint:
+        checkpoint = read_torch(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{one_line(error)}.") from None
+    ours = checkpoint.get("alt") if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not isinstance(ours.get("config"), dict):
         raise UserError(f"{path} is not a checkpoint of a training run of this program.")
     return checkpoint
+
+
+def _require_whole(path: Path) -> bool:
+    """Returns whether the file has a digest. Raises UserError if it is missing or damaged."""
+    try:
+        return check_digest(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no checkpoint at {path} to resume from.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or one_line(error)}.") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged or not a checkpoint: {error}; put a copy of it in its place, or start anew in another "
+            "folder with --out."
+        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ FREE_ON_RESUME = (
 )  # fmt: skip
 
 
-def find_step(config: TrainConfig, folder: Path, *, resume: bool) -> int | None:
+def find_step(config: TrainConfig, folder: Path, say: Callable[[str], None], *, resume: bool) -> int | None:
     """Returns the step at which a run goes on in ``folder``; None: it starts. Removes what a killed save left there.
 
     Raises:
@@ -42,7 +43,7 @@ def find_step(config: TrainConfig, folder: Path, *, resume: bool) -> int | None:
         return None
     if not last.exists() and (folder / "config.yaml").exists():
         return None
-    checkpoint = read_checkpoint(last)
+    checkpoint = read_checkpoint(last, say)
     difference = first_difference(from_tree(checkpoint["alt"]["config"]), config)
     if difference is not None:
         raise UserError(f"{last} belongs to a run of another configuration: {difference}.")

@@ -59,7 +59,7 @@ def fit(
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)
-    done = find_step(config, folder, resume=resume)
+    done = find_step(config, folder, report, resume=resume)
     if resume and done is None:
         report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
     trainer = build_trainer(config, folder, report, callbacks)

@@ -60,7 +60,7 @@ def no_space(folder: str) -> str:
     path.write_bytes(b"before")
     original = Path.open
     Path.open = lambda self, *a, **k: original(  # type: ignore[method-assign]
-        Path("/dev/full") if self.suffix == ".tmp" and a == ("wb",) else self, *a, **k
+        Path("/dev/full") if self.suffix == ".tmp" and a == ("wb+",) else self, *a, **k
     )
     try:
         AtomicCheckpointIO().save_checkpoint({"x": torch.ones(100_000)}, path)

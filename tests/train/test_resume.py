@@ -112,9 +112,7 @@ def test_what_cannot_be_resumed_is_said(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, damaged := tmp_path / "damaged")
     last = damaged / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-2000])
-    refused(damaged, "not a readable checkpoint")
-    torch.save({"weights": torch.ones(2)}, last)
-    refused(damaged, "not a checkpoint of a training run")
+    refused(damaged, r"last\.ckpt is damaged or not a checkpoint: its end is missing or changed; .* --out\.")
 
 
 def test_what_a_killed_save_left_is_swept(whole: Path, tmp_path: Path) -> None:
