@@ -14,6 +14,7 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 if os.environ.get("ALT_KERNELS_TEST_DEVICE", "cpu") != "cuda":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import importlib.util
 import random
 from collections.abc import Callable, Iterator
 
@@ -26,6 +27,10 @@ import torch
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+if importlib.util.find_spec("pytest_benchmark") is None:  # the benchmarks need the extra [bench]
+    collect_ignore_glob = ["test_benchmarks.py", "test_gpu_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
+import gates
 import pytest
+import report
+import rival_tower
+import rivals
+import shapes
 import torch
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
-sys.path.insert(0, str(BENCHMARKS))
-try:
-    import gates
-    import report
-    import rival_tower
-    import rivals
-    import shapes
-finally:
-    sys.path.remove(str(BENCHMARKS))
-
-from alt_kernels import (  # noqa: E402
+from alt_kernels import (
     bipartite_soft_matching,
     cosine_gumbel_assign,
     proportional_attention,
@@ -216,11 +208,8 @@ def test_a_run_of_a_part_leaves_the_rest_as_it_was_and_says_so(tmp_path: Path) -
 
 def test_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import plots
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    import plots  # matplotlib
+
     plots.draw(raw_run(), tmp_path / "speedup.svg")
     assert (tmp_path / "speedup.svg").read_text().rstrip().endswith("</svg>")
 

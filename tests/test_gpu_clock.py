@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    import shapes
-    from gpu import cases, clock, graphs, inputs, session
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+from gpu import cases, clock, graphs, inputs, session
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)

@@ -6,23 +6,18 @@ The launches of the Triton kernels are recorded here instead of made: what is co
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu import driver, sanitize, session, tests
 
 from alt_kernels.library import OPS
 from alt_kernels.triton import launch_configs
 from tools import aot
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    from gpu import driver, sanitize, session, tests
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture(params=["default", "any, sm_90"])

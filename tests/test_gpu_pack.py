@@ -12,15 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import __main__ as entry
+from gpu import calls, dry_launch, pack, prepare, session
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    from gpu import __main__ as entry
-    from gpu import calls, dry_launch, pack, prepare, session
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def packed(folder: Path, **manifest: Any) -> Path:

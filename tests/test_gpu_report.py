@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import report as pages
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    import report as pages
-    from gpu import bench, clock, report, session, towers
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
+from gpu import bench, clock, report, session, towers
 
 FACTS = {
     "device": "cuda",

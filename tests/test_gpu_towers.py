@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gpu import session, towers
 
-ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("pytest_benchmark", reason="the benchmarks need the extra [bench]")
 pytest.importorskip("open_clip")
-sys.path.insert(0, str(ROOT / "benchmarks"))
-try:
-    from gpu import session, towers
-finally:
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 THERE = session.Session(torch.device("cpu"), Path("unused"), 60.0, {})
 NAMES = ["unmerged", "unmerged, SDPA", "unmerged, our attention", "ours r=8", "ours r=13"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from alt_kernels import (
     Matching,
     bipartite_soft_matching,
+    bipartite_soft_matching_from_keys,
     cosine_gumbel_assign,
     merge_layer_norm,
     proportional_attention,
@@ -21,25 +23,7 @@ from alt_kernels import (
     weighted_merge,
 )
 
-B, N, C, R = 2, 9, 4, 3
-LEFT = N - R
-
-
-def _x(*shape: int) -> Tensor:
-    return torch.randn(shape or (B, N, C))
-
-
-def _plan() -> Matching:
-    return testing.random_plan(B, N, R, 0)
-
-
-def _size() -> Tensor:
-    return testing.random_size(B, N, 0)
-
-
-def _replaced(field: str, change: Callable[[Tensor], Tensor]) -> Matching:
-    plan = _plan()
-    return plan._replace(**{field: change(getattr(plan, field).clone())})
+from .small_calls import LEFT, B, C, N, R, make_plan, make_size, make_x, replace_field
 
 
 def _at(field: str, value: int, column: int = 1) -> Matching:
@@ -47,7 +31,7 @@ def _at(field: str, value: int, column: int = 1) -> Matching:
         t[-1, column] = value
         return t
 
-    return _replaced(field, change)
+    return replace_field(field, change)
 
 
 OUT_OF_RANGE = {
@@ -62,7 +46,7 @@ OUT_OF_RANGE = {
 }
 # In range, yet no plan.
 NO_PLAN = {
-    "falling offsets": _replaced("offsets", lambda t: t.flip(1)),
+    "falling offsets": replace_field("offsets", lambda t: t.flip(1)),
     "empty row": _at("offsets", 0),
     "first offset 1": _at("offsets", 1, 0),
     "last offset short": _at("offsets", N - 1, LEFT),
@@ -70,15 +54,15 @@ NO_PLAN = {
 
 
 def _norm(plan: Matching, impl: str) -> Any:
-    return merge_layer_norm(_x(), _x(), plan, None, None, None, impl=impl)
+    return merge_layer_norm(make_x(), make_x(), plan, None, None, None, impl=impl)
 
 
 CARRY_OUT: dict[str, Callable[..., Any]] = {
-    "merge": lambda plan, impl: weighted_merge(_x(), plan, _size(), impl=impl),
-    "unmerge": lambda plan, impl: unmerge(_x(B, LEFT, C), plan, impl=impl),
+    "merge": lambda plan, impl: weighted_merge(make_x(), plan, make_size(), impl=impl),
+    "unmerge": lambda plan, impl: unmerge(make_x(B, LEFT, C), plan, impl=impl),
     "norm": _norm,
-    "merge with grad": lambda plan, impl: weighted_merge(_x().requires_grad_(), plan, impl=impl),
-    "unmerge with grad": lambda plan, impl: unmerge(_x(B, LEFT, C).requires_grad_(), plan, impl=impl),
+    "merge with grad": lambda plan, impl: weighted_merge(make_x().requires_grad_(), plan, impl=impl),
+    "unmerge with grad": lambda plan, impl: unmerge(make_x(B, LEFT, C).requires_grad_(), plan, impl=impl),
 }
 
 
@@ -87,7 +71,7 @@ CARRY_OUT: dict[str, Callable[..., Any]] = {
 def test_a_plan_made_by_hand_raises(operation: str, broken: str, impl: str) -> None:
     """ValueError (or torch's RuntimeError), never a crash, and the field that is wrong is named."""
     plan = (OUT_OF_RANGE | NO_PLAN)[broken]
-    field = next(f for f, a, b in zip(plan._fields, plan, _plan(), strict=True) if not torch.equal(a, b))
+    field = next(f for f, a, b in zip(plan._fields, plan, make_plan(), strict=True) if not torch.equal(a, b))
     with pytest.raises((ValueError, RuntimeError), match=field) as caught:
         CARRY_OUT[operation](plan, impl)
     assert "\n" not in str(caught.value).strip()
@@ -97,9 +81,9 @@ def test_a_plan_made_by_hand_raises(operation: str, broken: str, impl: str) -> N
 
 
 def test_empty_batch(impl: str) -> None:
-    plan = bipartite_soft_matching(_x(0, N, C), R, impl=impl)
+    plan = bipartite_soft_matching(make_x(0, N, C), R, impl=impl)
     testing.assert_valid_plan(plan, 0, N, R, 1)
-    x = _x(0, N, C).requires_grad_()
+    x = make_x(0, N, C).requires_grad_()
     merged = weighted_merge(x, plan, torch.ones(0, N), impl=impl)
     assert (merged.x.shape, merged.size.shape) == ((0, LEFT, C), (0, LEFT))
     assert unmerge(merged.x, plan, impl=impl).shape == (0, N, C)
@@ -108,42 +92,46 @@ def test_empty_batch(impl: str) -> None:
     assert normed.shape == (0, LEFT, C)
     normed.sum().backward()
     assert torch.equal(weight.grad, torch.zeros(C))
-    q = _x(0, 2, N, C)
+    q = make_x(0, 2, N, C)
     assert proportional_attention(q, q, q, impl=impl).shape == q.shape
     assert source_map([plan]).shape == (0, N)
 
 
 def test_zero_tokens(impl: str) -> None:
-    plan = bipartite_soft_matching(_x(B, 0, C), 0, num_protected=0, impl=impl)
+    plan = bipartite_soft_matching(make_x(B, 0, C), 0, num_protected=0, impl=impl)
     assert [tuple(t.shape) for t in plan] == [(B, 0), (B, 1), (B, 0)]
     assert torch.equal(plan.offsets, torch.zeros(B, 1, dtype=torch.int32))
-    merged = weighted_merge(_x(B, 0, C), plan, torch.ones(B, 0), impl=impl)
+    merged = weighted_merge(make_x(B, 0, C), plan, torch.ones(B, 0), impl=impl)
     assert (merged.x.shape, merged.size.shape) == ((B, 0, C), (B, 0))
     assert unmerge(merged.x, plan, impl=impl).shape == (B, 0, C)
-    assert merge_layer_norm(_x(B, 0, C), _x(B, 0, C), plan, None, None, None, impl=impl).normed.shape == (B, 0, C)
+    assert merge_layer_norm(make_x(B, 0, C), make_x(B, 0, C), plan, None, None, None, impl=impl).normed.shape == (
+        B,
+        0,
+        C,
+    )
     # No queries: nothing. No keys: every row is without a key, which gives zeros.
-    empty, full = _x(B, 2, 0, C), _x(B, 2, N, C)
+    empty, full = make_x(B, 2, 0, C), make_x(B, 2, N, C)
     assert proportional_attention(empty, full, full, impl=impl).shape == empty.shape
     assert torch.equal(proportional_attention(full, empty, empty, impl=impl), torch.zeros_like(full))
 
 
 def test_no_channels(impl: str) -> None:
     """Nothing to compare, so matching refuses them; merging them is fine."""
-    merged = weighted_merge(_x(B, N, 0), _plan(), _size(), impl=impl)
+    merged = weighted_merge(make_x(B, N, 0), make_plan(), make_size(), impl=impl)
     assert merged.x.shape == (B, LEFT, 0)
-    torch.testing.assert_close(merged.size.sum(1), _size().sum(1))
-    assert unmerge(merged.x, _plan(), impl=impl).shape == (B, N, 0)
+    torch.testing.assert_close(merged.size.sum(1), make_size().sum(1))
+    assert unmerge(merged.x, make_plan(), impl=impl).shape == (B, N, 0)
 
 
 def test_everything_protected_is_the_identity(impl: str) -> None:
-    plan = bipartite_soft_matching(_x(), 0, num_protected=N, impl=impl)
+    plan = bipartite_soft_matching(make_x(), 0, num_protected=N, impl=impl)
     testing.assert_same_plan(plan, testing.identity_plan(B, N))
 
 
 def test_sizes_are_not_checked(impl: str) -> None:
     """A negative, zero or non-finite size enters the equation as it is: no synchronisation for values."""
-    plan, x = _plan(), _x()
-    size = _size()
+    plan, x = make_plan(), make_x()
+    size = make_size()
     size[0] = -size[0]
     negative = weighted_merge(x, plan, size, impl=impl)
     positive = weighted_merge(x, plan, size.abs(), impl=impl)
@@ -159,12 +147,12 @@ def test_sizes_are_not_checked(impl: str) -> None:
 
 def test_strided_arguments_of_every_op(impl: str) -> None:
     """Every tensor argument as a view with gaps equals its contiguous copy, bit for bit."""
-    x, y, size = _x(), _x(), _size()
-    plan = _plan()
+    x, y, size = make_x(), make_x(), make_size()
+    plan = make_plan()
     gaps = Matching(*(testing.spread(t) for t in plan))
-    q, k, v = (_x(B, 2, N, C) for _ in range(3))
-    s, noise = _x(7, C), _x(B, N, 7)
-    w, b = _x(C), _x(C)
+    q, k, v = (make_x(B, 2, N, C) for _ in range(3))
+    s, noise = make_x(7, C), make_x(B, N, 7)
+    w, b = make_x(C), make_x(C)
     one = testing.spread
     assert not any(t.is_contiguous() for t in (one(x), *gaps, one(size), one(q), one(noise)))
     pairs = [
@@ -188,3 +176,19 @@ def test_strided_arguments_of_every_op(impl: str) -> None:
     for plain, strided in pairs:
         for a, b_ in zip(*(t if isinstance(t, tuple) else (t,) for t in (plain, strided)), strict=True):
             testing.assert_same_bits(b_, a)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """As ``patch_clip`` takes them; NumPy's bool is no number."""
+    x = torch.randn(1, 9, 4)
+    plan = bipartite_soft_matching(x, np.int64(3), num_protected=np.uint8(1))
+    testing.assert_same_plan(plan, bipartite_soft_matching(x, 3))
+    keys = x[:, None]
+    testing.assert_same_plan(bipartite_soft_matching_from_keys(keys, np.int32(3)), plan)
+    scaled = proportional_attention(keys, keys, keys, scale=np.float32(0.5))
+    testing.assert_same_bits(scaled, proportional_attention(keys, keys, keys, scale=0.5))
+    for wrong in (np.True_, np.float64(2.0), np.array([3])):
+        with pytest.raises(TypeError, match="r: expected an int >= 0, got"):
+            bipartite_soft_matching(x, wrong)
+    with pytest.raises(TypeError, match="scale: expected a finite number, got"):
+        proportional_attention(keys, keys, keys, scale=np.True_)
