@@ -162,7 +162,10 @@ class ContrastiveLearner(Learner):
     def groups(self) -> list[dict[str, Any]]:
         """Returns groups for the image tower and the later starting text tower, each with and without decay."""
         groups = parameter_groups(
-            self.clip, self.optim, is_backbone=lambda name: name.startswith(("visual.", "logit_scale"))
+            self.clip,
+            self.optim,
+            is_backbone=lambda name: name.startswith(("visual.", "logit_scale")),
+            no_decay=self.tower.host.no_decay(self.clip),
         )
         for group in groups:
             if group["name"].startswith("new/"):

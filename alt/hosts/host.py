@@ -278,6 +278,16 @@ class Host(ABC):
         """
         raise TypeError(f"{type(tower).__name__} has no learned positions")
 
+    def no_decay(self, model: nn.Module) -> list[nn.Parameter]:
+        """Returns the parameters of a tower, or of the model around it, that an optimiser should not decay.
+
+        Vectors (biases, norms, class tokens) never decay and may be left out. Here: the learned positions.
+        """
+        try:
+            return [self.position_embedding(model)]
+        except TypeError:
+            return []
+
     @abstractmethod
     def mean_std(self, tower: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns the mean and standard deviation per channel that the tower expects of pictures in [0, 1]."""

@@ -43,6 +43,9 @@ class FrameIntegration(nn.Module):
         self.positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(frames, width), std=0.02))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
 
+    def no_decay(self) -> list[nn.Parameter]:
+        return [self.positions]
+
     def forward(self, frames: Tensor) -> Tensor:
         x = frames + self.positions
         for block in self.blocks:

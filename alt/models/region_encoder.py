@@ -93,6 +93,10 @@ class RegionEncoder(nn.Module):
         """Returns the host of the tower."""
         return self.handle.host
 
+    def no_decay(self) -> list[nn.Parameter]:
+        """Returns the tower's parameters without weight decay, besides vectors."""
+        return self.host.no_decay(self.visual)
+
     @property
     def width(self) -> int:
         """Returns d, the number of channels of the joint space."""

@@ -112,6 +112,9 @@ class VideoAdapter(nn.Module):
         if self.temporal_pos is not None:
             nn.init.trunc_normal_(self.temporal_pos, std=0.02)
 
+    def no_decay(self) -> list[nn.Parameter]:
+        return [] if self.temporal_pos is None else [self.temporal_pos]
+
     def forward(self, q: Tensor, keys: Tensor) -> Tensor:
         """Returns the queries of the last block, from queries ``[B, T, d]`` and frame embeddings ``[B, T, d]``."""
         if self.temporal_pos is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,22 +13,19 @@ from torch import nn
 if TYPE_CHECKING:
     from .config import OptimSection
 
-# Decay makes no sense for a learned position embedding, whatever its dimensions.
-_POSITION = re.compile(r"(^|_)(pos|position|positions|positional)(_|$)")
-
-
-def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Returns True if weight decay applies: not to vectors (biases, norms, class token) or position embeddings."""
-    return parameter.ndim > 1 and not any(_POSITION.search(part) for part in name.split("."))
-
 
 def parameter_groups(
-    model: nn.Module, optim: OptimSection, is_backbone: Callable[[str], bool] | None = None
+    model: nn.Module,
+    optim: OptimSection,
+    is_backbone: Callable[[str], bool] | None = None,
+    no_decay: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Returns the trainable parameters in up to four groups: CLIP's own or new, each with and without decay.
 
-    Each group carries ``lr``, ``weight_decay``, ``params``, ``name`` ("backbone/decay", "new/no_decay", ...) and
-    ``members``, the names of its parameters in the order of the model. Every trainable parameter is in exactly one.
+    Vectors (biases, norms, class token) have no decay, nor have learned positions: those that ``no_decay()`` of a
+    module returns, and those of the argument. Each group carries ``lr``, ``weight_decay``, ``params``, ``name``
+    ("backbone/decay", "new/no_decay", ...) and ``members``, the names of its parameters in the order of the model.
+    Every trainable parameter is in exactly one.
     """
     if is_backbone is None:
         is_backbone = model.is_backbone_parameter  # type: ignore[assignment]
@@ -40,10 +37,14 @@ def parameter_groups(
             name = f"{kind}/{'decay' if decay else 'no_decay'}"
             weight_decay = optim.weight_decay if decay else 0.0
             groups[name] = {"name": name, "lr": lr, "weight_decay": weight_decay, "params": [], "members": []}
+    modules: Iterator[Any] = model.modules()
+    named = (module.no_decay() for module in modules if hasattr(module, "no_decay"))
+    kept = {id(parameter) for parameter in itertools.chain(no_decay, *named)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = "backbone" if is_backbone(name) else "new"
-            group = groups[f"{kind}/{'decay' if decays(name, parameter) else 'no_decay'}"]
+            decays = parameter.ndim > 1 and id(parameter) not in kept
+            group = groups[f"{kind}/{'decay' if decays else 'no_decay'}"]
             group["params"].append(parameter)
             group["members"].append(name)
     return [group for group in groups.values() if group["params"]]

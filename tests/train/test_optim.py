@@ -13,24 +13,31 @@ from alt.train.config import OptimSection
 from alt.train.optim import (
     build_optimizer,
     build_schedule,
-    decays,
     describe_groups,
     learning_rate_factor,
     parameter_groups,
 )
 
 
+class Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(5, 4))
+
+    def no_decay(self) -> list[nn.Parameter]:
+        return [self.places]
+
+
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Module()
-        self.backbone.positional_embedding = nn.Parameter(torch.zeros(5, 4))
+        self.backbone = Tower()
         self.backbone.class_embedding = nn.Parameter(torch.zeros(4))
         self.backbone.norm = nn.LayerNorm(4)
         self.backbone.linear = nn.Linear(4, 4)
         self.backbone.down_adapter = nn.Linear(4, 2)
         self.temporal_pos = nn.Parameter(torch.zeros(3, 4))
-        self.composer = nn.Linear(4, 4)  # "pos" inside a word is no position
+        self.position_mlp = nn.Parameter(torch.zeros(4, 4))  # its name says nothing
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
     def is_backbone_parameter(self, name: str) -> bool:
@@ -39,19 +46,20 @@ class Small(nn.Module):
 
 def test_membership_and_rates() -> None:
     optim = OptimSection(lr=8e-6, few_shot_multiplier=10)
-    groups = {group["name"]: group for group in parameter_groups(Small(), optim)}
+    small = Small()
+    groups = {group["name"]: group for group in parameter_groups(small, optim, no_decay=[small.temporal_pos])}
     members = {name: set(group["members"]) for name, group in groups.items()}
     assert members == {
         "backbone/decay": {"backbone.linear.weight"},
         "backbone/no_decay": {
-            "backbone.positional_embedding",
+            "backbone.places",
             "backbone.class_embedding",
             "backbone.norm.weight",
             "backbone.norm.bias",
             "backbone.linear.bias",
         },
-        "new/decay": {"composer.weight", "backbone.down_adapter.weight"},
-        "new/no_decay": {"temporal_pos", "composer.bias", "backbone.down_adapter.bias"},
+        "new/decay": {"position_mlp", "backbone.down_adapter.weight"},
+        "new/no_decay": {"temporal_pos", "backbone.down_adapter.bias"},
     }
     assert {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()} == {
         "backbone/decay": (8e-6, 1e-3),
@@ -66,13 +74,36 @@ def test_membership_and_rates() -> None:
     assert "lr 8e-06" in lines[0]
 
 
-def test_decay_by_name() -> None:
-    matrix = torch.zeros(2, 2)
-    for name in ("temporal_pos", "head.position_embedding", "x.pos_embed", "positional_embedding"):
-        assert not decays(name, matrix)
-    for name in ("proj", "composer.weight", "position_mlp_free.weight"[14:], "opposite.weight"):
-        assert decays(name, matrix)
-    assert not decays("proj", torch.zeros(2))
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("alt-mini", {"temporal_pos": True}, {"adapter.temporal_pos"}),
+        ("alt-mini", {"strategy": "stm"}, set()),
+        ("mit-mini", {}, {"integration.positions"}),
+        ("clip-joint-mini", {}, set()),
+    ],
+)
+def test_learned_positions_do_not_decay(name: str, options: dict[str, object], expected: set[str]) -> None:
+    from alt.models import create_model
+
+    model = create_model(name, **{"strategy": "full", **options})  # type: ignore[arg-type]
+    matrices = {n for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1}
+    decayed = {n for g in parameter_groups(model, OptimSection()) if g["weight_decay"] for n in g["members"]}
+    towers = {"backbone.visual.positional_embedding"} if "strategy" not in options else set()
+    assert matrices - decayed == expected | towers
+
+
+def test_learned_positions_of_both_towers_do_not_decay() -> None:
+    from alt.entityworld.mini_clip import load_mini_clip
+    from alt.hosts import find_host
+
+    clip = load_mini_clip().clip
+    groups = parameter_groups(
+        clip, OptimSection(), is_backbone=lambda name: False, no_decay=find_host(clip).no_decay(clip)
+    )
+    members = next(set(group["members"]) for group in groups if group["name"] == "new/no_decay")
+    matrices = {name for name, parameter in clip.named_parameters() if parameter.ndim > 1 and name in members}
+    assert matrices == {"positional_embedding", "visual.positional_embedding"}
 
 
 def test_groups_of_the_models() -> None:

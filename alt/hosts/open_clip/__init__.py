@@ -195,6 +195,10 @@ class OpenClip(Host):
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.positional_embedding
 
+    def no_decay(self, model: nn.Module) -> list[nn.Parameter]:
+        found = (getattr(module, "positional_embedding", None) for module in model.modules())  # of the text tower too
+        return [positions for positions in found if isinstance(positions, nn.Parameter)]
+
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         # Set by open_clip.create_model; a tower built by hand has neither.
         mean = getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN
