@@ -11,12 +11,13 @@ import typer
 
 from alt.errors import UsageError
 
-from .options import Overrides
+from .options import Device, Overrides, is_given, parse_device
 from .settings import complete_setting, describe_settings
 from .terminal import echo
 
 
 def train(
+    ctx: typer.Context,
     config: Annotated[
         str,
         typer.Argument(
@@ -37,6 +38,7 @@ def train(
         Path | None,
         typer.Option(metavar="FOLDER", help="Folder of the run. Without it, runs/<name>.", show_default=False),
     ] = None,
+    device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Run two steps of this configuration on a small model and generated clips.")
@@ -48,8 +50,8 @@ def train(
 
     The folder of the run gets the configuration, the last checkpoint, metrics.csv and in the end model.safetensors. A
     run that was killed goes on with --resume and ends with the same weights; Ctrl-C leaves the last checkpoint, SIGTERM
-    writes one more. The configuration says where it runs (trainer.accelerator), and on how many devices; torchrun
-    starts it on one or many machines.
+    writes one more. Without --device the configuration says where it runs (trainer.accelerator); trainer.devices is the
+    number of devices, and torchrun starts it on one or many machines.
     """
     if list_:
         _list()
@@ -61,6 +63,8 @@ def train(
     from alt.train.config import TrainConfig, load_config
 
     changes = [change for change in changes if change != "help"]
+    if is_given(ctx, "device"):
+        changes.append(f"trainer.accelerator={_parse_accelerator(device)}")
     chosen = TrainConfig()
     if config:
         chosen = load_config(config, changes)
@@ -87,6 +91,15 @@ def train(
             fit(chosen, folder, resume=resume, say=echo)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
+
+
+def _parse_accelerator(device: str) -> str:
+    """Returns Lightning's name of a device. A run may use several GPUs, so none is chosen by its number."""
+    parse_device(device)  # raises if this machine has no such device
+    known = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}
+    if device not in known:
+        raise UsageError(f"--device {device}: alt train takes cuda; choose one GPU with CUDA_VISIBLE_DEVICES.")
+    return known[device]
 
 
 def _list() -> None:

@@ -272,7 +272,7 @@ class _Job:
         if self.model.config.head == "linear":
             raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
         trained = set(self.model.classes)
-        encoder = text_encoder(self.config, self.model.width)
+        encoder = text_encoder(self.config.model, self.model.width)
         results, sets = {}, self.new_sets()
         if self.section.subset is not None and len(sets) > 1:
             raise UserError(

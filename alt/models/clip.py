@@ -16,6 +16,7 @@ from torch import Tensor
 from alt.errors import one_line
 
 from .clip_file import ClipWeights, read_clip_weights
+from .text import TextEncoder
 
 __all__ = ["LoadedClip", "build_clip", "check_weights"]
 
@@ -28,6 +29,10 @@ class LoadedClip(NamedTuple):
     quick_gelu: bool
     tokenizer: Callable[[], Any]
     templates: str
+
+    def text_encoder(self) -> TextEncoder:
+        """Returns the encoder of texts, with the weights of ``clip``."""
+        return TextEncoder(self.clip, self.tokenizer())
 
 
 def build_clip(

@@ -20,7 +20,7 @@ from .text import TextEncoder
 if TYPE_CHECKING:
     from .video_model import VideoModel
 
-__all__ = ["create_model", "create_text_encoder"]
+__all__ = ["build_with_clip", "create_model", "create_text_encoder"]
 
 
 def create_model(
@@ -54,26 +54,43 @@ def create_model(
     Raises:
         TypeError, ValueError: one sentence that names the argument.
     """
+    refuse_unordered(classes, "classes")
+    if isinstance(classes, str):
+        raise TypeError(f"classes: expected a sequence of names, got one str {classes!r}")
+    model: Any
+    model, loaded = build_with_clip(name, pretrained=pretrained, frames=frames, r=r, **options)
+    if corpus is not None:
+        model.set_corpus(_with_embeddings(corpus, loaded))
+    if classes is not None:
+        names, embeddings = _classes(classes, loaded, model.config)
+        model.set_classes(names, embeddings)
+    return model
+
+
+def build_with_clip(
+    name: str,
+    *,
+    pretrained: str | os.PathLike[str] | None = None,
+    frames: int | None = None,
+    r: int | float | Sequence[int] | None = None,
+    **options: Any,
+) -> tuple[VideoModel, LoadedClip]:
+    """Builds a video model without corpus and classes, and returns it with the CLIP whose image tower it took.
+
+    Arguments and errors are those of :func:`create_model`.
+    """
     family, suffix = parse_name(name)
     backbone, default_frames, default_r, layers = BACKBONES[suffix]
     backbone = options.pop("backbone", backbone)
     frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
     r = tuple(r) if isinstance(r, Sequence) and not isinstance(r, str) else r
-    refuse_unordered(classes, "classes")
-    if isinstance(classes, str):
-        raise TypeError(f"classes: expected a sequence of names, got one str {classes!r}")
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
     config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # checked before any file is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
     model = load_family(family)(config, find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp())
-    if corpus is not None:
-        model.set_corpus(_with_embeddings(corpus, loaded))
-    if classes is not None:
-        names, embeddings = _classes(classes, loaded, config)
-        model.set_classes(names, embeddings)
-    return model
+    return model, loaded
 
 
 def create_text_encoder(
@@ -112,7 +129,7 @@ def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
 
         corpus = Corpus.load(corpus)
     if not isinstance(corpus, Tensor) and getattr(corpus, "embeddings", None) is None and hasattr(corpus, "embed"):
-        return corpus.embed(_text_encoder(loaded))
+        return corpus.embed(loaded.text_encoder())
     return corpus
 
 
@@ -121,8 +138,4 @@ def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[st
         return classes
     if config.head == "linear":
         return classes, None
-    return classes, _text_encoder(loaded).embed_classes(classes, loaded.templates)
-
-
-def _text_encoder(loaded: LoadedClip) -> TextEncoder:
-    return TextEncoder(loaded.clip, loaded.tokenizer())
+    return classes, loaded.text_encoder().embed_classes(classes, loaded.templates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from alt.errors import UserError, one_line
 
 from .checkpoint import write_errors
-from .config import TrainConfig
+from .config import ModelSection, TrainConfig
+
+if TYPE_CHECKING:
+    from alt.corpus import Corpus
+    from alt.models.clip import LoadedClip
 
 
 def check_files(config: TrainConfig) -> None:
@@ -44,19 +48,23 @@ def build_model(
     Raises:
         UserError: the model, its weights, its corpus or the texts do not fit. The message is one sentence.
     """
-    from alt.models import create_model
+    from alt.models.registry import build_with_clip
 
     section = config.model
     try:
-        model: Any = create_model(
+        model: Any
+        model, clip = build_with_clip(
             section.name, pretrained=section.pretrained, frames=section.frames, r=section.r, **section.options
         )
-        encoder = text_encoder(config, model.width)
-        if isinstance(encoder, RandomTextEncoder):
-            say("Texts get random directions: model.pretrained is null, so no text encoder was trained.")
-        _set_corpus(model, config, classes, world, encoder)
-        linear = getattr(model.config, "head", "cosine") == "linear"
-        embedded = None if linear else encoder.embed_classes(list(classes), templates=section.templates)
+        if getattr(model.config, "queries", None) == "entity":
+            corpus = _open_corpus(section, classes, world)
+            if corpus.embeddings is None:
+                corpus = corpus.embed(text_encoder(section, model.width, clip))
+            model.set_corpus(corpus)
+        embedded = None
+        if model.config.head != "linear":
+            encoder = text_encoder(section, model.width, clip)
+            embedded = encoder.embed_classes(list(classes), templates=section.templates)
         model.set_classes(list(classes), embedded)
         if section.init_from is not None:
             say(load_start(model, Path(section.init_from)))
@@ -67,12 +75,9 @@ def build_model(
     return model
 
 
-def _set_corpus(model: Any, config: TrainConfig, classes: Sequence[str], world: Any, encoder: Any) -> None:
+def _open_corpus(section: ModelSection, classes: Sequence[str], world: Any) -> Corpus:
     from alt.corpus import Corpus
 
-    section = config.model
-    if getattr(model.config, "queries", None) != "entity":
-        return
     if section.corpus is None:
         raise UserError(
             f"model.corpus must name a corpus for {section.name} with entity queries: a file, world or labels."
@@ -85,13 +90,11 @@ def _set_corpus(model: Any, config: TrainConfig, classes: Sequence[str], world: 
         corpus = Corpus.from_entities([tuple(entity)[:3] for entity in world.entities()])
     else:
         corpus = Corpus.load(section.corpus)
-    if section.corpus_categories is not None:
-        corpus = corpus.subset(section.corpus_categories)
-    model.set_corpus(corpus if corpus.embeddings is not None else corpus.embed(encoder))
+    return corpus if section.corpus_categories is None else corpus.subset(section.corpus_categories)
 
 
 class RandomTextEncoder:
-    """Replaces an untrained text encoder by a fixed random direction for every text."""
+    """Embeds every text as a fixed random direction, for towers that were not trained with texts."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -108,13 +111,26 @@ class RandomTextEncoder:
         return self.embed(names)
 
 
-def text_encoder(config: TrainConfig, width: int) -> Any:
-    """Returns the encoder of class names and corpus: CLIP's frozen text tower, on the CPU."""
-    section = config.model
-    if section.name.endswith("-mini") and section.pretrained is None:
-        return RandomTextEncoder(width)
+def text_encoder(section: ModelSection, width: int, clip: LoadedClip | None = None) -> Any:
+    """Returns the encoder of class names and corpus that ``model.texts`` names.
+
+    Args:
+        section: the model. width: d of the joint space. clip: its loaded CLIP; None: the weights are read.
+
+    Raises:
+        UserError: it is CLIP's text tower, and no weights are named.
+    """
     from alt.models.registry import create_text_encoder
 
+    if section.texts == "random":
+        return RandomTextEncoder(width)
+    if section.pretrained is None:
+        raise UserError(
+            "model.pretrained is null, so its text tower is untrained; set model.texts=random for a random direction "
+            "per text, or name weights."
+        )
+    if clip is not None:
+        return clip.text_encoder()
     quick_gelu = section.options.get("quick_gelu")  # the two towers were trained with one activation
     return create_text_encoder(section.name, pretrained=section.pretrained, quick_gelu=quick_gelu)
 

@@ -78,8 +78,9 @@ def _model_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, A
 class ModelSection:
     """``name``, ``pretrained``, ``frames`` and ``r`` go to :func:`alt.create_model` as they are, ``options`` are the
     other fields of its configuration. ``init_from``: weights of an earlier run to start from (few-shot).
-    ``templates``: the prompts of the class texts. ``corpus``: a file, "world" (EntityWorld's own) or "labels"
-    (the class names are the entities); ``corpus_categories``: keep these only."""
+    ``corpus``: a file, "world" (EntityWorld's own) or "labels" (the class names are the entities);
+    ``corpus_categories``: keep these only. ``texts``: "clip" embeds class names and corpus with CLIP's text tower,
+    "random" gives each text a fixed random direction. ``templates``: the prompts of the class texts."""
 
     name: Annotated[Text, AfterValidator(_model_name)] = "alt-b16"
     pretrained: Text | None = "openai"
@@ -88,6 +89,7 @@ class ModelSection:
     r: Reduction = 8
     corpus: Text | None = None
     corpus_categories: tuple[Text, ...] | None = None
+    texts: Literal["clip", "random"] = "clip"
     templates: Text = "alt16"
     options: Annotated[dict[str, Any], Group, AfterValidator(_model_options)] = field(default_factory=dict)
 

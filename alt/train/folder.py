@@ -19,11 +19,11 @@ from .checkpoint import LAST, read_checkpoint, sweep, write_errors
 from .config import TrainConfig, from_tree
 from .processes import is_first_process
 
-# Settings that a resumed run may change, because they do not affect its parameters.
+# Settings that a resumed run may change, because they do not affect its parameters. The checkpoint has embedded texts.
 FREE_ON_RESUME = (
-    "about", "data.workers", "data.root", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every",
-    "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes", "trainer.strategy",
-    "trainer.accelerator", "evaluation",
+    "about", "model.texts", "data.workers", "data.root", "trainer.progress", "trainer.log_every",
+    "trainer.checkpoint_every", "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes",
+    "trainer.strategy", "trainer.accelerator", "evaluation",
 )  # fmt: skip
 
 

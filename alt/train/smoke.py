@@ -19,6 +19,7 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
         config.model,
         name=f"{config.model.name.rpartition('-')[0]}-mini",
         pretrained=None,
+        texts="random",
         init_from=None,
         corpus=config.model.corpus if config.model.corpus in (None, "labels") else "world",
         frames=4,

@@ -293,6 +293,28 @@ def test_entityworld_compares_by_default() -> None:
     assert [*context._protected_args, *context.args] == ["compare", "--seeds", "2"]
 
 
+def test_the_device_of_training_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def accelerator(*words: str) -> str:
+        found = re.search(r"accelerator: (.*)", run("train", "entity-world-cpu", "--show", *words).stdout)
+        assert found
+        return found[1]
+
+    assert accelerator() == "cpu"  # the configuration's
+    assert accelerator("--device", "auto") == "auto"
+    assert accelerator("trainer.accelerator=gpu", "--device", "cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("train", "entity-world-cpu", "--device", "cuda").exit_code == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert accelerator("--device", "cuda") == "gpu"
+    result = run("train", "entity-world-cpu", "--device", "cuda:1")
+    assert result.exit_code == 2
+    assert "CUDA_VISIBLE_DEVICES" in result.stderr
+    assert_one_sentence(result)
+
+
 # ---------------------------------------------------------------------------------------------------- settings
 
 

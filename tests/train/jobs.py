@@ -18,6 +18,7 @@ import torch
 
 BASE = [
     "model.pretrained=null",
+    "model.texts=random",
     "model.options.strategy=full",
     "model.options.layers=1",
     "data.preset=tiny",

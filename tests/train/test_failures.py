@@ -140,6 +140,11 @@ def test_signals(tmp_path: Path, number: int, status: int, sentence: str) -> Non
         (2, ["entity-world-cpu", "--set", "model.name=alt-b17"], "Error: model.name: expected one of"),
         (2, ["entity-world-cpu", "--set", "model.frames=0"], "Error: model.frames must be 1 or more, got 0."),
         (1, ["entity-world-cpu", "--set", "model.pretrained=/no/file"], "Error: model: pretrained: expected"),
+        (
+            1,
+            ["entity-world-cpu", "--set", "model.pretrained=null"],
+            "Error: model.pretrained is null, so its text tower",
+        ),
         (1, ["entity-world-cpu", "--set", "model.corpus=/no/corpus.json"], "Error: model.corpus: there is no file"),
         (1, ["entity-world-cpu", "--set", "model.corpus=null"], "Error: model.corpus must name a corpus"),
         (1, ["entity-world-cpu", "--set", "model.corpus_categories=[smell]"], "Error: model: "),
