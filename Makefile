@@ -87,12 +87,12 @@ aot-check: $(STAMP) ## compile every Triton kernel and a fourth of the other cas
 
 cuda-resources: $(STAMP) ## compile csrc/cuda for sm_80, sm_90, sm_100 and write the kernels' resources (nvcc, no GPU)
 	AK_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0" $(BIN)/python setup.py -q build_ext --build-lib build/cuda
-	$(BIN)/python tools/cuda_resources.py build/cuda/alt_kernels/_C_cuda.abi3.so --out docs/kernels_resources_cuda.md
+	$(BIN)/python -m tools.cuda_resources build/cuda/alt_kernels/_C_cuda.abi3.so --out docs/kernels_resources_cuda.md
 
 cuda-check: $(STAMP) ## the same, without writing the table; where there is no nvcc, it says so
 	@if command -v nvcc >/dev/null || test -x /usr/local/cuda/bin/nvcc; then \
 	    AK_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST="8.0;9.0;10.0" $(BIN)/python setup.py -q build_ext --build-lib build/cuda && \
-	    $(BIN)/python tools/cuda_resources.py build/cuda/alt_kernels/_C_cuda*.so --out build/cuda/resources.md; \
+	    $(BIN)/python -m tools.cuda_resources build/cuda/alt_kernels/_C_cuda*.so --out build/cuda/resources.md; \
 	else echo "no nvcc here: csrc/cuda is not compiled"; fi
 
 docs: $(STAMP) ## build the documentation into build/site; a broken link is an error

@@ -172,6 +172,8 @@ def _limit(detail: ErrorDetails) -> str:
         return f"above {context['gt']:g}"
     if kind == "greater_than_equal":
         return f"{context['ge']:g} or more"
+    if kind == "less_than_equal":
+        return f"{context['le']:g} or less"
     return _EXPECTED.get(kind, detail["msg"])
 
 

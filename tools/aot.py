@@ -23,7 +23,6 @@ import importlib
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -36,6 +35,7 @@ from alt_kernels.triton import launch_configs
 
 from . import sass
 from .aot_case import AotCase
+from .disassembler import run_tool
 
 TARGETS = (80, 90, 100)
 # The instruction of a half-precision dot: of a warp, of a warp group, of tensor memory.
@@ -125,16 +125,6 @@ def source(case: AotCase) -> Any:
         if aligned and parameter.name not in case.unaligned:
             attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature, dict(case.constants), attributes)
-
-
-def run_tool(name: str, *arguments: str) -> str:
-    """Returns the output of a disassembler that comes with Triton."""
-    import triton
-
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done = subprocess.run([str(folder / name), *arguments], capture_output=True, text=True, env=environment, check=True)
-    return done.stdout
 
 
 def compile_case(stem: str, case: AotCase, target: int) -> tuple[Resources, str]:

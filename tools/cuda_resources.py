@@ -1,6 +1,6 @@
 """Registers, spills and 16-byte accesses of the kernels in a built ``_C_cuda`` library, for every GPU it holds.
 
-``python tools/cuda_resources.py LIBRARY --out docs/kernels_resources_cuda.md`` writes the table; the exit status is 1
+``python -m tools.cuda_resources LIBRARY --out docs/kernels_resources_cuda.md`` writes the table; the exit status is 1
 where a kernel spills, or one that should move 16 bytes per thread does not. No GPU is needed: ``make cuda-resources``
 compiles for sm_80, sm_90 and sm_100. The disassembler is the one on the PATH, or the one that comes with Triton.
 """
@@ -8,14 +8,13 @@ compiles for sm_80, sm_90 and sm_100. The disassembler is the one on the PATH, o
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from .disassembler import run_tool
 
 
 class Kernel(NamedTuple):
@@ -37,22 +36,6 @@ class Kernel(NamedTuple):
         if self.name.endswith("aligned") and not self.wide:
             found.append("no access of 16 bytes")
         return found
-
-
-def run_tool(name: str, *arguments: str) -> str:
-    """Returns the output of a disassembler from the PATH, or of the one that comes with Triton."""
-    folders = [os.environ.get("PATH", "")]
-    spec = importlib.util.find_spec("triton")
-    if spec is not None and spec.origin is not None:
-        folders.append(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
-    path = os.pathsep.join(folders)
-    found = shutil.which(name, path=path)
-    if found is None:
-        raise FileNotFoundError(f"{name}: not on the PATH and not beside Triton")
-    done = subprocess.run(
-        [found, *arguments], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=True
-    )
-    return done.stdout
 
 
 def readable(mangled: str) -> str:
@@ -79,7 +62,7 @@ def readable(mangled: str) -> str:
 def read(library: Path) -> list[Kernel]:
     target, name = 0, ""
     code: dict[tuple[int, str], list[str]] = {}
-    for line in run_tool("cuobjdump", "-sass", str(library)).splitlines():
+    for line in run_tool("cuobjdump", "-sass", str(library), on_path_first=True).splitlines():
         if found := re.search(r"(?:arch =|code for) sm_(\d+)", line):
             target = int(found[1])
         elif found := re.search(r"Function : ([\w$]+)", line):
@@ -88,7 +71,7 @@ def read(library: Path) -> list[Kernel]:
             code.setdefault((target, name), []).append(found[1])
     usage: dict[tuple[int, str], dict[str, int]] = {}
     # A cubin holds one target, which only the listing above names.
-    for line in run_tool("cuobjdump", "--dump-resource-usage", str(library)).splitlines():
+    for line in run_tool("cuobjdump", "--dump-resource-usage", str(library), on_path_first=True).splitlines():
         if found := re.search(r"arch = sm_(\d+)", line):
             target = int(found[1])
         elif found := re.search(r"Function ([\w$]+):", line):

@@ -6,15 +6,17 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from alt.data.seeds import seeded
 from alt.files import describe_error, parse_json, read_tensors
+from alt.validation import Count, checked
 
 __all__ = [
     "SHIPPED",
@@ -24,13 +26,14 @@ __all__ = [
     "build_mini_clip",
     "load_mini_clip",
     "save_mini_clip",
+    "words_of",
 ]
 
 SHIPPED = Path(__file__).parent / "weights" / "mini_clip.safetensors"
 """Weights of the "cpu" size, trained on EntityWorld. ``load_mini_clip().about`` records the training."""
 
 
-@dataclass(frozen=True)
+@checked
 class MiniClipConfig:
     """Sizes of the two towers. The defaults are the CPU's; ``preset("gpu")`` is the larger one.
 
@@ -39,22 +42,19 @@ class MiniClipConfig:
         text_width, text_heads, text_layers: of the text transformer. context_length: ids of a text, both ends counted.
     """
 
-    image_size: int = 24
-    patch_size: int = 4
-    width: int = 64
-    layers: int = 4
-    head_width: int = 16
-    embed_dim: int = 48
-    text_width: int = 64
-    text_heads: int = 4
-    text_layers: int = 2
-    context_length: int = 16
+    image_size: Count = 24
+    patch_size: Count = 4
+    width: Count = 64
+    layers: Count = 4
+    head_width: Count = 16
+    embed_dim: Count = 48
+    text_width: Count = 64
+    text_heads: Count = 4
+    text_layers: Count = 2
+    context_length: Count = 16
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field.name}: expected an int >= 1, got {value!r}")
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> MiniClipConfig:
         pairs = (
             ("image_size", "patch_size", self.image_size, self.patch_size),
             ("width", "head_width", self.width, self.head_width),
@@ -65,6 +65,7 @@ class MiniClipConfig:
                 raise ValueError(f"{name}: expected a multiple of {divisor} = {by}, got {value}")
         if self.context_length < 3:
             raise ValueError(f"context_length: expected at least 3 (start, a word, end), got {self.context_length}")
+        return self
 
     @classmethod
     def preset(cls, name: str, **changes: int) -> MiniClipConfig:
@@ -141,6 +142,7 @@ class WordTokenizer:
 
 
 def words_of(text: str) -> list[str]:
+    """Returns the lower-case words of a text; everything that is not a letter or digit separates."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 

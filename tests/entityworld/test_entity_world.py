@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from alt.entityworld.mini_clip import words_of
 from alt.entityworld.world import World, WorldConfig, frame_captions, phrases
 from alt.entityworld.world.captions import PLACES
-from alt.entityworld.world.vocabulary import COLOURS, MOTIONS, OBJECTS, OPAQUE, PARTS, SCENES, words_of
+from alt.entityworld.world.vocabulary import COLOURS, MOTIONS, OBJECTS, OPAQUE, PARTS, SCENES
 
 
 @pytest.fixture(scope="module")

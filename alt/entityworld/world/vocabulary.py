@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 
@@ -166,11 +165,6 @@ _TEMPLATE_WORDS = (
     "a photo picture of action human an this is video playing kind doing look the can you recognize classification "
     "man woman using in with at and on moved thing something someone near touching no not body part place"
 )
-
-
-def words_of(text: str) -> list[str]:
-    """Lower-case words of a text; everything that is not a letter or digit separates."""
-    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def entities(objects: int, parts: int, scenes: int, motions: int, distractor_rate: float = 0.3) -> list[Entity]:

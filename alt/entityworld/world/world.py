@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from alt.data.pixels import normalise
+from alt.entityworld.mini_clip import words_of
 
 from .captions import PLACES, image_captions
 from .classes import ActionClass, build_classes, motion_only_classes
 from .counter import clip_keys, generator, uniforms
 from .paths import lay_out, phases
 from .render import ClipTable, Rendered, render_table
-from .vocabulary import MOTIONS, OBJECTS, PARTS, SCENES, Entity, entities, template_words, words_of
+from .vocabulary import MOTIONS, OBJECTS, PARTS, SCENES, Entity, entities, template_words
 from .world_config import STYLES, Style, WorldConfig
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
-MAX_OBJECTS, MAX_PARTS, MAX_SCENES, MAX_MOTIONS = 32, 8, 16, 16
+from pydantic import Field, Strict, model_validator
+
+from alt.validation import Count, Finite, Natural, NotNegative, Positive, Share, checked
+
 MAX_DISTRACTORS = 6
 
 
@@ -20,64 +23,55 @@ class Style:
     contrast: float  # factor on the contrast of the scene's texture
 
 
-@dataclass(frozen=True)
+@checked
 class WorldConfig:
     """Configuration of an entity world.
 
-    Counts are of atoms (the first so many of the vocabulary) and classes; lengths are fractions of the canvas's side.
+    Counts are of atoms (the first so many of the vocabulary, which limits them) and classes. Lengths are fractions of
+    the canvas's side.
     ``motions`` counts whole time-reversal pairs first (8), then motions that are their own reversal.
     """
 
-    seed: int = 0
-    size: int = 24
-    frames: int = 4
-    objects: int = 12
-    parts: int = 4
-    scenes: int = 6
-    motions: int = 8
-    seen_classes: int = 60
-    transfer_classes: int = 20
-    train_per_class: int = 40
-    test_per_class: int = 10
-    transfer_train_per_class: int = 20
-    transfer_test_per_class: int = 10
-    object_radius: float = 0.19
-    part_radius: float = 0.15
-    amplitude: float = 0.6
+    seed: Natural = 0
+    size: Annotated[int, Strict(), Field(ge=8)] = 24
+    frames: Count = 4
+    objects: Annotated[int, Strict(), Field(ge=2, le=32)] = 12
+    parts: Annotated[int, Strict(), Field(ge=2, le=8)] = 4
+    scenes: Annotated[int, Strict(), Field(ge=2, le=16)] = 6
+    motions: Annotated[int, Strict(), Field(ge=2, le=16)] = 8
+    seen_classes: Count = 60
+    transfer_classes: Count = 20
+    train_per_class: Count = 40
+    test_per_class: Count = 10
+    transfer_train_per_class: Count = 20
+    transfer_test_per_class: Count = 10
+    object_radius: Positive = 0.19
+    part_radius: Positive = 0.15
+    amplitude: NotNegative = 0.6
     distractors: tuple[int, int] = (2, 4)
-    distractor_radius: float = 0.11
-    distractor_alpha: float = 0.45
-    noise: float = 0.06
-    colour_jitter: float = 0.12
-    texture: float = 0.5
-    occluder_rate: float = 0.25
-    rho: float = 0.5
-    transfer_rho: float = 0.2
-    palette_shift: float = 0.04
-    size_shift: float = 0.12
-    opaque_rate: float = 0.1
-    synonym_rate: float = 0.15
-    object_caption_rate: float = 0.10
-    motion_caption_rate: float = 0.075
+    distractor_radius: Positive = 0.11
+    distractor_alpha: NotNegative = 0.45
+    noise: NotNegative = 0.06
+    colour_jitter: NotNegative = 0.12
+    texture: NotNegative = 0.5
+    occluder_rate: Share = 0.25
+    rho: Share = 0.5
+    transfer_rho: Share = 0.2
+    palette_shift: Finite = 0.04
+    size_shift: Finite = 0.12
+    opaque_rate: Share = 0.1
+    synonym_rate: Share = 0.15
+    object_caption_rate: Share = 0.10
+    motion_caption_rate: Share = 0.075
 
-    def __post_init__(self) -> None:
-        limits = {"objects": MAX_OBJECTS, "parts": MAX_PARTS, "scenes": MAX_SCENES, "motions": MAX_MOTIONS}
-        for name, most in limits.items():
-            if not 2 <= getattr(self, name) <= most:
-                raise ValueError(f"{name}: from 2 to {most} are in the vocabulary, got {getattr(self, name)}")
+    @model_validator(mode="after")
+    def _counts_fit(self) -> WorldConfig:
         if self.motions < 8 and self.motions % 2:
             raise ValueError(f"motions: an even number below 8, as they come in pairs, got {self.motions}")
-        if self.size < 8 or self.frames < 1:
-            raise ValueError(f"size and frames: at least 8 pixels and 1 frame, got {self.size} and {self.frames}")
         low, high = self.distractors
         if not 0 <= low <= high <= MAX_DISTRACTORS:
             raise ValueError(f"distractors: a range within 0 to {MAX_DISTRACTORS}, got {self.distractors}")
-        for name in ("train_per_class", "test_per_class", "transfer_train_per_class", "transfer_test_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: at least 1, got {getattr(self, name)}")
-        for field in fields(self):
-            if field.name.endswith(("rate", "rho")) and not 0 <= getattr(self, field.name) <= 1:
-                raise ValueError(f"{field.name}: a probability in [0, 1], got {getattr(self, field.name)}")
+        return self
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> WorldConfig:
