@@ -23,6 +23,12 @@ class Draws(NamedTuple):
     gray: bool
 
 
+def _check_probabilities(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: a probability in [0, 1], got {value}")
+
+
 @dataclass(frozen=True)
 class ClipAugment:
     """Multi-scale crop, flip, colour jitter and grayscale, drawn once per clip.
@@ -49,9 +55,7 @@ class ClipAugment:
             raise ValueError(f"size: expected at least 1 pixel, got {self.size}")
         if not self.scales or not all(0 < s <= 1 for s in self.scales):
             raise ValueError(f"scales: expected numbers in (0, 1], got {self.scales}")
-        for name in ("flip", "jitter", "gray"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
+        _check_probabilities(flip=self.flip, jitter=self.jitter, gray=self.gray)
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue: expected a share of a turn in [0, 0.5], got {self.hue}")
 
@@ -190,9 +194,7 @@ class Mix:
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected a Beta parameter, or 0 for off, got {getattr(self, name)}")
-        for name in ("switch", "probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: a probability in [0, 1], got {getattr(self, name)}")
+        _check_probabilities(switch=self.switch, probability=self.probability)
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> MixDraw:
         u = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
