@@ -278,13 +278,13 @@ class Host(ABC):
         """
         raise TypeError(f"{type(tower).__name__} has no learned positions")
 
-    def no_decay(self, model: nn.Module) -> list[nn.Parameter]:
-        """Returns the parameters of a tower, or of the model around it, that an optimiser should not decay.
+    def no_decay(self, tower: nn.Module) -> list[nn.Parameter]:
+        """Returns the tower's parameters that an optimiser should not decay: learned positions and learned tokens.
 
-        Vectors (biases, norms, class tokens) never decay and may be left out. Here: the learned positions.
+        Vectors (biases, norms, a class token ``[C]``) never decay and may be left out.
         """
         try:
-            return [self.position_embedding(model)]
+            return [self.position_embedding(tower)]
         except TypeError:
             return []
 

@@ -195,8 +195,9 @@ class OpenClip(Host):
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.positional_embedding
 
-    def no_decay(self, model: nn.Module) -> list[nn.Parameter]:
-        found = (getattr(module, "positional_embedding", None) for module in model.modules())  # of the text tower too
+    def no_decay(self, tower: nn.Module) -> list[nn.Parameter]:
+        """Also takes a whole CLIP, whose text tower has positions of its own."""
+        found = (getattr(module, "positional_embedding", None) for module in tower.modules())
         return [positions for positions in found if isinstance(positions, nn.Parameter)]
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -137,6 +137,9 @@ class Timm(Host):
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return super().position_embedding(tower) if tower.pos_embed is None else tower.pos_embed
 
+    def no_decay(self, tower: Any) -> list[nn.Parameter]:
+        return [tower.get_parameter(name) for name in tower.no_weight_decay() if getattr(tower, name, None) is not None]
+
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = getattr(tower, "pretrained_cfg", None) or {}  # a tower built by hand has none
         return tuple(config.get("mean", IMAGENET_INCEPTION_MEAN)), tuple(config.get("std", IMAGENET_INCEPTION_STD))

@@ -142,7 +142,10 @@ class Family(Host):
         else:
             tower.activation_checkpointing_disable()
 
-    # --- pictures ---
+    # --- weights and pictures ---
+
+    def no_decay(self, tower: Any) -> list[nn.Parameter]:
+        return [*super().no_decay(tower), *tower.embeddings.parameters(recurse=False)]  # class and register tokens
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.mean, self.std
