@@ -61,7 +61,12 @@ def register_autograd(name: str, backward: Formula, save: Save, *, linear: bool 
     def derive(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         # Unpacked first: with checkpointing this runs the forward again, which needs autograd.
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+        if (
+            torch.compiler.is_dynamo_compiling()  # compiled autograd
+            or torch.is_grad_enabled()
+            or forward_ad._current_level >= 0
+            or _are_functorch_transforms_active()
+        ):
             return *backward(ctx, saved, *grads), None
         with _AutoDispatchBelowAutograd():
             return *backward(ctx, saved, *grads), None

@@ -26,11 +26,18 @@ def fold(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
 
 def repeat(op: Any, info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
     """Runs the op V times and stacks the results. For arguments of which an op takes only one."""
+    check_samples(info.batch_size)
     slices = [(a,) * info.batch_size if d is None else a.unbind(d) for a, d in zip(args, dims, strict=True)]
     results = [op(*sample) for sample in zip(*slices, strict=True)]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
     return tuple(torch.stack(parts) for parts in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def check_samples(count: int) -> None:
+    """Raises if a vmap has no sample, from which no shape of a result follows."""
+    if count == 0:
+        raise ValueError("vmap: expected at least one sample for an operation of alt_kernels, got none")
 
 
 def join(value: Any, dim: int | None, images: int) -> Any:
@@ -40,6 +47,7 @@ def join(value: Any, dim: int | None, images: int) -> Any:
 
 def lead(value: Tensor, dim: int | None, images: int) -> Tensor:
     """Returns a tensor with its vmapped dimension first; a tensor without one is expanded."""
+    check_samples(images)
     return value.expand(images, *value.shape) if dim is None else value.movedim(dim, 0)
 
 

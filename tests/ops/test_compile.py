@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -220,6 +221,24 @@ def test_checks_raise_while_compiling() -> None:
     compiled = torch.compile(lambda x, p: weighted_merge(x, p), fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="expected a plan of 10 input tokens as in x"):
         compiled(torch.randn(B, 10, C), PLAN)
+
+
+@pytest.mark.slow
+def test_compiled_autograd() -> None:
+    """A backward that torch traces in one graph: the same gradients."""
+
+    def loss() -> Tensor:
+        merged, normed, _ = merge_layer_norm(x, x.sin(), PLAN, SIZE, weight, None)
+        heads = normed.unflatten(-1, (2, C // 2)).transpose(1, 2)
+        attended = proportional_attention(heads, heads, heads).square().sum()
+        return attended + weighted_merge(x, PLAN).x.sum() + merged.sum()
+
+    x, weight = _x(), _x(C)
+    expected = torch.autograd.grad(loss(), (x, weight))
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        loss().backward()
+    for actual, truth in zip((x.grad, weight.grad), expected, strict=True):
+        torch.testing.assert_close(actual, truth)
 
 
 @pytest.mark.slow

@@ -187,6 +187,14 @@ def test_vmap_over_plans_and_sizes() -> None:
         testing.assert_same_bits(found, torch.stack(each))
 
 
+def test_no_samples() -> None:
+    x, entities = torch.randn(3, C), torch.randn(K, C)
+    with pytest.raises(ValueError, match="vmap: expected at least one sample"):
+        vmap(lambda x: weighted_merge(x, PLAN).x)(torch.randn(0, B, N, C))
+    with pytest.raises(ValueError, match="vmap: expected at least one sample"):
+        vmap(lambda tau: cosine_gumbel_assign(x, entities, tau=tau, noise=None).output)(torch.ones(0))
+
+
 def test_a_norm_per_sample_in_half_precision() -> None:
     """Weight and bias per sample are applied before the result is rounded, once."""
     x, weight, bias = torch.randn(B, N, C).bfloat16(), torch.randn(V, C), torch.randn(V, C)
@@ -372,4 +380,4 @@ def test_python_calls_of_a_derivative() -> None:
     gradient = torch.ones_like(merged)
     _, total = run(lambda: torch.autograd.grad(merged, x, gradient, retain_graph=True))
     _, engine = run(lambda: torch.autograd.grad(x * 1.0, x, torch.ones_like(x)))
-    assert (forward, total - engine) == (7, 4), entered
+    assert (forward, total - engine) == (7, 5), entered
