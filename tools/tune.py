@@ -75,9 +75,12 @@ def axes_of(stem: str, when: Use, prefixes: Sequence[str] = ("",)) -> list[list[
     if stem == "merge_layer_norm_backward":
         return [axis("num_warps", *WARPS), axis("programs", 132, 264, 528, 1056, 2112)]
     if stem == "bipartite_soft_matching":  # BA holds an image where one program does it
-        rows = [] if when["tokens"] <= 512 else [axis("BA", 64, 128)]
-        tiles = [axis("BB", 32, 64, 128), axis("BC", 32, 64, 128)]
-        return [*rows, *tiles, axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
+        forms = [axis("parts", 1, 2, 4, 8), axis("BA", 64, 128)] if when["tokens"] > 512 else []
+        if when["tokens"] <= 512 and when["images"] <= 32:
+            layouts = [(0, when["tokens"] // 2, 64, 8), (4, 64, 32, 4), (4, 64, 32, 8), (8, 64, 16, 4), (2, 64, 64, 8)]
+            forms.append([dict(zip(("parts", "BA", "BB", "num_warps"), layout, strict=True)) for layout in layouts])
+        tiles = [axis("BB", 16, 32, 64, 128), axis("BC", 32, 64, 128)]
+        return [*forms, *tiles, axis("num_warps", 4, 8), axis("num_stages", 1, 2, 3)]
     if stem == "proportional_attention":
         keys = when["keys"]
         tiles = [(64, 0, 0), (64, 32, 0), (128, 0, 0), (128, 16, 0), (128, 32, 0), (128, 32, 16), (128, 64, 0)]

@@ -51,7 +51,7 @@ def _peak(tile):
 
 @triton.jit
 def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.constexpr, BC: tl.constexpr):
-    """Returns the first BC channels of the scaled rows in the dtype of the dot, their scale, 1 / norm and validity.
+    """Returns the first BC channels of the scaled rows in float32, their scale, 1 / norm and validity.
 
     A row that is not ``live`` is loaded as zeros and so has no norm. Where C > BC the whole row is read three times.
     """
@@ -72,7 +72,7 @@ def _rows_and_norms(x_ptr, token, live, x_n, x_h, C: tl.constexpr, HEADS: tl.con
         square += tl.sum(more * more, 1)
     valid = (peak > 0) & (peak < 0x7F800000)
     inverse = tl.div_rn(1.0, tl.sqrt_rn(tl.where(valid, square, 1.0)))
-    return scaled.to(tile.dtype), scale, inverse, valid
+    return scaled, scale, inverse, valid
 
 
 @triton.jit
@@ -94,7 +94,8 @@ def best_of_rows(
     x_ptr,
     i,  # [BA] rows of A, live where < even
     even,
-    odd,
+    first_j,  # rows of B from here on, a multiple of BB
+    odd,  # up to here
     num_protected,
     x_n,
     x_h,
@@ -104,26 +105,61 @@ def best_of_rows(
     BB: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Returns the highest score and the lowest j that has it, [BA] each; -inf and 0 for rows without a norm."""
+    """Returns the highest score times |a|, the lowest j that has it, and 1 / |a|, [BA] each; -inf and 0 without a norm.
+
+    1 / |a| is the same for a whole row, so it is applied after the maximum, also after that of several programs: two
+    scores that only this product's rounding makes equal stay different.
+    """
     a_token = num_protected + num_protected % 2 + 2 * i
     a, a_scale, a_inverse, a_valid = _rows_and_norms(x_ptr, a_token, i < even, x_n, x_h, C, HEADS, BC)
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty if HEADS == 1 else tl.float32
+    # Without NaN among its scores every thread that shares a row finds the same best.
+    a = tl.where(a_valid[:, None], a, 0.0).to(DTYPE)
     best = tl.full([BA], float("-inf"), tl.float32)
     partner = tl.zeros([BA], tl.int32)
-    for start in range(0, odd, BB):
+    for start in range(first_j, odd, BB):
         j = start + tl.arange(0, BB)
         b_token = num_protected + 1 - num_protected % 2 + 2 * j
         b, b_scale, b_inverse, b_valid = _rows_and_norms(x_ptr, b_token, j < odd, x_n, x_h, C, HEADS, BC)
+        b = b.to(DTYPE)
         dot = _dot(a, b, tl.zeros([BA, BB], tl.float32))
         for first in range(BC, C, BC):
             more_a = _load_rows(x_ptr, a_token, i < even, first, x_n, x_h, C, HEADS, BC)
             more_b = _load_rows(x_ptr, b_token, j < odd, first, x_n, x_h, C, HEADS, BC)
-            more_a = (more_a.to(tl.float32) * a_scale[:, None]).to(a.dtype)
+            more_a = tl.where(a_valid[:, None], more_a.to(tl.float32) * a_scale[:, None], 0.0).to(a.dtype)
             more_b = (more_b.to(tl.float32) * b_scale[:, None]).to(b.dtype)
             dot = _dot(more_a, more_b, dot)
-        # 1 / |a| is the same for the whole row, so it is applied after the maximum.
         score = tl.where(b_valid[None, :], dot * b_inverse[None, :], float("-inf"))
         top, at = tl.max(score, 1, return_indices=True, return_indices_tie_break_left=True)
         better = top > best  # the earlier tile wins a tie
         best = tl.where(better, top, best)
         partner = tl.where(better, start + at, partner)
-    return tl.where(a_valid, best * a_inverse, float("-inf")), tl.where(a_valid, partner, 0)
+    return tl.where(a_valid, best, float("-inf")), tl.where(a_valid, partner, 0), a_inverse
+
+
+@triton.jit
+def store_best(scratch_ptr, i, even, plane, part, parts, best, partner, inverse):
+    """Stores what ``best_of_rows`` found in a part of B. Planes of the scratch: scores, partners, one of 1 / |a|."""
+    scratch_ptr += i
+    tl.store(scratch_ptr + part * plane, best, mask=i < even)
+    tl.store(scratch_ptr + (parts + part) * plane, partner.to(tl.float32, bitcast=True), mask=i < even)
+    tl.store(scratch_ptr + 2 * parts * plane, inverse, mask=(i < even) & (part == 0))
+
+
+@triton.jit
+def load_best(scratch_ptr, i, even, plane, parts, PARTS: tl.constexpr):
+    """Returns score and j of the rows i, the bits of one program that sees all parts; -inf past |A|.
+
+    Parts are compared in ascending order, strictly, so the lowest j of equal scores stays. All loads are independent.
+    """
+    scratch_ptr += i
+    best = tl.load(scratch_ptr, mask=i < even, other=float("-inf"))
+    partner = tl.load(scratch_ptr + parts * plane, mask=i < even, other=0.0).to(tl.int32, bitcast=True)
+    for part in tl.static_range(1, PARTS):
+        there = (i < even) & (part < parts)
+        other = tl.load(scratch_ptr + part * plane, mask=there, other=float("-inf"))
+        its = tl.load(scratch_ptr + (parts + part) * plane, mask=there, other=0.0).to(tl.int32, bitcast=True)
+        better = other > best
+        best = tl.where(better, other, best)
+        partner = tl.where(better, its, partner)
+    return best * tl.load(scratch_ptr + 2 * parts * plane, mask=i < even, other=1.0), partner

@@ -31,6 +31,22 @@ def exp2_of(x):
 
 
 @triton.jit
+def one_if_less(x, y):
+    """Returns 1.0 where x < y, else 0.0, in one instruction, and keeps the compiler from collecting bit masks."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise("set.lt.f32.f32 $0, $1, $2;", "=f,f,f", [x, y], tl.float32, True, 1)
+    return tl.where(x < y, 1.0, 0.0)
+
+
+@triton.jit
+def one_if_equal(x, y):
+    """Returns 1.0 where x == y, else 0.0, as :func:`one_if_less` does."""
+    if HARDWARE:
+        return tl.inline_asm_elementwise("set.eq.f32.f32 $0, $1, $2;", "=f,f,f", [x, y], tl.float32, True, 1)
+    return tl.where(x == y, 1.0, 0.0)
+
+
+@triton.jit
 def rounded_product(x, y):
     """Returns x y rounded, so that a following sum over threads cannot fuse the product into its own instruction.
 

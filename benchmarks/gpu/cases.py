@@ -323,7 +323,8 @@ def all_cases(session: Session) -> Iterator[tuple[str, float, Callable[[], Case]
     yield "matching", 22, lambda: matching(session)
     yield "assignment backward", 8, lambda: assignment_backward(session)
     yield "assignment, large corpus", 25, lambda: assignment(session, large=True)
-    yield "matching from keys, batch 8", 12, lambda: matching_from_keys(session, 8)
+    for batch in (16, 1, 4):  # several programs per image
+        yield f"matching from keys, batch {batch}", 12, lambda b=batch: matching_from_keys(session, b)
     yield "residual + merge + LayerNorm, batch 8", 15, lambda: merge_layer_norm(session, 8)
     yield "matching, batch 8", 12, lambda: matching(session, 8)
     yield "attention, forward and backward", 45, lambda: attention_backward(session, both=True)

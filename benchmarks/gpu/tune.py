@@ -89,6 +89,7 @@ def problems(session: Session) -> Iterator[tuple[str, Callable[[], Problem]]]:
     yield "proportional_attention, 197 keys", lambda: attention(session, 197)
     yield "cosine_gumbel_assign", lambda: assignment(session)
     yield "bipartite_soft_matching, keys", lambda: matching_from_keys(session)
+    yield "bipartite_soft_matching, keys of 16 images", lambda: matching_from_keys(session, 16)
     yield "proportional_attention_backward, 197 keys", lambda: attention_backward(session, 197)
     yield "merge_layer_norm", lambda: merge_layer_norm(session)
     yield "cosine_gumbel_assign_backward", lambda: assignment_backward(session)
@@ -149,17 +150,22 @@ def matching(session: Session) -> Problem:
     sizes = (shape.batch, shape.tokens, shape.head_dim)
     metric = random(session, 1, sets_of(session, *sizes), *sizes)
     launch = _launcher("bipartite_soft_matching", "bipartite_matching")
-    when = {"tokens": 256, "channels": 64, "itemsize": metric[0].element_size()}
+    when = _matching_when(shape, metric[0].element_size())
     return _problem("bipartite_soft_matching", when, _calls(launch, [(m, shape.r, 1) for m in metric]))
 
 
-def matching_from_keys(session: Session) -> Problem:
+def matching_from_keys(session: Session, batch: int | None = None) -> Problem:
     """Sums over heads are float32, whatever the keys are."""
     shape = layer(session)
+    shape = shape._replace(batch=batch or shape.batch)
     keys = [k for _, k, _ in packed(session, 2, _sets(session, shape), shape)]
     launch = _launcher("bipartite_soft_matching", "bipartite_matching_from_keys")
-    when = {"tokens": 256, "channels": 64, "itemsize": 4}
+    when = _matching_when(shape, 4)
     return _problem("bipartite_soft_matching", when, _calls(launch, [(k, shape.r, 1) for k in keys]))
+
+
+def _matching_when(shape: Any, itemsize: int) -> dict[str, int]:
+    return _launcher("bipartite_soft_matching", "bucket")(shape.tokens, shape.head_dim, itemsize, shape.batch)
 
 
 def attention(session: Session, tokens: int) -> Problem:

@@ -221,9 +221,12 @@ def _select(o: Operands, mods: list[str], ops: tuple[str, ...]) -> str:
     return f"where({o.read(ops[3], 'pred')}, {o.read(ops[1], kind)}, {o.read(ops[2], kind)})"
 
 
-@rule("setp")
+@rule("setp", "set")
 def _compare(o: Operands, mods: list[str], ops: tuple[str, ...]) -> str:
-    _, how, *flags, kind = mods
+    name, how, *flags, kind = mods
+    if name == "set":  # 1.0 for true, as only the kernels' own assembly has it
+        refuse(flags, "f32")
+        return f"({o.read(ops[1], kind)} {COMPARE[how]} {o.read(ops[2], kind)}).astype(f32)"
     refuse(flags, "ftz", "and", "or", "xor")
     a, b = o.read(ops[1], kind), o.read(ops[2], kind)
     if "ftz" in flags:

@@ -119,7 +119,21 @@ def test_matching_in_one_program(tokens: int, channels: int, dtype: torch.dtype)
     support = max(4**k for k in range(4) if 4**k <= channels)
     made = {"channels": channels, "supports": (support,), "dtype": dtype, "zeros": 0.1, "non_finite": 0.1}
     metric = testing.exact_metric(2, tokens, 3, **made)
-    check_matching.check(metric if channels == 64 else window(metric), tokens // 4, 1, f"N={tokens}")
+    with check_matching.forced(check_matching.one_program(tokens)):
+        check_matching.check(metric if channels == 64 else window(metric), tokens // 4, 1, f"N={tokens}")
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(61, b16), rest(61, f32), rest(61, f16), rest(300, b16)], ids=str)
+def test_matching_in_several_programs(tokens: int, dtype: torch.dtype) -> None:
+    """Ties and broken rows; to the bit the plan of one program, also where scores are rounded."""
+    metric = testing.exact_metric(1, tokens, 3, supports=(16,), dtype=dtype, zeros=0.1, non_finite=0.1)
+    with check_matching.forced(check_matching.several()):
+        check_matching.check(metric, tokens // 4, 1, f"N={tokens}")
+    check_matching.check_forms(torch.randn(1, tokens, 64, generator=testing.generator(8)).to(dtype), tokens // 3)
+
+
+def test_matching_compares_before_rounding() -> None:
+    check_matching.test_scores_are_compared_before_they_are_rounded(CPU, check_matching.several())
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -132,7 +146,9 @@ def test_matching_in_tiles(tokens: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("dtype", "heads"), [(b16, 3), rest(f16, 4), rest(f32, 3)], ids=str)
 def test_matching_of_packed_keys(dtype: torch.dtype, heads: int) -> None:
     metric = testing.exact_metric(1, 50, 9, exponent=3, zeros=0.1, dtype=dtype)
-    check_matching.check_keys(check_matching.packed_keys(metric, heads), 12, 1)
+    for use in (check_matching.one_program(50), check_matching.several()):
+        with check_matching.forced(use):
+            check_matching.check_keys(check_matching.packed_keys(metric, heads), 12, 1)
 
 
 @every

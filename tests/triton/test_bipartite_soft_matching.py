@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 
@@ -57,8 +58,23 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "ONE_PROGRAM", 0)
     monkeypatch.setattr(matching, "RANK_ROWS", 32)
     monkeypatch.setattr(matching, "RANK_OTHERS", 16)
-    tuned = {"BA": 32, "BB": 16, "BC": 64, "num_warps": 4, "num_stages": 1}
+    tuned = {"parts": 2, "BA": 32, "BB": 16, "BC": 64, "num_warps": 4, "num_stages": 1}
     monkeypatch.setattr(matching, "config", lambda stem, **sizes: tuned)
+
+
+def one_program(tokens: int) -> dict[str, int]:
+    """The configuration of many images."""
+    rows = 128 if tokens <= 256 else 256
+    return {"parts": 0, "BA": rows, "BB": 64, "BC": 64, "num_warps": 8, "num_stages": 1}
+
+
+def several(parts: int = 4) -> dict[str, int]:
+    """The configuration of few images, with smaller tiles of B, so that most parts have rows."""
+    return {"parts": parts, "BA": 64, "BB": 16, "BC": 64, "num_warps": 4, "num_stages": 1}
+
+
+def forced(use: dict[str, int]) -> contextlib.AbstractContextManager[None]:
+    return launch_configs.force_config("bipartite_soft_matching", use)
 
 
 # Plans
@@ -71,7 +87,19 @@ def test_one_program_equals_the_reference(device: torch.device, dtype: torch.dty
         for number, num_protected in enumerate(protections(tokens)):
             limit = (tokens - num_protected) // 2
             r = limit if number % 2 else max(1, limit // 3)
-            check(metric, r, num_protected, f"N={tokens}, P={num_protected}, r={r}")
+            with forced(one_program(tokens)):
+                check(metric, r, num_protected, f"N={tokens}, P={num_protected}, r={r}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_several_programs_equal_the_reference(device: torch.device, dtype: torch.dtype) -> None:
+    for tokens in (2, 31, 257) if dtype == torch.float32 else (3, 101):
+        metric = images(tokens, dtype, seed=tokens).to(device)
+        for number, num_protected in enumerate(protections(tokens)[:: 1 if tokens < 100 else 3]):
+            limit = (tokens - num_protected) // 2
+            r = max(1, limit // 3) if number % 2 else limit
+            with forced(several(parts=3 if number else 8)):
+                check(metric, r, num_protected, f"N={tokens}, P={num_protected}, r={r}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,8 +137,10 @@ def test_tiles_with_many_channels(device: torch.device, small_tiles: None, dtype
 def test_every_token_is_the_same(device: torch.device) -> None:
     """All ties: the first a's go, all of them to the first b, whatever tile they are in."""
     for tokens in (150, 512):
-        plan = plan_of(torch.ones(1, tokens, 16, device=device), 20)
-        testing.assert_same_plan(plan, testing.plan_from_pairs(tokens, 1, [dict.fromkeys(range(2, 42, 2), 1)]))
+        expected = testing.plan_from_pairs(tokens, 1, [dict.fromkeys(range(2, 42, 2), 1)])
+        for use in (one_program(tokens), several()):
+            with forced(use):
+                testing.assert_same_plan(plan_of(torch.ones(1, tokens, 16, device=device), 20), expected)
 
 
 @pytest.mark.parametrize(("batch", "tokens", "r"), [(0, 9, 4), (0, 600, 4), (3, 0, 0), (3, 1, 0), (2, 7, 0), (0, 0, 0)])
@@ -121,6 +151,38 @@ def test_nothing_to_do(device: torch.device, batch: int, tokens: int, r: int) ->
     keys = metric[:, None].expand(-1, 3, -1, -1)
     found = matching.bipartite_matching_from_keys(keys, r, 0)
     testing.assert_same_plan(Matching(*(field.cpu() for field in found)), expected)
+
+
+@pytest.mark.parametrize("use", [one_program(60), several()], ids=["one program", "several"])
+def test_one_row_without_a_direction_takes_no_place(device: torch.device, use: dict[str, int]) -> None:
+    """No scores are equal, and every a goes, the one at -inf last: rows past |A|, at -inf as well, are no pairs."""
+    metric = torch.randn(2, 60, 16, generator=testing.generator(7))
+    metric[0, 20] = 0
+    metric[1, 2] = torch.inf
+    with forced(use):
+        check(metric.to(device), 29, 1, "r = |A|")
+
+
+def two_adjacent_scores() -> Tensor:
+    """Rows of A for which b_1 beats b_0 by the last bit of the score, which the division by |a| rounds away."""
+    metric = torch.zeros(1, 64, 16, dtype=torch.float16)
+    metric[0, 1, [0, 3, 4, 5]] = 0.5
+    metric[0, 1 + 2 * 16, [0, 3, 4, 1]] = 0.5  # in the second part
+    metric[0, 0::2, 0] = 1.875 + torch.arange(32) / 512
+    metric[0, 0::2, 1] = 2.0**-23
+    metric[0, 0::2, 3] = 0.0625
+    a, b = metric[0, 0::2].float(), metric[0, [1, 33]].float()
+    scores = a @ b.T
+    assert (scores[:, 1] > scores[:, 0]).all()
+    rounded = scores / a.norm(dim=1, keepdim=True)
+    assert (rounded[:, 0] == rounded[:, 1]).sum() > 8
+    return metric
+
+
+@pytest.mark.parametrize("use", [one_program(64), several()], ids=["one program", "several"])
+def test_scores_are_compared_before_they_are_rounded(device: torch.device, use: dict[str, int]) -> None:
+    with forced(use):
+        assert set(choices(plan_of(two_adjacent_scores().to(device), 31, 0))[0].values()) == {33}
 
 
 # Scores
@@ -207,11 +269,20 @@ def test_same_bits_twice(device: torch.device, small_tiles: None) -> None:
     testing.assert_same_plan(plan_of(metric, 40), plan_of(metric, 40))
 
 
-def test_both_paths_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    metric = torch.randn(2, 300, 64, generator=testing.generator(8)).to(device, torch.float16)
-    one = plan_of(metric, 100)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_all_forms_agree(device: torch.device, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """To the bit, also where scores are rounded."""
+    check_forms(torch.randn(2, 300, 64, generator=testing.generator(8)).to(device, dtype), 100)
     monkeypatch.setattr(matching, "ONE_PROGRAM", 0)
-    testing.assert_same_plan(plan_of(metric, 100), one)
+    check_forms(torch.randn(2, 300, 64, generator=testing.generator(8)).to(device, dtype), 100)
+
+
+def check_forms(metric: Tensor, r: int) -> None:
+    with forced(one_program(metric.shape[1])):
+        one = plan_of(metric, r)
+    for parts in (1, 4):
+        with forced(several(parts)):
+            testing.assert_same_plan(plan_of(metric, r), one)
 
 
 # Keys
@@ -298,14 +369,16 @@ def test_bad_input(device: torch.device) -> None:
 
 def test_a_shrinking_sequence_compiles_nothing_new() -> None:
     """Every N of a bucket has the same constants, and no kernel looks at the value of N, r or P."""
-    for itemsize, channels in itertools.product((2, 4), (64, 80, 768)):
+    for itemsize, channels, batch in itertools.product((2, 4), (64, 80, 768), (1, 256)):
         found = {
-            str(launch_configs.config("bipartite_soft_matching", **matching._sizes(n, channels, itemsize)))
+            str(launch_configs.config("bipartite_soft_matching", **matching.bucket(n, channels, itemsize, batch)))
             for n in range(257)
         }
         assert len(found) == 1
-    for kernel in (matching._match_image, matching._match_tiles, matching._rank_tiles, matching._plan_tiles):
-        for name in {"tokens", "r", "num_protected", "even"} & set(kernel.arg_names):
+    assert matching._finish(100) == matching._finish(256)
+    one = (matching._match_image,)
+    for kernel in (*one, matching._match_tiles, matching._finish_image, matching._rank_tiles, matching._plan_tiles):
+        for name in {"tokens", "r", "num_protected", "even", "share", "parts"} & set(kernel.arg_names):
             # Under the interpreter the kernel is another class, which keeps the arguments of the decorator.
             assert name in launch_options(kernel)
 
@@ -317,10 +390,18 @@ def launch_options(kernel: object) -> set[str]:
 
 
 def test_configurations_hold_an_image() -> None:
-    """One program needs a row of its tile for every token of A."""
+    """One program needs a row of its tile for every token of A; above 512 tokens no program has an image."""
     for entries in launch_configs.load("bipartite_soft_matching").values():
-        wanted = set(itertools.product(matching.TOKENS, matching.CHANNELS, (2, 4)))
+        wanted = set(itertools.product(matching.IMAGES, matching.TOKENS, matching.CHANNELS, (2, 4)))
         assert {tuple(entry["when"].values()) for entry in entries} == wanted
         for entry in entries:
-            if entry["when"]["tokens"] <= matching.ONE_PROGRAM:
-                assert 2 * entry["use"]["BA"] >= entry["when"]["tokens"]
+            one = entry["use"]["parts"] == 0
+            assert not one or entry["when"]["tokens"] <= min(matching.ONE_PROGRAM, 2 * entry["use"]["BA"])
+
+
+def test_few_images_fill_the_multiprocessors() -> None:
+    """Keys of ViT-B/16: eight programs per image up to 32 images, one per image above."""
+    for batch, programs in ((1, 8), (16, 8), (32, 8), (33, 1), (256, 1)):
+        use = launch_configs.config("bipartite_soft_matching", **matching.bucket(197, 64, 4, batch))
+        rows, share = (98, 98) if use["parts"] == 0 else (use["BA"], -(-98 // (use["parts"] * use["BB"])) * use["BB"])
+        assert -(-98 // rows) * -(-98 // share) == programs

@@ -94,15 +94,16 @@ def test_matching(device: torch.device, guarded: None, data: st.DataObject) -> N
     )  # fmt: skip
     heads = draw(st.sampled_from([0, 1, 2, 5]))
     tile = {"BB": draw(st.sampled_from([16, 32, 64])), "BC": draw(st.sampled_from([16, 32, 64])), "num_stages": 1}
-    whole = draw(st.booleans())
-    tile["BA"] = (64 if tokens <= 128 else 128) if whole else draw(st.sampled_from([16, 32]))
+    form = draw(st.sampled_from(["one program", "several", "tiles"]))
+    tile["BA"] = 64 if form == "one program" else draw(st.sampled_from([16, 32]))
+    tile["parts"] = 0 if form == "one program" else draw(st.sampled_from([1, 2, 4]))
     with (
         pytest.MonkeyPatch.context() as patch,
         launch_configs.force_config("bipartite_soft_matching", tile | {"num_warps": 4}),
     ):
-        patch.setattr(matching, "ONE_PROGRAM", 512 if whole else 0)
+        patch.setattr(matching, "ONE_PROGRAM", 0 if form == "tiles" else 512)
         patch.setattr(matching, "RANK_ROWS", 32)
-        if not whole:
+        if form == "tiles":
             patch.setattr(matching, "RANK_OTHERS", 16)
         if heads:
             # The mean of heads that are powers of two times one row is exact, as is their sum.

@@ -3,43 +3,67 @@
 from __future__ import annotations
 
 from alt_kernels.triton.bipartite_soft_matching import (
+    IMAGES,
     ONE_PROGRAM,
     RANK_OTHERS,
     RANK_ROWS,
     TOKENS,
     _blocks,
+    _finish,
+    _finish_image,
     _match_image,
     _match_tiles,
     _plan_tiles,
     _rank_tiles,
-    _sizes,
+    bucket,
 )
 
-from ..aot_case import AotCase, list_configs
+from ..aot_case import AotCase, add_case, list_configs
+
+
+PLAN = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
+INTEGERS = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n", "x_h"), "i32")
 
 
 def _cases() -> list[AotCase]:
     """Returns the cases of every shipped configuration; keys with the heads and dimensions of ViT-B, ViT-L, ViT-H."""
-    plan = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
-    integers = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n"), "i32")
-    cases = []
+    cases: dict[str, AotCase] = {}
 
     def add(dtype: str, tokens: int, channels: int, heads: int = 1) -> None:
-        sizes = _sizes(tokens, channels, 4 if heads > 1 or dtype == "fp32" else 2)
-        for number, (tuned, targets) in enumerate(list_configs("bipartite_soft_matching", **sizes)):
-            signature = {"x_ptr": f"*{dtype}", **integers}
-            constants = _blocks(tuned, channels)
-            name = f"N<={tokens} C={channels} {dtype}" + (f" #{number}" if number else "")
-            if tokens <= ONE_PROGRAM:
-                kernel, name = _match_image, f"image {name}" if heads == 1 else f"image, keys of {heads} heads {name}"
-                signature |= {**plan, "r": "i32", "x_h": "i32"}
-                constants |= {"HEADS": heads, "BO": RANK_OTHERS}
-            else:
-                kernel, name = _match_tiles, f"tiles {name}"
-                signature |= {"best_ptr": "*fp32", "partner_ptr": "*i32", "even": "i32"}
-            launch = tuned["num_warps"], tuned["num_stages"]
-            cases.append(AotCase(name, kernel, signature, constants, *launch, dots=True, targets=targets))
+        itemsize = 4 if heads > 1 or dtype == "fp32" else 2
+        for images in IMAGES:
+            sizes = bucket(tokens, channels, itemsize, images)
+            for number, (tuned, targets) in enumerate(list_configs("bipartite_soft_matching", **sizes)):
+                signature = {"x_ptr": f"*{dtype}", **INTEGERS}
+                constants = {"HEADS": heads, **_blocks(tuned, channels)}
+                name = f"{'' if heads == 1 else f', keys of {heads} heads'} N<={tokens} C={channels} {dtype}"
+                name += f" #{number}" if number else ""
+                if tuned["parts"] == 0:
+                    kernel, name = _match_image, f"image{name}"
+                    signature |= {**PLAN, "r": "i32"}
+                    constants["BO"] = RANK_OTHERS
+                else:
+                    kernel, name = _match_tiles, f"tiles of {tuned['BA']}, {tuned['parts']} parts{name}"
+                    signature |= {"scratch_ptr": "*fp32", "even": "i32", "share": "i32"}
+                    add_joins(tokens, tuned["parts"])
+                launch = tuned["num_warps"], tuned["num_stages"]
+                add_case(cases, AotCase(name, kernel, signature, constants, *launch, dots=True, targets=targets))
 
+    def add_joins(tokens: int, parts: int) -> None:
+        signature = {"scratch_ptr": "*fp32", "r": "i32", "parts": "i32"}
+        if tokens <= ONE_PROGRAM:
+            constants = {"PARTS": parts, **_finish(tokens)}
+            warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+            signature |= {**PLAN, "tokens": "i32", "num_protected": "i32"}
+            case = AotCase(
+                f"finish N<={tokens}, {parts} parts", _finish_image, signature, constants, warps, stages, False
+            )
+        else:
+            signature |= {"target_ptr": "*fp32", "even": "i32"}
+            case = AotCase(f"rank, {parts} parts", _rank_tiles, signature, {"PARTS": parts, **tile}, 4, 1, False)
+        add_case(cases, case)
+
+    tile = {"BA": RANK_ROWS, "BO": RANK_OTHERS}
     for tokens in TOKENS:
         for channels in (64, 128, 768):
             add("bf16", tokens, channels)
@@ -48,12 +72,9 @@ def _cases() -> list[AotCase]:
     add("bf16", TOKENS[0], 64, heads=12)
     add("fp16", TOKENS[1], 64, heads=16)
     add("bf16", TOKENS[0], 80, heads=16)
-    tile = {"BA": RANK_ROWS, "BO": RANK_OTHERS}
-    partner = {"partner_ptr": "*i32", "r": "i32", "even": "i32"}
-    cases.append(AotCase("rank", _rank_tiles, {"best_ptr": "*fp32", **partner}, tile, 4, 1, dots=False))
-    signature = {**partner, **plan, "tokens": "i32", "num_protected": "i32"}
-    cases.append(AotCase("plan", _plan_tiles, signature, tile, 4, 1, dots=False))
-    return cases
+    signature = {"target_ptr": "*fp32", **PLAN, **dict.fromkeys(("tokens", "r", "num_protected", "even"), "i32")}
+    add_case(cases, AotCase("plan", _plan_tiles, signature, tile, 4, 1, dots=False))
+    return list(cases.values())
 
 
 AOT = _cases()
