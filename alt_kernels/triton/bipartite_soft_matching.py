@@ -10,8 +10,8 @@ the order is total, so every run gives the same bits.
 
 One program per image leaves most of a GPU idle where there are few images. There, and above 512 tokens, programs take
 tiles of A and parts of B and leave their best in scratch, 4 + 8 parts bytes per token of A; a second launch (above 512
-tokens a third) joins the parts and plans. Joining gives the bits of one program (``best_of_rows``). Two launches, not one
-with a counter of arrivals: a counter would have to be cleared before every call and never be shared by two streams.
+tokens a third) joins the parts and plans. Joining gives the bits of one program (``best_of_rows``). A counter of
+arrivals would save a launch, but would have to be cleared before every call and never be shared by two streams.
 """
 
 from __future__ import annotations

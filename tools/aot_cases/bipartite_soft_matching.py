@@ -20,7 +20,6 @@ from alt_kernels.triton.bipartite_soft_matching import (
 
 from ..aot_case import AotCase, add_case, list_configs
 
-
 PLAN = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
 INTEGERS = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n", "x_h"), "i32")
 
