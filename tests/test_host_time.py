@@ -24,7 +24,7 @@ finally:
 MODE = "no gradient"
 #: Python functions that a call enters, Triton's and torch's included; a change of this table is a decision.
 CALLS = {
-    "bipartite_soft_matching": 30,
+    "bipartite_soft_matching": 25,
     "bipartite_soft_matching_from_keys": 30,
     "weighted_merge": 23,
     "unmerge": 21,

@@ -16,8 +16,9 @@ arrivals would save a launch, but would have to be cleared before every call and
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -209,6 +210,7 @@ def _identity(x: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return indices.copy_(ends[:-1]), offsets.copy_(ends), output_row.copy_(ends[:-1])
 
 
+@functools.cache  # of a few N, P and batches; the host is what few images wait for
 def bucket(tokens: int, channels: int, itemsize: int, images: int) -> dict[str, int]:
     """Returns the bucket of a problem; ``itemsize`` is that of the rows in the dot, 4 for sums over heads."""
     return {
@@ -238,12 +240,9 @@ def _match(
             x, *plan, tokens, r, num_protected, x.stride(0), x.stride(-2), x_h, BO=RANK_OTHERS, **common
         )
         return plan
-    even = (tokens + 1) // 2 - (num_protected + 1) // 2
-    odd = tokens // 2 - num_protected // 2
-    share = divide_up(odd, tuned["parts"] * tuned["BB"]) * tuned["BB"]
-    parts = divide_up(odd, share)
+    even, odd, tiles, share, parts = _shares(tokens, num_protected, tuned["BA"], tuned["BB"], tuned["parts"])
     scratch = x.new_empty(2 * parts + 1, batch, even, dtype=torch.float32)
-    _match_tiles[(batch, divide_up(even, tuned["BA"]), parts)](
+    _match_tiles[(batch, tiles, parts)](
         x, scratch, tokens, num_protected, even, share, x.stride(0), x.stride(-2), x_h, **common
     )
     if tokens <= ONE_PROGRAM:
@@ -259,6 +258,16 @@ def _match(
     return plan
 
 
+@functools.cache
+def _shares(tokens: int, num_protected: int, rows: int, cols: int, most: int) -> tuple[int, int, int, int, int]:
+    """Returns |A|, |B|, tiles of A, rows of B in a part, and how many of ``most`` parts have rows."""
+    even = (tokens + 1) // 2 - (num_protected + 1) // 2
+    odd = tokens // 2 - num_protected // 2
+    share = divide_up(odd, most * cols) * cols
+    return even, odd, divide_up(even, rows), share, divide_up(odd, share)
+
+
+@functools.cache
 def _finish(tokens: int) -> dict[str, int]:
     """Returns the tile of ``_finish_image``: all of A, padded as the buckets of N are."""
     rows = next(limit for limit in TOKENS if tokens <= limit) // 2
