@@ -125,9 +125,11 @@ def _assign(
     CARRY: tl.constexpr = WHOLE and not SOFT  # with a second product in the loop the compiler omits the wait
     Q: tl.constexpr = 1 if SOFT else 4
     scale = tl.load(rx_ptr + row) * (LOG2E / tl.load(tau_ptr).to(tl.float32))
-    x_row_ptr = tl.where(tl.load(sx_ptr + row) == 1.0, given_x_ptr, x_ptr)
+    x_row_ptr = x_ptr
+    if x_ptr.dtype.element_ty != tl.float16:  # whose rows need no scaling: all of x is in one place
+        x_row_ptr = tl.where(tl.load(sx_ptr + row) == 1.0, given_x_ptr, x_ptr)[:, None]
     if WHOLE:
-        x = load_rows(x_row_ptr[:, None], row, 0, D, BD)  # kept for all entities
+        x = load_rows(x_row_ptr, row, 0, D, BD)  # kept for all entities
     value_start = tl.program_id(2) * DV
 
     peak = tl.full([BM, Q], float("-inf"), tl.float32)
@@ -149,7 +151,7 @@ def _assign(
         else:
             products = tl.zeros([BM, BK], tl.float32)
             for start in range(0, D, BD):
-                xs = load_rows(x_row_ptr[:, None], row, start, D, BD)
+                xs = load_rows(x_row_ptr, row, start, D, BD)
                 es = load_tile(e_ptr, first, start, D, BK, BD)
                 products = tl.dot(xs, tl.trans(es), products, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
