@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .clips import ClipFiles
+from .clips import ClipFiles, naming
 from .pixels import normalise
 from .sampling import make_views
 
-__all__ = ["ClipViews", "Clips"]
+__all__ = ["ClipViews", "Clips", "name_of"]
 
 
 class Clips(Protocol):
@@ -22,6 +22,11 @@ class Clips(Protocol):
 
     def video(self, index: int) -> Tensor:
         """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
+
+
+def name_of(source: Clips, index: int) -> str:
+    """Returns what a message calls a clip: its path, or its number in a generated world."""
+    return source.name(index) if isinstance(source, ClipFiles) else f"clip {index}"
 
 
 class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -50,7 +55,8 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self.source.describe_short(self.frames) if isinstance(self.source, ClipFiles) else None
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        video = self.source.video(index)
-        views = make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)
-        clip = normalise(views)
+        with naming(name_of(self.source, index)):
+            video = self.source.video(index)
+            views = make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)
+            clip = normalise(views)
         return (clip[0] if len(clip) == 1 else clip), int(self.labels[index])

@@ -10,8 +10,9 @@ A list file has one line ``path label`` per clip. The label is a number or a nam
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from alt.errors import refuse_unordered
-from alt.files import refuse_special, replacing
+from alt.files import describe_error, refuse_special, replacing
 
 from .clip_lists import Entry, check_entries, read_labels, read_list
 from .clip_readers import ARRAYS, ClipError, as_frames, read_array_file, read_folder, read_zip
@@ -67,11 +68,24 @@ def read_clip(path: str | Path) -> Tensor:
     if suffix in ARRAYS:
         return as_frames(read_array_file(path), str(path))
     if suffix in _DECODERS:
-        return as_frames(_DECODERS[suffix](path), str(path))
+        with naming(path):
+            frames = _DECODERS[suffix](path)
+        return as_frames(frames, str(path))
     raise ClipError(
         f"{path}: a folder of pictures or a file of {', '.join(sorted(_suffixes()))} is expected; decode videos to "
         "frames first"
     )
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Turns errors in the block into ClipErrors that name the clip, also in a loading process."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:
+        raise ClipError(f"{path}: {describe_error(error)}") from error
 
 
 def _suffixes() -> set[str]:
@@ -168,6 +182,10 @@ class ClipFiles:
             raise ClipError(f"{path}: the list gives it {count} frames, and it has {len(frames)}")
         self._frames[index] = len(frames)
         return frames
+
+    def name(self, index: int) -> str:
+        """Returns the path of a clip, for messages."""
+        return str(self.entries[index].path)
 
     def describe_short(self, frames: int) -> str | None:
         """Returns a line that names the clips read so far with fewer than ``frames`` frames, or None."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from alt.files import check_decoded
+
 
 def _check(length: int, frames: int) -> None:
     if length < 1:
@@ -74,14 +76,21 @@ def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tup
 
 
 def resize_short_side(clip: Tensor, size: int) -> Tensor:
-    """Resizes frames ``[..., H, W]`` (uint8 or float) to a shorter side of ``size``, bilinear with antialiasing."""
+    """Resizes frames ``[..., H, W]`` (uint8 or float) to a shorter side of ``size``, bilinear with antialiasing.
+
+    Raises:
+        ValueError: frames of one pixel by thousands would take more memory than :func:`alt.files.decoded_limit`.
+    """
     from torchvision.transforms.v2 import functional as F
 
     height, width = clip.shape[-2:]
     if min(height, width) == size:
         return clip
     scale = size / min(height, width)
-    return F.resize(clip, [max(size, round(height * scale)), max(size, round(width * scale))], antialias=True)
+    high, wide = max(size, round(height * scale)), max(size, round(width * scale))
+    where = f"frames of {height} x {width} with a shorter side of {size}"
+    check_decoded(4 * (clip.numel() // (height * width)) * high * wide, where)  # in float32, as they are resized
+    return F.resize(clip, [high, wide], antialias=True)
 
 
 def make_views(

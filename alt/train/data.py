@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alt.data.augment import ClipAugment
-from alt.data.clip_views import Clips
-from alt.data.clips import ClipFiles
+from alt.data.clip_views import Clips, name_of
+from alt.data.clips import ClipFiles, naming
 from alt.data.pixels import normalise
 from alt.data.sampling import crop_offsets, resize_short_side, take_frames
 from alt.data.seeds import derive_seed
@@ -62,7 +62,8 @@ class ClipDataset(Dataset[tuple[Tensor, int]]):
         empty = clip < 0  # keeps the processes even: any clip, no label
         place = int(self.chosen[max(clip, 0)])
         seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=epoch, clip=place)
-        pixels = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
+        with naming(name_of(self.clips, place)):
+            pixels = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
         return pixels, -1 if empty else int(self.clips.labels[place])
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from alt.data.clips import ClipError, read_clip, write_clip, write_clips
+from alt.data import clips as module
+from alt.data.clip_views import ClipViews
+from alt.data.clips import ClipError, ClipFiles, read_clip, write_clip, write_clips
 from alt.files import LIMIT_VARIABLE
 
 
@@ -259,3 +261,22 @@ def test_a_picture_near_the_limit_is_read_without_a_remark(tmp_path: Path) -> No
         warnings.simplefilter("error")
         with pytest.raises(ClipError, match="at most 67 million pixels is expected, this one has 90"):
             read_clip(tmp_path)
+
+
+# --- kind: an error in a loading process names the clip ---
+
+
+def test_any_error_in_a_loading_process_names_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "thin.npy", np.zeros((2, 1, 60_000, 3), np.uint8))
+    (tmp_path / "film.mp4").write_bytes(b"x")
+
+    def decode(path: Path) -> torch.Tensor:
+        raise RuntimeError("no stream\nin it")
+
+    monkeypatch.setitem(module._DECODERS, ".mp4", decode)
+    (tmp_path / "list.txt").write_text("thin.npy 0\nfilm.mp4 1\n")
+    views = ClipViews(ClipFiles(tmp_path / "list.txt"), frames=8, size=224)
+    for index, says in ((0, "thin.npy: frames of 1 x 60000 .* MiB in memory"), (1, "film.mp4: no stream$")):
+        loader = torch.utils.data.DataLoader(torch.utils.data.Subset(views, [index]), num_workers=1)
+        with pytest.raises(ClipError, match=says):
+            list(loader)

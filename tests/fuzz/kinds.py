@@ -149,7 +149,10 @@ def _checkpoints(folder: Path) -> dict[str, bytes]:
         "state_dict": {"model.a": torch.randn(5)},
         "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}}],
     }
-    return {"last.ckpt": _saved(lambda file: torch.save(content, file))}
+    from alt.train.checkpoint import AtomicCheckpointIO
+
+    AtomicCheckpointIO().save_checkpoint(content, folder / "last.ckpt")
+    return {"last.ckpt": (folder / "last.ckpt").read_bytes()}
 
 
 def _lists(folder: Path) -> dict[str, bytes]:

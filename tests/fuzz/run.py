@@ -49,7 +49,7 @@ def read_inputs(kind: str, numbers: range, seed: int) -> Iterator[Outcome]:
             for beside in folder.iterdir():  # what a list names, or the embeddings of a corpus
                 if beside.name not in valid and not beside.name.startswith("valid-"):
                     (target.parent / beside.name).symlink_to(beside)
-            if not file.startswith("list") and kind != "checkpoints":
+            if not file.startswith("list"):
                 maker.read(target)  # the valid one is read
         for number in numbers:
             rng = random.Random(f"{seed} {kind} {number}")
