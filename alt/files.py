@@ -13,6 +13,7 @@ import os
 import pickle
 import stat
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -236,7 +237,9 @@ def read_torch(path: str | os.PathLike[str], limit: int | None = None) -> Any:
             # torch would decompress such members into memory; it writes none.
             if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > size:
                 raise ValueError("its members are compressed")
-        return torch.load(found, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on kinds of tensors that we refuse
+            return torch.load(found, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError:
         raise
     except pickle.UnpicklingError:  # its message is a page on how to run the file's code

@@ -61,7 +61,7 @@ def clip_files(
         wanted = Views.parse(views)
         files = ClipFiles(data, labels, root)
     except ValueError as error:
-        raise UserError(f"{one_line(error, 300)}.") from None
+        raise UserError(f"{error}.") from None
     if not model.classes:
         raise UserError("The checkpoint has no classes: set_classes was never called on it.")
     check_classes(files.class_names if labels is not None else None, model.classes, str(labels))

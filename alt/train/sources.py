@@ -106,7 +106,7 @@ def open_list(root: str | None, list_file: str, labels: str) -> ClipFiles:
     try:
         return ClipFiles(list_file, labels, folder)
     except ClipError as error:
-        raise UserError(f"data: {one_line(error)}.") from None
+        raise UserError(f"data: {error}.") from None
 
 
 def check_root(root: str | None) -> str:

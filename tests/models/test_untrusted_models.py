@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import alt
 from alt.corpus import Corpus
+from alt.evaluate.metrics import VideoMetrics
 from alt.files import read_tensors
 from alt.models import load_backbone
 from alt.models.clip import build_clip
@@ -229,3 +231,14 @@ def test_a_file_that_does_not_tell_its_activation_is_warned_of(tmp_path: Path) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert build_clip("ViT-S-32-alt", tmp_path / "a.pt", quick_gelu=True).quick_gelu is True
+
+
+def test_a_set_of_classes_has_no_order() -> None:
+    """Kind: an order that Python does not define decided which column of the logits a class has."""
+    model = tiny_alt()
+    with pytest.raises(TypeError, match="names: expected a list or another sequence, got a set"):
+        model.set_classes({"a", "b"}, torch.zeros(2, model.width))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="classes: expected a list or another sequence, got a set"):
+        alt.create_model("alt-mini", classes=frozenset("ab"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="classes: expected a list"):
+        VideoMetrics({"a", "b"})  # type: ignore[arg-type]

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from alt.data.clips import ClipFiles, write_clips
+from alt.data.clips import ClipError, ClipFiles, write_clips
 from alt.data.pixels import normalise
+from alt.errors import UserError
 from alt.train.config import load_config
-from alt.train.data import ClipDataset, ClipTransform
+from alt.train.data import ClipData, ClipDataset, ClipTransform
 from alt.train.sampler import SampleIndex
 
 VIDEOS = torch.randint(0, 256, (2, 20, 3, 12, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -47,3 +48,23 @@ def test_without_augmentation_the_frames_stay_as_they_are(files: ClipFiles) -> N
     clip = dataset(files, plain, "data.size=12", frames=20)[SampleIndex(0)][0]
     options = [normalise(VIDEOS[0][..., left : left + 12]) for left in range(5)]
     assert any(torch.equal(clip, option) for option in options)
+
+
+def test_one_class_is_refused_before_a_model_is_built(tmp_path: Path) -> None:
+    """Kind: one class ended in another package's traceback. Missing clips are told at the same place, all at once."""
+    write_clips(tmp_path, VIDEOS, [0, 0], ["a"], "npy")
+    lists = [f"data.root={tmp_path}", "data.train_list=list.txt", "data.val_list=list.txt", "data.labels=labels.csv"]
+    config = load_config("alt-b16-k400-8f", [*lists, "data.batch_size=2"])
+    with pytest.raises(UserError, match=r"data\.labels: at least two classes are expected, got 1\."):
+        ClipData(config)
+    for file in (tmp_path / "clips").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"data: 2 of 2 clips in .*list\.txt are missing: .*000000\.npy, .*000001\.npy"):
+        ClipData(config)
+
+
+def test_an_error_in_training_names_the_clip(tmp_path: Path) -> None:
+    files = ClipFiles(write_clips(tmp_path, VIDEOS, [1, 0], ["a", "b"], "npy"))
+    data = dataset(files, "augmentation.crop_scales=null", "data.size=64", "data.resize=32")
+    with pytest.raises(ClipError, match=r"000001\.npy: size: a crop of 64 does not fit"):
+        data[SampleIndex(1)]
