@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "TowerMerge", "TrunkMerge"]
+__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "PatchedTower", "TowerMerge", "TrunkMerge"]
 
 
 class BlockMerge(Protocol):
@@ -77,10 +77,22 @@ class MergingBlock:
         return merge.run(self, *args)  # type: ignore[arg-type]
 
 
-class MergingTower:
-    """Mix-in of a patched tower whose forward takes images and returns the pooled embedding."""
+class PatchedTower:
+    """Mix-in of every patched tower.
+
+    ToMe's users write ``model.r = 4``, which would set an attribute that nothing reads.
+    """
 
     _alt_patch: TowerMerge
+
+    def _refuse_r(self, value: Any) -> None:
+        raise AttributeError(f"r: a patched model has none; set it at the handle: alt.get_handle(model).r = {value!r}")
+
+    r = property(fset=_refuse_r)
+
+
+class MergingTower(PatchedTower):
+    """Mix-in of a patched tower whose forward takes images and returns the pooled embedding."""
 
     def forward(self, images: Tensor) -> Tensor:
         x, merge = self._alt_patch.encode(self, images)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, SupportsIndex
+from typing import Literal
 
 from torch import nn
 
@@ -12,7 +11,7 @@ from alt.hosts import find_tower, supported_hosts
 from .apply import apply, is_patched
 from .handle import PatchHandle
 from .metric import Metric, check_metric
-from .schedule import Schedule, check_reduction
+from .schedule import Requested, Schedule, resolve_reduction
 from .settings import PatchSettings
 
 __all__ = ["PatchHandle", "Schedule", "get_handle", "patch_clip", "patch_model", "supported_hosts", "unpatch"]
@@ -20,7 +19,7 @@ __all__ = ["PatchHandle", "Schedule", "get_handle", "patch_clip", "patch_model",
 
 def patch_model(
     model: nn.Module,
-    r: SupportsIndex | float | Sequence[int] = 8,
+    r: Requested = None,
     *,
     inflection: float = 0.0,
     prop_attn: bool = True,
@@ -47,7 +46,8 @@ def patch_model(
             DINOv2 of transformers, those of your own host (:func:`alt.hosts.register`), or the image tower of one.
             Only the image tower is patched.
         r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
-            unprotected tokens, rounded down. A block can lose half of its unprotected tokens.
+            unprotected tokens, rounded down. A block can lose half of its unprotected tokens. None: 8 if that leaves a
+            quarter of the tokens, otherwise the largest r that does, named by a warning.
         inflection: in [-1, 1], tilts a constant r over depth, linearly from int(r (1 - inflection)) to
             2 r minus that. 1 merges late, -1 early.
         prop_attn: add log s to attention logits. If off, sizes still weigh merges and pooling.
@@ -85,7 +85,8 @@ def patch_model(
     if impl not in ("auto", "reference"):
         raise ValueError(f"impl must be 'auto' or 'reference', got {impl!r}")
     blocks = len(host.blocks(tower))
-    checked = check_reduction(r, inflection, blocks)
+    native, protected = host.num_tokens(tower), host.num_protected(tower)
+    checked = resolve_reduction(r, inflection, blocks, native, protected, stacklevel=2)
     metric = check_metric(metric)
     if metric == "projection":
         for i, block in enumerate(host.blocks(tower)):
@@ -98,8 +99,8 @@ def patch_model(
         trace_source=trace_source,
         strict=strict,
         impl=impl,
-        native_tokens=host.num_tokens(tower),
-        num_protected=host.num_protected(tower),
+        native_tokens=native,
+        num_protected=protected,
         metric=metric,
     )
     settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,7 @@ from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
 from .metric import Metric
-from .schedule import Reduction, Schedule, check_count, check_reduction, make_schedule
+from .schedule import Reduction, Requested, Schedule, check_count, make_schedule, resolve_reduction
 from .settings import PatchSettings, Trace
 from .trunk import TrunkCall
 
@@ -75,9 +73,11 @@ class PatchHandle:
         return self._live().r
 
     @r.setter
-    def r(self, value: SupportsIndex | float | Sequence[int]) -> None:
+    def r(self, value: Requested) -> None:
         settings, blocks = self._live(), self._num_blocks
-        settings.adopt(check_reduction(value, settings.inflection, blocks), settings.inflection, blocks)
+        sizes = (blocks, settings.native_tokens, settings.num_protected)
+        checked = resolve_reduction(value, settings.inflection, *sizes, stacklevel=2)
+        settings.adopt(checked, settings.inflection, blocks)
 
     @property
     def inflection(self) -> float:

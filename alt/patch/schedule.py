@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from torch import Tensor
+
+DEFAULT = 8  # the r of None, for towers with enough tokens
+
+Requested = SupportsIndex | float | Sequence[int] | None
+"""``r`` as users write it; NumPy numbers, one-dimensional arrays and tensors, and ranges too."""
 
 Reduction = int | float | tuple[int, ...]
 """``r`` after checking: tokens per block, a share of a block's unprotected tokens, or one number for each block."""
@@ -28,8 +37,38 @@ class Schedule(NamedTuple):
     clipped: tuple[int, ...]
 
 
-def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float, num_blocks: int) -> Reduction:
+def choose_reduction(inflection: float, num_blocks: int, num_tokens: int, num_protected: int) -> int:
+    """Returns the r of ``r=None``: the largest constant r up to 8 that leaves a quarter of the tokens, unclipped."""
+
+    def fits(r: int) -> bool:
+        schedule = make_schedule(r, inflection, num_blocks, num_tokens, num_protected)
+        return not schedule.clipped and (not schedule.tokens or 4 * schedule.tokens[-1] >= num_tokens)
+
+    return next(r for r in range(DEFAULT, -1, -1) if r == 0 or fits(r))
+
+
+def resolve_reduction(
+    r: Requested, inflection: float, num_blocks: int, num_tokens: int, num_protected: int, *, stacklevel: int
+) -> Reduction:
+    """Returns ``r`` in its checked form, see :func:`check_reduction`. None becomes a number, named if it is not 8."""
+    if r is not None:
+        return check_reduction(r, inflection, num_blocks)
+    check_reduction(0, inflection, num_blocks)
+    chosen = choose_reduction(inflection, num_blocks, num_tokens, num_protected)
+    if chosen != DEFAULT:
+        warnings.warn(
+            f"r=None means r={chosen} for this tower, because {DEFAULT} tokens per block would leave less than a "
+            f"quarter of its {num_tokens} tokens; pass r to choose another number",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return chosen
+
+
+def check_reduction(r: Requested, inflection: float, num_blocks: int) -> Reduction:
     """Returns ``r`` in its checked form.
+
+    NumPy numbers, one-dimensional arrays and tensors, and ranges are taken as the numbers that they hold.
 
     Raises:
         TypeError: r or inflection has another type (bool included).
@@ -40,23 +79,40 @@ def check_reduction(r: SupportsIndex | float | Sequence[int], inflection: float,
         raise TypeError(f"inflection must be a number in [-1, 1], got {type(inflection).__name__}")
     if not -1.0 <= inflection <= 1.0:  # also refuses nan
         raise ValueError(f"inflection must lie in [-1, 1], got {inflection}")
-    if isinstance(r, float):
-        if not 0.0 <= r <= 0.5:
+    plain: Any = r
+    if isinstance(r, (np.ndarray, np.generic, Tensor)):
+        plain = r.tolist()
+    elif isinstance(r, range):
+        plain = list(r)
+    if isinstance(plain, float):
+        if not 0.0 <= plain <= 0.5:
             raise ValueError(
-                f"a float r is the share of a block's unprotected tokens and must lie in [0, 0.5], got {r}"
+                f"a float r is the share of a block's unprotected tokens and must lie in [0, 0.5], got {plain}"
             )
-        checked: Reduction = r
-    elif isinstance(r, (list, tuple)):
-        checked = tuple(check_count(value, f"r[{i}]") for i, value in enumerate(r))
+        checked: Reduction = plain
+    elif isinstance(plain, (list, tuple)):
+        _refuse_tome(plain, num_blocks)
+        checked = tuple(check_count(value, f"r[{i}]") for i, value in enumerate(plain))
         if len(checked) != num_blocks:
             raise ValueError(
                 f"r must have one entry per block, {num_blocks} for this tower, got {len(checked)} entries"
             )
     else:
-        checked = check_count(r, "r")
+        checked = check_count(plain, "r")
     if inflection != 0 and not isinstance(checked, int):
         raise ValueError(f"inflection tilts one int r over depth and must be 0 for a list or a share, got {inflection}")
     return checked
+
+
+def _refuse_tome(r: Sequence[Any], num_blocks: int) -> None:
+    """Raises ValueError for ToMe's pair of r and inflection."""
+    if len(r) == 2 and all(isinstance(part, (int, float)) for part in r):
+        count, inflection = r
+        pair = isinstance(inflection, float) or inflection < 0 or (num_blocks != 2 and inflection in (0, 1))
+        if pair and -1 <= inflection <= 1 and not isinstance(inflection, bool):
+            raise ValueError(
+                f"r={tuple(r)} is ToMe's pair of r and inflection: write r={count}, inflection={float(inflection)} here"
+            )
 
 
 def check_count(value: object, name: str) -> int:

@@ -252,3 +252,25 @@ def test_compiles_to_one_graph(family: Family) -> None:
     with torch.no_grad():
         found = family.run(torch.compile(model, backend="aot_eager", fullgraph=True), batch)
         assert max_difference(found, family.run(model, batch)) < 1e-4
+
+
+def test_keys_include_lora() -> None:
+    """Adapters on the projections of queries and keys: patched, they do what the merged weights do."""
+    peft = pytest.importorskip("peft")
+    family, batch = TRANSFORMERS["CLIPVisionModel"], images(2)
+    model = build(family)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
+        adapted = peft.get_peft_model(model, config).double().eval()
+    with alt.patch_model(model, REMOVED):
+        found = adapted(batch)
+        hooks = [layer.self_attn.register_forward_hook(lambda *_: None) for layer in model.encoder.layers]
+        through_calls = adapted(batch)
+        for hook in hooks:
+            hook.remove()
+    merged = adapted.merge_and_unload()
+    with alt.patch_model(merged, REMOVED):
+        expected = merged(batch)
+    for output in (found, through_calls):
+        assert max_difference(output.last_hidden_state, expected.last_hidden_state) < 1e-9

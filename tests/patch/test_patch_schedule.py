@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from towers import TOKENS, images, images_for, tower
 
 import alt
-from alt.patch.schedule import check_reduction, make_schedule, tilt
+from alt.patch.schedule import check_reduction, choose_reduction, make_schedule, tilt
 
 
 def test_r_16_on_vit_b_16_runs_out_in_the_last_block():
@@ -94,8 +94,11 @@ def test_schedules_are_possible_and_say_where_they_clip(r, tokens):
 BAD = [
     (True, 0.0, TypeError, "r must be an int, a list of ints or a float share, got bool"),
     ("8", 0.0, TypeError, "got str"),
-    (np.array([2, 2, 2]), 0.0, TypeError, "r must be an int, a list of ints or a float share, got ndarray"),
-    (None, 0.0, TypeError, "got NoneType"),
+    (np.array([2.5, 2, 2]), 0.0, TypeError, r"r\[0\] must be an int, got float"),
+    (torch.ones(3, 2, dtype=torch.int64), 0.0, TypeError, r"r\[0\] must be an int, got list"),
+    (np.bool_(True), 0.0, TypeError, "r must be an int, a list of ints or a float share, got bool"),
+    ((8, -1), 0.0, ValueError, r"is ToMe's pair of r and inflection: write r=8, inflection=-1.0 here"),
+    ((8, 0.5), 0.0, ValueError, r"write r=8, inflection=0.5 here"),
     (-1, 0.0, ValueError, "at least 0, got -1"),
     ([2, 2], 0.0, ValueError, "3 for this tower, got 2 entries"),
     ([2, 2, 2, 2], 0.0, ValueError, "got 4 entries"),
@@ -129,7 +132,20 @@ def test_bad_r_is_one_sentence_and_leaves_the_model_alone(r, inflection, error, 
 
 def test_forms_of_r():
     visual = tower()
-    for r, seen in ((numpy.int64(3), 3), ([1, 0, 2], (1, 0, 2)), ((1, 0, 2), (1, 0, 2)), (0.25, 0.25)):
+    forms = (
+        (numpy.int64(3), 3),
+        (numpy.array(3), 3),
+        (torch.tensor(3), 3),
+        ([1, 0, 2], (1, 0, 2)),
+        ((1, 0, 2), (1, 0, 2)),
+        (numpy.array([1, 0, 2]), (1, 0, 2)),
+        (torch.tensor([1, 0, 2]), (1, 0, 2)),
+        (range(3), (0, 1, 2)),
+        (0.25, 0.25),
+        (numpy.float64(0.25), 0.25),
+        (numpy.float32(0.25), 0.25),
+    )
+    for r, seen in forms:
         with alt.patch_clip(visual, r) as handle:
             assert handle.r == seen
             assert visual(images_for(visual)).isfinite().all()
@@ -231,3 +247,60 @@ def test_repr_says_what_it_does():
     handle.remove()
     assert repr(handle) == "PatchHandle(removed)"
     assert torch.is_tensor(visual(images()))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tokens", "r"),
+    [
+        (12, 197, 8),
+        (12, 128, 8),
+        (12, 127, 7),
+        (24, 257, 8),
+        (12, 50, 3),
+        (12, 65, 4),
+        (3, TOKENS, 4),
+        (12, 5, 0),
+        (0, 9, 8),
+    ],
+)
+def test_the_default_leaves_a_quarter_of_the_tokens(blocks, tokens, r):
+    assert choose_reduction(0.0, blocks, tokens, num_protected=1) == r
+
+
+@given(st.integers(1, 30), st.integers(1, 600), st.sampled_from([-1.0, 0.0, 0.5, 1.0]))
+def test_the_default_never_clips_and_is_the_largest(blocks, tokens, inflection):
+    r = choose_reduction(inflection, blocks, tokens, num_protected=1)
+    chosen = make_schedule(r, inflection, blocks, tokens, num_protected=1)
+    assert not chosen.clipped
+    assert r == 0 or 4 * chosen.tokens[-1] >= tokens
+    if r < 8:
+        more = make_schedule(r + 1, inflection, blocks, tokens, num_protected=1)
+        assert more.clipped or 4 * more.tokens[-1] < tokens
+
+
+def test_the_default_names_itself_where_it_is_not_8():
+    visual = tower()
+    with pytest.warns(UserWarning, match="r=None means r=4 for this tower.* of its 17 tokens") as caught:
+        handle = alt.patch_model(visual)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert handle.r == 4
+    handle.r = 2
+    with pytest.warns(UserWarning, match="r=None means r=4") as caught:
+        handle.r = None
+    assert [warning.filename for warning in caught] == [__file__]
+    assert handle.r == 4
+    handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with alt.patch_model(tower(image_size=96)) as handle:
+            assert handle.r == 8
+
+
+def test_r_of_the_model_names_the_handle():
+    visual = tower()
+    visual.q = 1  # other attributes are the host's own affair
+    with alt.patch_model(visual, 2) as handle:
+        with pytest.raises(AttributeError, match=r"set it at the handle: alt.get_handle\(model\).r = 4"):
+            visual.r = 4
+        assert not hasattr(visual, "r")
+        assert handle.r == 2

@@ -15,7 +15,7 @@ from open_clip.transformer import (
 from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
-from ..merging import MergingBlock, TowerMerge, TrunkMerge
+from ..merging import MergingBlock, PatchedTower, TrunkMerge
 from ..pooling import KeySizes
 from .pooling import attentional_pool, pool
 
@@ -55,9 +55,7 @@ class PatchedAttentionalPooler(AttentionalPooler):
         return super().forward(x) if sizes is None else attentional_pool(self, x, sizes)
 
 
-class PatchedVisionTransformer(VisionTransformer):
-    _alt_patch: TowerMerge
-
+class PatchedVisionTransformer(PatchedTower, VisionTransformer):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x, merge = self._alt_patch.encode(self, x)
         pooled, tokens = pool(self, x, merge.size)

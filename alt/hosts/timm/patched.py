@@ -9,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..merging import MergingBlock, TowerMerge, TrunkMerge
+from ..merging import MergingBlock, PatchedTower, TrunkMerge
 from .pooling import head
 
 __all__ = ["PATCHED"]
@@ -26,10 +26,8 @@ class PatchedBlocks(nn.Sequential):
         return super().forward(x) if merge is None else merge.run(x, self, checkpointing)
 
 
-class _PatchedTower:
+class _MergingTower(PatchedTower):
     """Mix-in of both towers. Everything that returns tokens returns the grid, so the host's own head fits them."""
-
-    _alt_patch: TowerMerge
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
         if not self.global_pool:  # type: ignore[attr-defined]
@@ -87,11 +85,11 @@ class _PatchedTower:
         return result if intermediates_only else (merge.restore(tower.norm(x)), result)
 
 
-class PatchedVisionTransformer(_PatchedTower, VisionTransformer):
+class PatchedVisionTransformer(_MergingTower, VisionTransformer):
     pass
 
 
-class PatchedVisionTransformerDistilled(_PatchedTower, VisionTransformerDistilled):
+class PatchedVisionTransformerDistilled(_MergingTower, VisionTransformerDistilled):
     pass
 
 

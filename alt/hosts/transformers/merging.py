@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from ..host import Embedded
-from ..merging import TowerMerge, TrunkMerge
+from ..merging import PatchedTower, TrunkMerge
 
 __all__ = ["MergingEncoder", "MergingVisionModel"]
 
@@ -29,10 +29,9 @@ class MergingEncoder:
         return BaseModelOutput(last_hidden_state=merge.run(tokens, merge.host.layers_of(self), False))
 
 
-class MergingVisionModel:
+class MergingVisionModel(PatchedTower):
     """Mix-in of a patched vision model. Its forward embeds, and hands the tokens to :meth:`run_merged`."""
 
-    _alt_patch: TowerMerge
     # Hooks that record outputs would see merged tokens; see run_merged.
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012  transformers reads it from the class
 
