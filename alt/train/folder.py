@@ -7,7 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -19,16 +19,26 @@ from .checkpoint import LAST, read_checkpoint, sweep, write_errors
 from .config import TrainConfig, from_tree
 from .processes import is_first_process
 
-# Settings that a resumed run may change, because they do not affect its parameters. The checkpoint has embedded texts.
+# Settings that a resumed run may change: its parameters do not depend on them (the checkpoint has embedded texts), or
+# they are the cure of a run that diverged.
 FREE_ON_RESUME = (
-    "about", "model.texts", "data.workers", "data.root", "trainer.progress", "trainer.log_every",
-    "trainer.checkpoint_every", "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes",
-    "trainer.strategy", "trainer.accelerator", "evaluation",
+    "optim.lr", "trainer.precision", "about", "model.texts", "data.workers", "data.root", "trainer.progress",
+    "trainer.log_every", "trainer.checkpoint_every", "trainer.validate_every", "trainer.threads", "trainer.devices",
+    "trainer.nodes", "trainer.strategy", "trainer.accelerator", "evaluation",
 )  # fmt: skip
 
 
-def find_step(config: TrainConfig, folder: Path, say: Callable[[str], None], *, resume: bool) -> int | None:
-    """Returns the step at which a run goes on in ``folder``; None: it starts. Removes what a killed save left there.
+class Earlier(NamedTuple):
+    """The run that another one goes on from. step: of its checkpoint. changes: a line per setting that has changed
+    since it started. origin: see :mod:`alt.train.origin`, None in checkpoints of earlier versions."""
+
+    step: int
+    changes: list[str]
+    origin: dict[str, Any] | None
+
+
+def find_earlier(config: TrainConfig, folder: Path, say: Callable[[str], None], *, resume: bool) -> Earlier | None:
+    """Returns the run that goes on in ``folder``; None: one starts. Removes what a killed save left there.
 
     Raises:
         UserError: a run is there that is not to be resumed, or none that can be. The checkpoint is damaged, or belongs
@@ -44,40 +54,55 @@ def find_step(config: TrainConfig, folder: Path, say: Callable[[str], None], *, 
     if not last.exists() and (folder / "config.yaml").exists():
         return None
     checkpoint = read_checkpoint(last, say)
-    difference = first_difference(from_tree(checkpoint["alt"]["config"]), config)
+    old, step = from_tree(checkpoint["alt"]["config"]), int(checkpoint["global_step"])
+    difference = first_difference(old, config)
     if difference is not None:
         raise UserError(f"{last} belongs to a run of another configuration: {difference}.")
-    return int(checkpoint["global_step"])
+    new = [f"from step {step}: {change}" for change in _differences(old, config).values()]
+    for line in new:
+        say(line[0].upper() + line[1:])
+    return Earlier(step, [*checkpoint["alt"].get("changes", []), *new], checkpoint["alt"].get("origin"))
 
 
 def first_difference(old: TrainConfig, new: TrainConfig) -> str | None:
     """Returns a phrase on the first changed setting that a resumed run must keep, or None."""
+    return next((phrase for key, phrase in _differences(old, new).items() if not _is_free(key)), None)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in FREE_ON_RESUME)
+
+
+def _differences(old: TrainConfig, new: TrainConfig) -> dict[str, str]:
+    """Returns a phrase for every setting that has changed, by its name."""
     before, after = flatten(old), flatten(new)
-    for key in [*before, *(k for k in after if k not in before)]:
-        free = any(key == name or key.startswith(name + ".") for name in FREE_ON_RESUME)
-        if not free and before.get(key) != after.get(key):
-            return f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
-    return None
+    return {
+        key: f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    }
 
 
-def open_folder(config: TrainConfig, folder: Path, done: int = 0) -> list[Logger]:
+def open_folder(config: TrainConfig, folder: Path, earlier: Earlier | None = None) -> list[Logger]:
     """Writes ``config.yaml`` and returns the loggers: of ``metrics.csv``, and of TensorBoard if it is installed.
 
     Args:
-        config: the run. folder: its folder, which is created. done: steps of a resumed run, whose metrics are kept.
+        config: the run. folder: its folder, which is created. earlier: the run it goes on from, whose metrics are
+            kept; its changes are comments in ``config.yaml``.
 
     Raises:
         WriteError: the folder cannot be written.
     """
+    done, changes = (0, []) if earlier is None else (earlier.step, earlier.changes)
     table = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=50)
     if is_first_process():
         with write_errors(), replacing(folder / "config.yaml", "the configuration") as partial:
-            partial.write_text(config.to_yaml(), encoding="utf-8")
-        earlier = _earlier_rows(folder / "metrics.csv", done)
+            partial.write_text(config.to_yaml() + "".join(f"# {line}\n" for line in changes), encoding="utf-8")
+        rows = _earlier_rows(folder / "metrics.csv", done)
         with warnings.catch_warnings():  # Lightning restarts the file; the rows before the checkpoint are restored
             warnings.simplefilter("ignore")
             writer = table.experiment
-        writer.metrics.extend(earlier)
+        writer.metrics.extend(rows)
         writer.save()
     loggers: list[Logger] = [table]
     if importlib.util.find_spec("tensorboard") is not None:

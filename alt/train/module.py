@@ -15,7 +15,7 @@ from alt.data.seeds import derive_seed, make_generator
 from alt.validation import plain
 
 from .config import OptimSection, TrainConfig
-from .optim import build_optimizer, build_schedule, parameter_groups
+from .optim import build_optimizer, build_schedule, parameter_groups, scale_rates
 from .processes import shard
 
 
@@ -68,6 +68,7 @@ class VideoLearner(Learner):
         steps_per_epoch: optimiser steps per epoch, for a schedule and checkpoints that count epochs.
 
     Attributes:
+        record: plain values that checkpoints carry beside the configuration and the classes.
         checkpoint_every: steps between checkpoints: those of the settings, or an epoch, at most the whole run.
 
     A batch is ``(clips [B, T, 3, H, W], labels [B])``, label -1 in validation being an empty place.
@@ -77,6 +78,7 @@ class VideoLearner(Learner):
         super().__init__(config.optim, *config.schedule.length(steps_per_epoch), config.schedule.min_ratio)
         self.model = model
         self.config = config
+        self.record: dict[str, Any] = {}
         self.checkpoint_every = min(config.trainer.checkpoint_every or steps_per_epoch, self.total_steps)
         if config.task == "linear-probe":
             model.requires_grad_(False)
@@ -134,4 +136,9 @@ class VideoLearner(Learner):
         return parameter_groups(self.model, self.config.optim)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["alt"] = {"config": plain(self.config), "classes": self.classes}
+        checkpoint["alt"] = {"config": plain(self.config), "classes": self.classes, **self.record}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ratio = self.optim.lr / checkpoint["alt"]["config"]["optim"]["lr"]
+        if ratio != 1.0:  # else not even the last bit changes
+            scale_rates(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], ratio)

@@ -93,3 +93,12 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, [factor_of(group.get("start", 0)) for group in optimizer.param_groups]
     )
+
+
+def scale_rates(optimizers: list[dict[str, Any]], schedules: list[dict[str, Any]], ratio: float) -> None:
+    """Multiplies the learning rates in saved states of optimisers and their schedules, in place."""
+    for optimizer in optimizers:
+        for group in optimizer["param_groups"]:
+            group.update({key: group[key] * ratio for key in ("lr", "initial_lr")})
+    for schedule in schedules:
+        schedule.update({key: [rate * ratio for rate in schedule[key]] for key in ("base_lrs", "_last_lr")})

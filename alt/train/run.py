@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -18,9 +19,10 @@ from .build import build_model, check_files, export
 from .checkpoint import LAST, WriteError, read_checkpoint
 from .config import TrainConfig
 from .data import ClipData
-from .folder import find_step, open_folder
+from .folder import Earlier, find_earlier, open_folder
 from .module import VideoLearner
 from .optim import describe_groups
+from .origin import describe_change, describe_origin
 from .processes import is_first_process
 from .trainer import Say, build_trainer, run_trainer
 
@@ -59,8 +61,8 @@ def fit(
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)
-    done = find_step(config, folder, report, resume=resume)
-    if resume and done is None:
+    earlier = find_earlier(config, folder, report, resume=resume)
+    if resume and earlier is None:
         report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
     trainer = build_trainer(config, folder, report, callbacks)
     if config.trainer.threads is not None:
@@ -68,19 +70,33 @@ def fit(
     with isolate_rng():
         torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
         data = ClipData(config)
-        if done is not None and done >= data.total_steps:
-            raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {done}.")
         check_files(config)
-        trainer.loggers = open_folder(config, folder, done or 0)
+        origin = describe_origin(config, data)
+        if earlier is not None:
+            _check_origin(earlier, origin, folder, report)
+            if earlier.step >= data.total_steps:
+                raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {earlier.step}.")
+        trainer.loggers = open_folder(config, folder, earlier)
         model = build_model(config, data.class_names, data.world, say=report)
         learner = VideoLearner(model, config, data.steps_per_epoch)
+        learner.record = {"origin": origin, "changes": [] if earlier is None else earlier.changes}
         report(f"{config.name}: {len(data.train_set)} clips, {data.total_steps} steps of {config.data.batch_size}")
         for line in describe_groups(learner.groups()):
             report(line)
-        if done is not None:
-            report(f"Resuming at step {done} of {data.total_steps}.")
-        _train(trainer, learner, data, None if done is None else folder / LAST)
+        if earlier is not None:
+            report(f"Resuming at step {earlier.step} of {data.total_steps}.")
+        _train(trainer, learner, data, None if earlier is None else folder / LAST)
         return _finish(trainer, learner, data, folder, report)
+
+
+def _check_origin(earlier: Earlier, origin: dict[str, Any], folder: Path, report: Say) -> None:
+    """Compares what decides a run besides its configuration with what the checkpoint recorded."""
+    if earlier.origin is None:
+        report("The checkpoint does not record its clips, class names and corpus, so they are not compared.")
+        return
+    change = describe_change(earlier.origin, origin)
+    if change is not None:
+        raise UserError(f"{folder / LAST} belongs to a run of other data: {change}; put it back, or start anew.")
 
 
 def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from: Path | None) -> None:

@@ -108,7 +108,7 @@ def test_what_cannot_be_resumed_is_said(whole: Path, tmp_path: Path) -> None:
     refused(tmp_path, r"no checkpoint at .* to resume from\.")
     refused(whole, "already holds a run", resume=False)
     refused(whole, "complete: its last checkpoint is of step 8")
-    refused(whole, r"another configuration: optim\.lr was 0\.001 and is now 0\.002", "optim.lr=2e-3")
+    refused(whole, r"another configuration: optim\.eps was 1e-08 and is now 1e-06", "optim.eps=1e-6")
     shutil.copytree(whole, damaged := tmp_path / "damaged")
     last = damaged / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-2000])
