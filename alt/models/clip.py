@@ -98,21 +98,9 @@ def read_weights(path: str | os.PathLike[str]) -> ClipWeights:
 
 def _load(clip: Any, tensors: dict[str, Tensor], path: str, backbone: str) -> None:
     """Loads a file's tensors, after open_clip's own conversions of older and other formats."""
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict
+    from alt.hosts.open_clip.weights import arrange_state
 
-    of_archives = ("input_resolution", "context_length", "vocab_size")
-    state = {name: tensor for name, tensor in tensors.items() if name not in of_archives}
-    state = convert_state_dict(clip, state)
-    if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
-    state.pop("text.transformer.embeddings.position_ids", None)  # transformers wrote it before 4.31
-    own = clip.state_dict()
-    if "logit_bias" in own and "logit_bias" not in state:
-        state["logit_bias"] = torch.zeros_like(own["logit_bias"])
-    for name in ("logit_scale", "logit_bias"):  # of shape [] or [1]
-        if name in state and name in own and state[name].numel() == 1:
-            state[name] = state[name].reshape(own[name].shape)
+    own, state = clip.state_dict(), arrange_state(clip, tensors)
     for name in [*own, *(name for name in state if name not in own)]:
         if name not in state or name not in own:
             what = "no" if name not in state else "an unknown"

@@ -196,7 +196,7 @@ def test_regions_have_the_geometry_of_the_photograph(tmp_path: Path) -> None:
         (["--images", "{broken}"], 1, "broken.png' cannot be read"),
         (["--images", "{cut}"], 1, "cut.png' cannot be read"),
         (["--out", __file__], 1, "cannot be written (File exists)"),
-        (["--pretrained", __file__], 1, "could not be loaded"),
+        (["--pretrained", __file__], 1, "not a file of tensors"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_proportional_attention import check, draw, truth_of
 from torch import Tensor
 
 from alt_kernels import testing
 from alt_kernels.reference import proportional_attention as reference
+
+from .test_proportional_attention import check, draw, truth_of
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_empty"),
