@@ -47,11 +47,21 @@ def find_earlier(config: TrainConfig, folder: Path, say: Callable[[str], None], 
     last = folder / LAST
     if is_first_process():
         sweep(last)
+    foreign = next(folder.glob("hpc_ckpt_*.ckpt"), None)  # Lightning would go on from it, whatever its configuration
+    if foreign is not None:
+        raise UserError(
+            f"{foreign} is of Lightning's own requeueing, which is off: move it away, or name another --out."
+        )
     if not resume:
         if last.exists():
             raise UserError(f"{folder} already holds a run; go on with --resume, or name another folder with --out.")
         return None
-    if not last.exists() and (folder / "config.yaml").exists():
+    if not last.exists():
+        ended = (folder / "config.yaml").exists()
+        reason = (
+            f"The run in {folder} ended before its first checkpoint" if ended else f"There is no run in {folder} yet"
+        )
+        say(f"{reason}; it starts at step 0.")
         return None
     checkpoint = read_checkpoint(last, say)
     old, step = from_tree(checkpoint["alt"]["config"]), int(checkpoint["global_step"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
@@ -16,10 +18,25 @@ if TYPE_CHECKING:
 
 
 def is_first_process() -> bool:
-    """Returns True in the process that writes: by RANK under torchrun, else by Lightning's LOCAL_RANK and NODE_RANK."""
+    """Returns True in the process that writes: by RANK under torchrun, by SLURM_PROCID under srun, else by Lightning's
+    LOCAL_RANK and NODE_RANK."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"]) == 0
+    if choose_environment():
+        return int(os.environ.get("SLURM_PROCID", 0)) == 0
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def choose_environment() -> list[SLURMEnvironment]:
+    """Returns SLURM's environment if srun started us, else nothing: Lightning chooses.
+
+    Its requeueing is off. It would go on from a file of its own, also without --resume and with another configuration.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that srun exists and is not used
+        if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+            return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def choose_processes(settings: TrainerSection) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from .checkpoint import LAST, WriteError, read_checkpoint
 from .config import TrainConfig
 from .data import ClipData
 from .folder import Earlier, find_earlier, open_folder
+from .lock import hold_folder
 from .module import VideoLearner
 from .optim import describe_groups
 from .origin import describe_change, describe_origin
@@ -57,17 +58,15 @@ def fit(
 
     Raises:
         UserError: an error that the user can put right, in one sentence. KeyboardInterrupt: Ctrl-C. Terminated:
-            SIGTERM, after one more checkpoint. The last checkpoint is whole in every case.
+            SIGTERM or SIGUSR1, after one more checkpoint. The last checkpoint is whole in every case.
     """
     folder = Path(out) if out is not None else Path("runs") / config.name
     report: Say = say if is_first_process() else (lambda line: None)
-    earlier = find_earlier(config, folder, report, resume=resume)
-    if resume and earlier is None:
-        report(f"The run in {folder} ended before its first checkpoint; it starts at step 0.")
-    trainer = build_trainer(config, folder, report, callbacks)
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    with isolate_rng():
+    with hold_folder(folder, report), isolate_rng():
+        earlier = find_earlier(config, folder, report, resume=resume)
+        trainer = build_trainer(config, folder, report, callbacks)
+        if config.trainer.threads is not None:
+            torch.set_num_threads(config.trainer.threads)
         torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
         data = ClipData(config)
         check_files(config)

@@ -1,4 +1,4 @@
-"""When a run is saved: every few steps, and once more on SIGTERM, which schedulers send before they kill."""
+"""When a run is saved: every few steps, and once more on SIGTERM or SIGUSR1, which schedulers send before they kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["KeepLast"]
 
 
 class KeepLast(Checkpoint):
-    """Writes the last checkpoint every few steps. SIGTERM ends the run with one more, from which --resume continues.
+    """Writes the last checkpoint every few steps. SIGTERM and SIGUSR1 end the run with one more, for --resume.
 
     The current step is finished first, so the checkpoint is like any other. A running validation is abandoned if the
     last checkpoint is of the step before it, and finished otherwise. If one process receives the signal, all stop
@@ -41,7 +41,8 @@ class KeepLast(Checkpoint):
     def on_train_start(self, trainer: Trainer, learner: Any) -> None:
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():  # the only one that may
-            signal.signal(signal.SIGTERM, self._remember)  # Lightning puts back what was there before it
+            for number in (signal.SIGTERM, signal.SIGUSR1):  # Lightning puts back what was there before it
+                signal.signal(number, self._remember)
 
     def on_save_checkpoint(self, trainer: Trainer, learner: Any, checkpoint: dict[str, Any]) -> None:
         self._saved = trainer.global_step

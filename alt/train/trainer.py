@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from .checkpoint import LAST, AtomicCheckpointIO
 from .config import TrainConfig
 from .module import Learner
-from .processes import choose_processes
+from .processes import choose_environment, choose_processes
 from .sampler import SampleIndex, StepSampler
 from .saving import KeepLast
 
@@ -61,7 +61,7 @@ def build_trainer(
         limit_val_batches=1.0 if settings.validate_every else 0,
         log_every_n_steps=settings.log_every,
         callbacks=watchers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *choose_environment()],
         enable_progress_bar=bar,
         default_root_dir=folder,
     )
