@@ -103,17 +103,44 @@ def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from:
     try:
         run_trainer(trainer, learner, datamodule=data, ckpt_path=resume_from, weights_only=True)
     except FloatingPointError as error:
-        raise UserError(f"{error} Lower optim.lr, or train with trainer.precision=32-true.") from None
-    except WriteError as error:
-        raise WriteError(f"{error} Make room and go on with --resume.") from error.__cause__
+        raise UserError(f"{error} {_advise_after_divergence(trainer)}") from None
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"Out of memory ({one_line(error)}); raise trainer.accumulate or set model.options.grad_checkpointing=true."
         ) from None
     except ClipError as error:
         raise UserError(f"{error}.") from None
+    except (WriteError, RuntimeError) as error:
+        killed = _find_killed_loader(error)
+        if killed is not None:
+            raise UserError(
+                f"{one_line(killed)}; if memory ran out, lower data.workers. Go on with --resume."
+            ) from error
+        if isinstance(error, WriteError):
+            raise WriteError(f"{error} Make room and go on with --resume.") from error.__cause__
+        raise
     except OSError as error:
         raise UserError(f"Training stopped: {error.filename or ''} {error.strerror or one_line(error)}.") from error
+
+
+def _find_killed_loader(error: BaseException | None) -> BaseException | None:
+    """Returns PyTorch's error of a killed loading process. A signal raises it anywhere, also while a file is saved."""
+    while error is not None and not str(error).startswith("DataLoader worker"):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _advise_after_divergence(trainer: Trainer) -> str:
+    """Returns the sentence that helps. A float32 checkpoint of this very step is set aside: it would diverge again."""
+    last = Path(trainer.default_root_dir) / LAST
+    step = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
+    if not last.exists() or step < trainer.global_step:
+        return f"Go on from step {step} with --resume and a lower optim.lr, or with trainer.precision=32-true."
+    if trainer.precision != "32-true":
+        return "The checkpoint is of this step: --resume with trainer.precision=32-true, or start anew with --out."
+    if trainer.is_global_zero:
+        last.replace(last.with_name("diverged.ckpt"))
+    return "The checkpoint of this step is now diverged.ckpt: start at step 0 with --resume and a lower optim.lr."
 
 
 def _finish(trainer: Trainer, learner: VideoLearner, data: ClipData, folder: Path, report: Say) -> RunResult:
