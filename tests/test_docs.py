@@ -55,6 +55,8 @@ NOT_PARSED = {
     "torchrun": "starts processes on several machines; the command behind -m is parsed",
     "git": "reads a repository that is not there in an sdist",
     "mkdir": "the shell's own",
+    "if": "the shell's own",
+    "srun": "needs SLURM; the command behind it is parsed",
 }
 
 
@@ -239,6 +241,8 @@ def parse(words: list[str]) -> None:
     program, *rest = words
     if program == "torchrun":
         parse_python(rest[rest.index("-m") :])
+    elif program == "srun":
+        parse(rest)
     elif program == "pytest":
         assert (ROOT / rest[0]).exists()
     elif program in (readers := {"alt": parse_alt, "make": parse_make, "pip": parse_pip, "python": parse_python}):

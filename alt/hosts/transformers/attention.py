@@ -14,7 +14,7 @@ from ..lora import read_linear
 from ..made_weights import without_steps
 from ..modules import has_hooks, require_gathered
 
-__all__ = ["SeparateAttention"]
+__all__ = ["ClipStyleAttention", "SeparateAttention", "VitStyleAttention"]
 
 _TAKES_BIAS = ("eager", "sdpa")
 
@@ -83,6 +83,32 @@ class SeparateAttention(HostAttention):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.module.head_dim)).transpose(1, 2)
+
+
+class ClipStyleAttention(SeparateAttention):
+    """Attention with the attribute names of transformers' CLIP."""
+
+    def scale(self) -> float:
+        return self.module.scale
+
+    def dropout(self) -> float:
+        return self.module.dropout
+
+    def project_out(self, y: Tensor) -> Tensor:
+        return self.module.out_proj(y)
+
+
+class VitStyleAttention(SeparateAttention):
+    """Attention with the attribute names of transformers' ViT."""
+
+    def scale(self) -> float:
+        return self.module.scaling
+
+    def dropout(self) -> float:
+        return self.module.attention_dropout
+
+    def project_out(self, y: Tensor) -> Tensor:
+        return self.module.o_proj(y)
 
 
 def _records_outputs(hook: Any) -> bool:

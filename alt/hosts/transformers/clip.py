@@ -15,10 +15,10 @@ from transformers.models.clip import modeling_clip as foreign
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils.output_capturing import capture_outputs
 
-from ..host import BlockParts, Embedded
+from ..host import Embedded
 from ..merging import MergingBlock
-from .attention import SeparateAttention
-from .family import Family, identity
+from .attention import ClipStyleAttention
+from .family import ClipStyleFamily
 from .merging import MergingEncoder, MergingVisionModel
 
 __all__ = ["HOST"]
@@ -41,20 +41,11 @@ class CLIPVisionModel(MergingVisionModel, foreign.CLIPVisionModel):
         return self.run_merged(self.pre_layrnorm(x), kwargs)
 
 
-class ClipAttention(SeparateAttention):
+class ClipAttention(ClipStyleAttention):
     known = foreign.CLIPAttention
 
-    def scale(self) -> float:
-        return self.module.scale
 
-    def dropout(self) -> float:
-        return self.module.dropout
-
-    def project_out(self, y: Tensor) -> Tensor:
-        return self.module.out_proj(y)
-
-
-class Clip(Family):
+class Clip(ClipStyleFamily):
     """The host of transformers' ``CLIPVisionModel``."""
 
     name = "transformers.clip"
@@ -72,13 +63,6 @@ class Clip(Family):
     attention = ClipAttention
     owners = ("vision_model",)
     mean, std = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
-
-    def attention_of(self, block: Any) -> Any:
-        return block.self_attn
-
-    def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
-        attention = ClipAttention(block.self_attn)
-        return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
 
     def embed(self, tower: Any, images: Tensor) -> Embedded:
         return Embedded(tower.pre_layrnorm(tower.embeddings(images)))

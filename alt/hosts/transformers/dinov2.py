@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..host import BlockParts
 from ..merging import MergingBlock
-from .attention import SeparateAttention
+from .attention import VitStyleAttention
 from .family import Family
 from .merging import MergingEncoder, MergingVisionModel
 
@@ -61,17 +61,8 @@ class Dinov2WithRegistersModel(_MergingDinov2, registers.Dinov2WithRegistersMode
     pass
 
 
-class Dinov2Attention(SeparateAttention):
+class Dinov2Attention(VitStyleAttention):
     known = foreign.Dinov2Attention
-
-    def scale(self) -> float:
-        return self.module.scaling
-
-    def dropout(self) -> float:
-        return self.module.attention_dropout
-
-    def project_out(self, y: Tensor) -> Tensor:
-        return self.module.o_proj(y)
 
     def call(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.module(x, attention_mask=mask)[0]

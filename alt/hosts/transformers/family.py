@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..host import Embedded, Host
+from ..host import BlockParts, Embedded, Host
 from ..merging import TrunkMerge
 from ..modules import require_class, require_unsharded
 from .attention import SeparateAttention
 
-__all__ = ["Family", "identity"]
+__all__ = ["ClipStyleFamily", "Family"]
 
 _OWNER = "transformers'"
 _BLOCK = re.compile(r"(?:encoder\.)?layers?\.\d+(?:\.(?P<part>\w+))?")
@@ -149,6 +149,17 @@ class Family(Host):
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.mean, self.std
+
+
+class ClipStyleFamily(Family):
+    """Base of the families whose layers have the attribute names of CLIP's."""
+
+    def attention_of(self, block: Any) -> Any:
+        return block.self_attn
+
+    def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
+        attention = self.attention(block.self_attn)
+        return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -15,13 +15,12 @@ from transformers.models.siglip import modeling_siglip as foreign
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.utils.output_capturing import capture_outputs
 
-from ..host import BlockParts
 from ..merging import MergingBlock
 from ..modules import require_class
 from ..packed import MultiheadAttention
 from ..pooling import KeySizes, key_bias, size_weighted_mean
-from .attention import SeparateAttention
-from .family import Family, identity
+from .attention import ClipStyleAttention
+from .family import ClipStyleFamily
 from .merging import MergingEncoder, MergingVisionModel
 
 __all__ = ["HOST"]
@@ -52,20 +51,11 @@ class SiglipVisionModel(MergingVisionModel, foreign.SiglipVisionModel):
         return self.run_merged(x, kwargs)
 
 
-class SiglipAttention(SeparateAttention):
+class SiglipAttention(ClipStyleAttention):
     known = foreign.SiglipAttention
 
-    def scale(self) -> float:
-        return self.module.scale
 
-    def dropout(self) -> float:
-        return self.module.dropout
-
-    def project_out(self, y: Tensor) -> Tensor:
-        return self.module.out_proj(y)
-
-
-class Siglip(Family):
+class Siglip(ClipStyleFamily):
     """The host of transformers' ``SiglipVisionModel``."""
 
     name = "transformers.siglip"
@@ -94,13 +84,6 @@ class Siglip(Family):
 
     def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
         return super().parts(tower) + ([("the pooling head", tower.head)] if tower.use_head else [])
-
-    def attention_of(self, block: Any) -> Any:
-        return block.self_attn
-
-    def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
-        attention = SiglipAttention(block.self_attn)
-        return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
 
     def num_protected(self, tower: Any) -> int:
         return 0

@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..host import BlockParts
 from ..merging import MergingBlock
-from .attention import SeparateAttention
+from .attention import VitStyleAttention
 from .family import Family
 from .merging import MergingVisionModel
 
@@ -42,17 +42,8 @@ class ViTModel(MergingVisionModel, foreign.ViTModel):
         return self.run_merged(x, {**kwargs, "attention_mask": attention_mask})
 
 
-class VitAttention(SeparateAttention):
+class VitAttention(VitStyleAttention):
     known = foreign.ViTAttention
-
-    def scale(self) -> float:
-        return self.module.scaling
-
-    def dropout(self) -> float:
-        return self.module.attention_dropout
-
-    def project_out(self, y: Tensor) -> Tensor:
-        return self.module.o_proj(y)
 
     def call(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.module(x, mask)[0]
