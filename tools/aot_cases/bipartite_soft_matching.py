@@ -22,6 +22,7 @@ from ..aot_case import AotCase, add_case, list_configs
 
 PLAN = dict.fromkeys(("indices_ptr", "offsets_ptr", "output_row_ptr"), "*i32")
 KEYS = "on sm_100, up to 16 bytes: the sum over heads of a tile, and four more heads under way"
+WIDE = "not on sm_90, up to 24 bytes: each row's best score, its place and its norm, held beside two tiles under way"
 INTEGERS = dict.fromkeys(("tokens", "num_protected", "x_b", "x_n", "x_h"), "i32")
 
 
@@ -46,7 +47,8 @@ def _cases() -> list[AotCase]:
                     kernel, name = _match_tiles, f"tiles of {tuned['BA']}, {tuned['parts']} parts{name}"
                     signature |= {"scratch_ptr": "*fp32", "even": "i32", "share": "i32"}
                     add_joins(tokens, tuned["parts"])
-                launch, reason = (tuned["num_warps"], tuned["num_stages"]), KEYS if heads > 1 else ""
+                wide = tokens > ONE_PROGRAM or (dtype == "fp32" and channels > 64)
+                launch, reason = (tuned["num_warps"], tuned["num_stages"]), KEYS if heads > 1 else WIDE if wide else ""
                 add_case(cases, AotCase(name, kernel, signature, constants, *launch, True, reason, targets=targets))
 
     def add_joins(tokens: int, parts: int) -> None:
