@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=2, help="tokens to merge per block (default: %(default)s)")
     options = parser.parse_args()
     world = World("cpu")
-    corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities())
+    corpus = Corpus.from_entities(world.corpus_rows())
     header = ["split", "box", "cosine", "gradient", f"gradient, boxes < {SMALL:.0%}", "cosine of another"]
     header += ["gradient of another", "planted among entities", "another among them"]
     rows = [row(name, measure(world, corpus, name, options.clips, options.r)) for name in SPLITS]

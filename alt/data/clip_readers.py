@@ -176,11 +176,16 @@ def read_zip(path: Path) -> Tensor:
 
 
 def _open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> io.BytesIO:
-    """Returns a member's bytes; of the other methods zipfile would decompress any amount at once."""
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member.filename} is compressed by another method than deflate")
+    """Returns a member's bytes."""
+    _check_method(member)
     with archive.open(member) as stream:  # ends at the declared size, whatever follows
         return io.BytesIO(stream.read())
+
+
+def _check_method(member: zipfile.ZipInfo) -> None:
+    """Raises for another method than deflate, by which zipfile would decompress any amount at once."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is compressed by another method than deflate")
 
 
 def _with_path(path: Path, what: str, error: Exception) -> str:
@@ -226,8 +231,7 @@ def _read_npz(path: Path) -> np.ndarray:
         if len(members) != 1:
             raise ClipError(f"{path}: one array is expected in it, got {len(members)}")
         member = members[0]
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{member.filename} is compressed by another method than deflate")
+        _check_method(member)
         with archive.open(member) as stream:
             _check_array(stream, member.file_size, path)
         with archive.open(member) as stream:

@@ -158,9 +158,7 @@ class _Texts:
     def __init__(self, world: World, mini: MiniClip) -> None:
         encoder = TextEncoder(mini.clip, mini.tokenizer)
         self.encoder = encoder
-        self.corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities()).embed(
-            encoder
-        )
+        self.corpus = Corpus.from_entities(world.corpus_rows()).embed(encoder)
 
     def classes(self, clips: RenderedSplit) -> tuple[list[str], torch.Tensor]:
         return clips.names, self.encoder.embed_classes(clips.names, "none")

@@ -67,9 +67,7 @@ class TokenCache:
             )
         self.templates = templates
         self.text = TextEncoder(self.mini.clip, self.mini.tokenizer)
-        self.corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities()).embed(
-            self.text
-        )
+        self.corpus = Corpus.from_entities(world.corpus_rows()).embed(self.text)
         self._tower = RegionEncoder(find_tower(self.mini.clip)[1], 0).requires_grad_(False).eval()
         self._frames: dict[str, tuple[Tensor, CachedSplit]] = {}
         self._tokens: dict[tuple[str, Any], VideoTokens] = {}

@@ -103,7 +103,8 @@ def _ask(model: nn.Module) -> tuple[Host, nn.Module] | None:
 
 def _hosts(model: nn.Module) -> list[Host]:
     """Returns the registered hosts, and those of alt whose package has a class in the model."""
-    origins = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
+    kinds = {type(module) for module in model.modules()}  # few; learned prompts ask at every forward
+    origins = {cls.__module__ for kind in kinds for cls in kind.__mro__}
     return _REGISTERED + [_load(entry) for entry in BUILT_IN if any(entry.matches(origin) for origin in origins)]
 
 

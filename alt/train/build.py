@@ -87,7 +87,7 @@ def _open_corpus(section: ModelSection, classes: Sequence[str], world: Any) -> C
     elif section.corpus == "world":
         if world is None:
             raise UserError("model.corpus is world, which only data of kind entity_world has.")
-        corpus = Corpus.from_entities([tuple(entity)[:3] for entity in world.entities()])
+        corpus = Corpus.from_entities(world.corpus_rows())
     else:
         corpus = Corpus.load(section.corpus)
     return corpus if section.corpus_categories is None else corpus.subset(section.corpus_categories)

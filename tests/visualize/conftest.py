@@ -35,5 +35,5 @@ class Scene(NamedTuple):
 def scene() -> Scene:
     world = World("cpu")
     split = world.split("transfer-a-1").subset(range(40))
-    corpus = Corpus.from_entities((e.unit, e.description, e.category, "") for e in world.entities())
+    corpus = Corpus.from_entities(world.corpus_rows())
     return Scene(world, corpus, split, world.render(split))

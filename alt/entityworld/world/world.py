@@ -105,6 +105,10 @@ class World:
         c = self.config
         return entities(c.objects, c.parts, c.scenes, c.motions)
 
+    def corpus_rows(self) -> list[tuple[str, str, str]]:
+        """Returns (unit, description, category) of every entity, as ``Corpus.from_entities`` takes them."""
+        return [(entity.unit, entity.description, entity.category) for entity in self.entities()]
+
     def vocabulary(self) -> list[str]:
         """Every word of class names, captions, entities and class-name templates, sorted."""
         from .captions import phrases
