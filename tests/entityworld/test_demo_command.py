@@ -274,6 +274,8 @@ def test_interrupt_ends_the_demo_without_a_traceback(tmp_path: Path, photographs
     config.write_text(json.dumps(CONFIG))
     arguments = ["demo", "--model", MODEL, "--images", photographs, "--out", tmp_path / "out", "--repeats", 10**6]
     code = (
+        # A shell lets its background jobs, and so the tests in one, ignore SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, open_clip; from alt.cli import build_app\n"
         f"open_clip.add_model_config({str(config)!r}); build_app()({list(map(str, arguments))!r})"
     )
