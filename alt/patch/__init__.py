@@ -11,6 +11,7 @@ from alt.hosts import find_tower, supported_hosts
 from .apply import apply, is_patched
 from .handle import PatchHandle
 from .metric import Metric, check_metric
+from .protect import Mask, check_protect
 from .schedule import Requested, Schedule, resolve_reduction
 from .settings import PatchSettings
 
@@ -24,6 +25,7 @@ def patch_model(
     inflection: float = 0.0,
     prop_attn: bool = True,
     metric: Metric = "keys",
+    protect: Mask = None,
     trace_source: bool = False,
     strict: bool = False,
     impl: Literal["auto", "reference"] = "auto",
@@ -56,6 +58,10 @@ def patch_model(
             ``W = (1/H) sum_h W_h`` in the dtype of the weights. Matching then reads H times fewer numbers, for D more
             columns of the projection, computed from the weights of the same call. In low precision the rounding
             differs, so near-ties may merge otherwise (docs/patching.md has the share). Not for q/k norms.
+        protect: patches that must not merge, neither into others nor others into them: a bool tensor or array
+            ``[h, w]`` (or flat ``[n]``, for any image size) for all images, or ``[B, h, w]`` for each image of the next
+            batches, with as many True in every image. ``handle.protect`` may be set before each call. Inside the
+            blocks these patches come first, behind the special tokens; everything returned is in place.
         trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
         strict: raise if r exceeds what a block can lose, instead of one ``UserWarning`` that names the blocks.
         impl: of the operations of ``alt_kernels``. "reference" is plain torch: slower, but with forward-mode and second
@@ -85,8 +91,9 @@ def patch_model(
     if impl not in ("auto", "reference"):
         raise ValueError(f"impl must be 'auto' or 'reference', got {impl!r}")
     blocks = len(host.blocks(tower))
-    native, protected = host.num_tokens(tower), host.num_protected(tower)
-    checked = resolve_reduction(r, inflection, blocks, native, protected, stacklevel=2)
+    native, special, protected = host.num_tokens(tower), host.num_protected(tower), check_protect(protect)
+    spared = special + (0 if protected is None else protected.count)
+    checked = resolve_reduction(r, inflection, blocks, native, spared, stacklevel=2)
     metric = check_metric(metric)
     if metric == "projection":
         for i, block in enumerate(host.blocks(tower)):
@@ -100,8 +107,9 @@ def patch_model(
         strict=strict,
         impl=impl,
         native_tokens=native,
-        num_protected=protected,
+        num_protected=special,
         metric=metric,
+        protected=protected,
     )
     settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched
     apply(host, tower, settings)

@@ -13,6 +13,7 @@ from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
 from .metric import Metric
+from .protect import Mask, check_protect
 from .schedule import Reduction, Requested, Schedule, check_count, make_schedule, resolve_reduction
 from .settings import PatchSettings, Trace
 from .trunk import TrunkCall
@@ -75,9 +76,28 @@ class PatchHandle:
     @r.setter
     def r(self, value: Requested) -> None:
         settings, blocks = self._live(), self._num_blocks
-        sizes = (blocks, settings.native_tokens, settings.num_protected)
+        sizes = (blocks, settings.native_tokens, settings.spared())
         checked = resolve_reduction(value, settings.inflection, *sizes, stacklevel=2)
         settings.adopt(checked, settings.inflection, blocks)
+
+    @property
+    def protect(self) -> Tensor | None:
+        """Patches that must not merge: bool ``[1, n]``, or ``[B, n]`` with a mask per image; None. May be set.
+
+        Set it before a call to give the images of this call their masks, see :func:`alt.patch_model`.
+        """
+        protected = self._live().protected
+        return None if protected is None else protected.mask.clone()
+
+    @protect.setter
+    def protect(self, value: Mask) -> None:
+        settings = self._live()
+        before, settings.protected = settings.protected, check_protect(value)
+        try:
+            settings.adopt(settings.r, settings.inflection, self._num_blocks)
+        except ValueError:  # strict, and r is more than the other patches can lose
+            settings.protected = before
+            raise
 
     @property
     def inflection(self) -> float:
@@ -100,7 +120,7 @@ class PatchHandle:
         num_tokens = check_count(num_tokens, "num_tokens")
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
-        return make_schedule(settings.r, settings.inflection, self._num_blocks, num_tokens, settings.num_protected)
+        return make_schedule(settings.r, settings.inflection, self._num_blocks, num_tokens, settings.spared())
 
     @property
     def _num_blocks(self) -> int:
@@ -145,11 +165,11 @@ class PatchHandle:
         identity = torch.arange(trace.num_tokens, dtype=torch.int32, device=trace.device)
         row = identity.expand(trace.batch, -1).contiguous()
         rows = []
-        for i, plan in enumerate(trace.matchings):
+        for count, plan in enumerate(trace.matchings, 1):
             if plan is not None:
-                row = source_map([m for m in trace.matchings[: i + 1] if m is not None])
+                row = source_map([m for m in trace.matchings[:count] if m is not None])
             rows.append(row)
-        return tuple(rows)
+        return tuple(rows[len(rows) - trace.finished :])
 
     def __repr__(self) -> str:
         if not self._is_live:
@@ -159,6 +179,7 @@ class PatchHandle:
         options = f"r={settings.r}"
         options += f", inflection={settings.inflection}" if settings.inflection else ""
         options += f", prop_attn={settings.prop_attn}"
+        options += f", protect={settings.protected.count} patches" if settings.protected is not None else ""
         options += f", metric={settings.metric!r}" if settings.metric != "keys" else ""
         options += f", impl={settings.impl!r}" if settings.impl != "auto" else ""
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""

@@ -12,18 +12,20 @@ from alt.hosts import Embedded, Host
 from alt_kernels import Impl, Matching
 
 from .metric import Metric
+from .protect import ProtectedPatches
 from .schedule import Reduction, Schedule, clipping_message, make_schedule, scale_reduction
 from .trunk import TrunkCall
 
 
 class Trace(NamedTuple):
-    """Record of the last forward: the plan of every block (None where nothing merged) and the final sizes."""
+    """Record of the last forward: the plans as in :class:`TrunkCall`, the final sizes, and how many blocks ran."""
 
     batch: int
     num_tokens: int
     device: torch.device
     matchings: tuple[Matching | None, ...]
     size: Tensor | None
+    finished: int
 
 
 class PatchSettings:
@@ -33,7 +35,9 @@ class PatchSettings:
     ``copy.deepcopy`` and ``pickle`` copy it without its trace.
     """
 
-    impl: Impl = "auto"  # of patches that were pickled before there was a choice
+    # Of patches that were pickled before there was a choice.
+    impl: Impl = "auto"
+    protected: ProtectedPatches | None = None
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class PatchSettings:
         native_tokens: int,
         num_protected: int,
         metric: Metric,
+        protected: ProtectedPatches | None = None,
     ) -> None:
         self.host = host
         self.r = r
@@ -59,6 +64,7 @@ class PatchSettings:
         self.native_tokens = native_tokens
         self.num_protected = num_protected
         self.metric: Metric = metric
+        self.protected = protected
         self.trace: Trace | None = None
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
@@ -70,16 +76,20 @@ class PatchSettings:
         r = scale_reduction(self.r, frames)
         if torch.compiler.is_compiling():
             # A graph cannot warn. Patching already warned about the native token count.
-            schedule = make_schedule(r, self.inflection, num_blocks, num_tokens, self.num_protected)
+            schedule = make_schedule(r, self.inflection, num_blocks, num_tokens, self.spared(frames))
             if self.strict and schedule.clipped:
                 raise ValueError(clipping_message(schedule, r, num_tokens))
             return schedule
         known = self._schedules.get((num_blocks, num_tokens, frames))
         if known is None:
             known = self._schedules[num_blocks, num_tokens, frames] = self._checked(
-                r, self.inflection, num_blocks, num_tokens
+                r, self.inflection, num_blocks, num_tokens, frames
             )
         return known
+
+    def spared(self, frames: int = 1) -> int:
+        """Returns how many leading tokens never merge: the host's, then the protected patches of ``frames`` images."""
+        return self.num_protected + (0 if self.protected is None else self.protected.count * frames)
 
     def adopt(self, r: Reduction, inflection: float, num_blocks: int) -> None:
         """Sets a new r, and warns at once if the tower's own token count clips it."""
@@ -87,9 +97,9 @@ class PatchSettings:
         self.r, self.inflection = r, inflection
         self._schedules = {(num_blocks, self.native_tokens, 1): first}
 
-    def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int) -> Schedule:
+    def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int, frames: int = 1) -> Schedule:
         """Returns the schedule; warns if r is clipped, or raises with ``strict``."""
-        schedule = make_schedule(r, inflection, num_blocks, num_tokens, self.num_protected)
+        schedule = make_schedule(r, inflection, num_blocks, num_tokens, self.spared(frames))
         if schedule.clipped:
             message = clipping_message(schedule, r, num_tokens)
             if self.strict:
@@ -128,27 +138,36 @@ class PatchSettings:
                 "torch.fx cannot trace a patched tower, because its schedule needs the number of tokens:"
                 " use torch.export, which can, or trace the tower before patch_clip"
             )
+        if self.protected is not None and self.protected.mask.shape[1] * frames != num_tokens - self.num_protected:
+            raise ValueError(
+                f"protect has {self.protected.mask.shape[1]} patches per image, got "
+                f"{(num_tokens - self.num_protected) // frames}; set handle.protect for this image size"
+            )
         return TrunkCall(
             self.host,
             tower,
             num_tokens,
             self.schedule(len(self.host.blocks(tower)), num_tokens, frames).removed,
-            num_protected=self.num_protected,
+            num_protected=self.spared(frames),
             prop_attn=self.prop_attn,
             impl=self.impl,
             metric=self.metric,
+            protected=self.protected,
+            frames=frames,
         )
 
     def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:
         """Checks the output of the blocks, hooks included, and keeps the trace if requested."""
-        left = merge.num_tokens - sum(merge.removed[: len(merge.matchings)])
+        left = merge.num_tokens - sum(merge.removed[: merge.finished])
         if x.dim() != 3 or x.shape[1] != left:
             raise ValueError(
                 f"a forward hook on the patched transformer returned a tensor of shape {tuple(x.shape)} where "
                 f"{left} tokens were expected; hooks may change the tokens, not their number"
             )
         if self.trace_source:
-            self.trace = Trace(x.shape[0], merge.num_tokens, x.device, tuple(merge.matchings), merge.size)
+            self.trace = Trace(
+                x.shape[0], merge.num_tokens, x.device, tuple(merge.matchings), merge.size, merge.finished
+            )
         return x
 
     def _join(self, tokens: Tensor, frames: int) -> Tensor:

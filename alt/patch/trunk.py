@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alt.hosts import Host
-from alt_kernels import Impl, Matching
+from alt_kernels import Impl, Matching, weighted_merge
 
 from .metric import Metric
+from .protect import ProtectedPatches
 from .restore import restore_grid
 from .step import BlockCall
 
@@ -25,7 +26,9 @@ class TrunkCall:
         removed: tokens that each block merges away.
         size: current token sizes ``[B, n]``; None while each token stands for one patch.
         positions: current token positions ``[B, n, P]``, for hosts that rotate q and k.
-        matchings: the plan of each finished block, None where nothing merged.
+        matchings: the plan of each finished block, None where nothing merged. With protected patches the plan that
+            puts them first comes before those.
+        finished: number of finished blocks.
         take, intermediates: see :class:`alt.hosts.merging.TrunkMerge`.
     """
 
@@ -42,6 +45,8 @@ class TrunkCall:
         metric: Metric,
         size: Tensor | None = None,
         positions: Tensor | None = None,
+        protected: ProtectedPatches | None = None,
+        frames: int = 1,
     ) -> None:
         self.host = host
         self.tower = tower
@@ -53,16 +58,37 @@ class TrunkCall:
         self.metric = metric
         self.size = size
         self.positions = positions
+        self.protected = protected
+        self.frames = frames
         self.matchings: list[Matching | None] = []
+        self.finished = 0
         self.take: tuple[int, ...] = ()
         self.intermediates: list[Tensor] = []
 
     def run(self, x: Tensor, blocks: Iterable[nn.Module], checkpointing: bool) -> Tensor:
+        if self.protected is not None:
+            x = self._arrange(x, self.protected)
         for i, block in enumerate(blocks):
             x = self._run_block(i, block, x, checkpointing)
             if i in self.take:
                 self.intermediates.append(self.restore(x))
         return x
+
+    def _arrange(self, x: Tensor, protected: ProtectedPatches) -> Tensor:
+        """Moves protected patches behind the special tokens, with their sizes and positions."""
+        special = self.host.num_protected(self.tower)
+        if protected.per_image and any(_attends_over_time(block) for block in self.host.blocks(self.tower)):
+            raise ValueError(
+                "protect: expected one mask for all images, because temporal adapters join the same patch of all "
+                f"frames, got masks for {len(protected.mask)} images"
+            )
+        plan = protected.arrange(x.shape[0], special, self.frames, x.device)
+        self.matchings.append(plan)
+        if self.positions is not None:
+            self.positions = weighted_merge(self.positions, plan, impl=self.impl).x
+        if self.size is not None:
+            self.size = weighted_merge(self.size[..., None], plan, impl=self.impl).x[..., 0]
+        return weighted_merge(x, plan, impl=self.impl).x
 
     def restore(self, x: Tensor) -> Tensor:
         return restore_grid(x, self.matchings, self.impl)
@@ -87,6 +113,7 @@ class TrunkCall:
                 f"a forward hook on a patched block returned a tensor of shape {tuple(x.shape)} where "
                 f"{num_tokens - r} tokens were expected; hooks may change the tokens, not their number"
             )
+        self.finished += 1
         if r == 0:
             self.matchings.append(None)
             return x
@@ -94,6 +121,10 @@ class TrunkCall:
         self.matchings.append(Matching(*result[2:5]))
         self.positions = result[5] if len(result) > 5 else None
         return x
+
+
+def _attends_over_time(block: nn.Module) -> bool:
+    return getattr(getattr(block, "adapter", None), "temporal", None) is not None
 
 
 def _call_block(
