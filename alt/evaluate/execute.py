@@ -21,6 +21,7 @@ from alt.train.config import TrainConfig
 from alt.train.sources import choose_clips, open_list, open_split, open_world
 
 from .checkpoint import at_r, check_classes, open_model
+from .class_texts import open_class_texts
 from .linear_probe import ProbeConfig, linear_probe
 from .metrics import Result
 from .protocols import few_shot, random_subsets, zero_shot
@@ -267,24 +268,16 @@ class _Job:
         return Evaluated(f"{shots}-shot", top1, tuple(results))
 
     def zero_shot(self) -> Evaluated:
-        from alt.train.build import text_encoder  # imports Lightning
-
-        if self.model.config.head == "linear":
-            raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
         trained = set(self.model.classes)
-        encoder = text_encoder(self.config.model, self.model.width)
         results, sets = {}, self.new_sets()
         if self.section.subset is not None and len(sets) > 1:
             raise UserError(
                 f"evaluation.subset: expected one data set with one split to draw classes from, got {len(sets)}."
             )
+        texts = open_class_texts(self.model, self.config.model, self.say)
         for name, clips in sets:
             names = clips.class_names
-            try:
-                embedded = encoder.embed_classes(names, templates=self.config.model.templates)
-            except ValueError as error:
-                raise UserError(f"The class names of {name} cannot be embedded: {one_line(error)}.") from None
-            self.model.set_classes(names, embedded)
+            texts.name_classes(self.model, names, name)
             collected = self.collect(clips)
             if self.section.subset is None:
                 results[name] = result_of(collected, names, **self.setting(split=name))

@@ -18,21 +18,24 @@ from alt.errors import one_line
 from .clip_file import ClipWeights, read_clip_weights
 from .text import TextEncoder
 
-__all__ = ["LoadedClip", "build_clip", "check_weights"]
+__all__ = ["LoadedClip", "build_clip", "check_weights", "list_tags"]
 
 
 class LoadedClip(NamedTuple):
     """clip: open_clip's ``CLIP`` with both towers. quick_gelu: its activation. tokenizer: returns its tokenizer.
-    templates: prompts for class names, in the style of its training texts."""
+    templates: prompts for class names, in the style of its training texts. backbone, pretrained: as it was asked for;
+    of a file of weights the name."""
 
     clip: Any
     quick_gelu: bool
     tokenizer: Callable[[], Any]
     templates: str
+    backbone: str
+    pretrained: str | None
 
     def text_encoder(self) -> TextEncoder:
         """Returns the encoder of texts, with the weights of ``clip``."""
-        return TextEncoder(self.clip, self.tokenizer())
+        return TextEncoder(self.clip, self.tokenizer(), backbone=self.backbone, pretrained=self.pretrained)
 
 
 def build_clip(
@@ -85,7 +88,8 @@ def build_clip(
             raise ValueError(f"pretrained: the weights {tag!r} of {backbone} could not be loaded ({reason})") from None
     if file is not None:
         _load(clip, file.tensors, str(pretrained), backbone)
-    return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16")
+    name = tag if file is None else Path(str(pretrained)).name  # a folder tells nothing elsewhere
+    return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16", backbone, name)
 
 
 def read_weights(path: str | os.PathLike[str]) -> ClipWeights:
@@ -150,12 +154,12 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
         return
     tag = os.fspath(pretrained)
     if backbone == "mini":
-        if tag != "entity-world":
+        if tag not in list_tags(backbone):
             raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {tag}")
         return
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(backbone)
+    tags = list_tags(backbone)
     if open_clip.get_model_config(backbone) is None:
         raise ValueError(f"backbone: open_clip has no model {backbone!r}; open_clip.list_models() lists them")
     if tag not in tags:
@@ -165,11 +169,21 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
         )
 
 
+def list_tags(backbone: str) -> list[str]:
+    """Returns the published weights of a backbone by their tags: open_clip's own list, without a download."""
+    if backbone == "mini":
+        return ["entity-world"]
+    import open_clip
+
+    return list(open_clip.list_pretrained_tags_by_model(backbone))
+
+
 def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:
     from alt.entityworld.mini_clip import load_mini_clip
 
     mini = load_mini_clip(pretrained)
-    return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none")
+    name = None if pretrained is None else Path(pretrained).name
+    return LoadedClip(mini.clip, False, lambda: mini.tokenizer, "none", "mini", name)
 
 
 @contextlib.contextmanager

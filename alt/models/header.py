@@ -29,13 +29,16 @@ __all__ = [
     "read_header",
 ]
 
-FORMAT = 1
+FORMAT = 2
+"""2 since it has ``texts``; files of format 1 are read as well, and tell nothing of their class texts."""
 HEADER_KEY = "alt_model"
 OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and corpus
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a saved model's description, keys ``family``, ``config``, ``host``, ``tower``, ``classes``, ``corpus``.
+    """Reads a saved model's description.
+
+    Its keys are ``family``, ``config``, ``host``, ``tower``, ``classes``, ``texts`` and ``corpus``.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is not a model of this package, or of a newer version.
@@ -64,18 +67,20 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     header = parse_json(text, f"{path} is not a model file of this package")
     if not isinstance(header, dict):
         raise ValueError(f"{path} is not a model file of this package: its description is no group of fields")
-    if header.get("format") != FORMAT:
+    if header.get("format") not in range(1, FORMAT + 1):
         raise ValueError(
-            f"{path} is a model file of format {str(header.get('format'))[:40]}, and this version reads {FORMAT}"
+            f"{path} is a model file of format {str(header.get('format'))[:40]}, and this version reads 1 to {FORMAT}"
         )
     header.setdefault("host", "open_clip")  # files of version 0.1 do not name it
-    corpus = header.get("corpus")
+    header.setdefault("texts", None)
+    corpus, texts = header.get("corpus"), header["texts"]
     right = {
         "family": isinstance(header.get("family"), str) and header["family"] in FAMILIES,
         "config": isinstance(header.get("config"), dict),
         "host": isinstance(header["host"], str),
         "tower": isinstance(header.get("tower"), dict),
         "classes": _are_texts(header.get("classes")),
+        "texts": texts is None or _is_source(texts),
         "corpus": corpus is None or (isinstance(corpus, list) and all(_are_texts(entity, 3, 4) for entity in corpus)),
     }
     wrong = [name for name, fits in right.items() if not fits]
@@ -88,6 +93,15 @@ def _are_texts(values: Any, *lengths: int) -> bool:
     if not isinstance(values, list) or (lengths and len(values) not in lengths):
         return False
     return all(isinstance(value, str) and _is_writable(value) for value in values)
+
+
+def _is_source(value: Any) -> bool:
+    """Whether a value has the fields of a :class:`~alt.models.text.TextSource`."""
+    if not isinstance(value, dict) or value.keys() != {"backbone", "pretrained", "sha256", "templates"}:
+        return False
+    names = [value["backbone"], value["sha256"], "" if value["pretrained"] is None else value["pretrained"]]
+    templates = value["templates"]
+    return _are_texts(names) and _are_texts(templates) and all(text.count("{}") == 1 for text in templates)
 
 
 def _is_writable(text: str) -> bool:

@@ -15,7 +15,7 @@ from alt.hosts import find_host, find_tower
 
 from .clip import LoadedClip, build_clip
 from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
-from .text import TextEncoder
+from .text import TextEncoder, TextSource
 
 if TYPE_CHECKING:
     from .video_model import VideoModel
@@ -62,8 +62,7 @@ def create_model(
     if corpus is not None:
         model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
-        names, embeddings = _classes(classes, loaded, model.config)
-        model.set_classes(names, embeddings)
+        model.set_classes(*_classes(classes, loaded, model.config))
     return model
 
 
@@ -119,7 +118,7 @@ def create_text_encoder(
     clip = loaded.clip
     find_host(clip).drop_tower(clip)  # keep only the text side in memory
     clip.requires_grad_(False).eval()
-    return TextEncoder(clip.to(device), loaded.tokenizer())
+    return loaded._replace(clip=clip.to(device)).text_encoder()
 
 
 def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
@@ -133,9 +132,10 @@ def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
     return corpus
 
 
-def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[str], Tensor | None]:
+def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[str], Tensor | None, TextSource | None]:
     if isinstance(classes, tuple) and len(classes) == 2 and isinstance(classes[1], Tensor):
-        return classes
+        return (*classes, None)
     if config.head == "linear":
-        return classes, None
-    return classes, loaded.text_encoder().embed_classes(classes, loaded.templates)
+        return classes, None, None
+    encoder = loaded.text_encoder()
+    return classes, encoder.embed_classes(classes, loaded.templates), encoder.source(loaded.templates)

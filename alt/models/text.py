@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from alt.errors import refuse_unordered
+from alt.hosts import find_tower
 
 from .prompts import draw, ensemble, fill, templates_of
 
-__all__ = ["TextEncoder"]
+__all__ = ["TextEncoder", "TextSource"]
 
 T = TypeVar("T")
+
+
+class TextSource(NamedTuple):
+    """How texts were embedded. Model files keep it, so that new classes can be embedded in the same way.
+
+    Attributes:
+        backbone: open_clip's name of the model, "mini" or "random".
+        pretrained: the tag of its weights, or the name of their file without its folder; None if not known.
+        sha256: of the text tower, see :meth:`TextEncoder.fingerprint`; "" where there is none.
+        templates: the prompts of class names; empty for texts that are no class names.
+    """
+
+    backbone: str
+    pretrained: str | None
+    sha256: str
+    templates: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        weights = "" if self.pretrained is None else f" with the weights {self.pretrained}"
+        return f"{self.backbone}{weights}" + (f" ({self.sha256[:8]})" if self.sha256 else "")
 
 
 class TextEncoder:
@@ -26,9 +48,18 @@ class TextEncoder:
         clip: an open_clip model (its ``encode_text`` is used), on any device.
         tokenizer: list of texts -> ids ``[n, context_length]``.
         batch_size: texts per pass of the tower.
+        backbone, pretrained: names of the model and its weights, for :meth:`source`.
     """
 
-    def __init__(self, clip: Any, tokenizer: Callable[[list[str]], Tensor], batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        clip: Any,
+        tokenizer: Callable[[list[str]], Tensor],
+        batch_size: int = 256,
+        *,
+        backbone: str = "",
+        pretrained: str | None = None,
+    ) -> None:
         if not callable(getattr(clip, "encode_text", None)):
             raise TypeError(f"clip must be an open_clip model with a text tower, got {type(clip).__name__}")
         if batch_size < 1:
@@ -36,6 +67,30 @@ class TextEncoder:
         self.clip = clip
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.backbone, self.pretrained = backbone, pretrained
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of the text tower: names, shapes and float32 values of its tensors, and its activation.
+
+        Two towers with the same fingerprint embed a text alike. On the device "meta" it is "".
+        """
+        parts = _text_modules(self.clip)
+        kinds = sorted({type(module).__name__ for _, module in parts if "gelu" in type(module).__name__.lower()})
+        digest = hashlib.sha256(" ".join(kinds).encode())
+        for owner, module in sorted(parts, key=lambda part: part[0]):
+            for name, parameter in module.named_parameters(owner, recurse=False):
+                if parameter.is_meta:
+                    return ""
+                if parameter.dim() == 0:  # the scale of the cosines, which training changes
+                    continue
+                digest.update(f"{name} {list(parameter.shape)}".encode())
+                digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def source(self, templates: str | Sequence[str] = ()) -> TextSource:
+        """Returns the record of this encoder with the ``templates`` of class names."""
+        chosen = templates_of(templates) if len(templates) else ()
+        return TextSource(self.backbone, self.pretrained, self.fingerprint(), chosen)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Returns ``[n, d]`` float32 rows of length 1 on the tower's device.
@@ -144,6 +199,13 @@ class TextEncoder:
         chosen = templates_of(templates)
         picked = int(draw(torch.arange(len(chosen)), seed))
         return self.embed_templates(names, [chosen[picked]])[0]
+
+
+def _text_modules(clip: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns the modules outside the image tower, by name."""
+    tower = find_tower(clip)[1]
+    image = set() if tower is clip else set(tower.modules())  # the whole model where the tower was dropped
+    return [(name, module) for name, module in clip.named_modules() if module not in image]
 
 
 def find_same(ids: Tensor, texts: Sequence[T]) -> tuple[T, T] | None:

@@ -16,6 +16,7 @@ from .heads import ClassHead
 from .hub import HubModel
 from .region_encoder import RegionEncoder, Tokens
 from .strategy import apply_strategy
+from .text import TextSource
 
 __all__ = ["Tokens", "VideoModel", "VideoOutput"]
 
@@ -42,6 +43,7 @@ class VideoModel(nn.Module, HubModel):
     Attributes:
         backbone: the tower; its parameters are named ``backbone.*``.
         head: scores of the classes. classes: their names, [] before :meth:`set_classes`.
+        class_texts: how the names were embedded, None if that is not known.
     """
 
     config_class: type[Any] = AltConfig
@@ -61,6 +63,7 @@ class VideoModel(nn.Module, HubModel):
         self.head = ClassHead(config.head, self.width)
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
         self.classes: list[str] = []
+        self.class_texts: TextSource | None = None
         apply_strategy(self, config.strategy)
 
     @property
@@ -137,13 +140,17 @@ class VideoModel(nn.Module, HubModel):
         """Maps clips ``[B, T, 3, H, W]`` to logits ``[B, C]``; arguments as in :meth:`forward_tokens`."""
         return self.forward_tokens(self.encode(clips), seed=seed, noise=noise)
 
-    def set_classes(self, names: Sequence[str], embeddings: Tensor | None = None) -> None:
+    def set_classes(
+        self, names: Sequence[str], embeddings: Tensor | None = None, texts: TextSource | None = None
+    ) -> None:
         """Sets the classes to score, which are saved with the model.
 
         A linear head is reinitialised and needs no embeddings.
 
         Args:
             names: C names. embeddings: ``[C, d]``, their text embeddings.
+            texts: how they were embedded (``encoder.source(templates)``), so that new classes can be embedded in the
+                same way; None: not known.
 
         Raises:
             TypeError, ValueError: there are no names, or the embeddings do not fit them.
@@ -155,6 +162,7 @@ class VideoModel(nn.Module, HubModel):
             raise ValueError("names: expected at least one class, got none")
         self.head.set_classes(len(names), embeddings)
         self.classes = list(names)
+        self.class_texts = texts
 
     def is_backbone_parameter(self, name: str) -> bool:
         """Returns True if a parameter is CLIP's own, and so trained at the small rate.

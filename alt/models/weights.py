@@ -20,6 +20,7 @@ from alt.validation import plain
 from .clip_file import bare_name
 from .families import FAMILIES, load_family
 from .header import FORMAT, HEADER_KEY, OF_DATA, check_clip_size, check_fit, check_sizes, read_header
+from .text import TextSource
 
 __all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "save_model"]
 
@@ -33,9 +34,9 @@ _NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gum
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Writes a model as one safetensors file, every parameter and buffer bit for bit.
 
-    JSON in its metadata holds the family, the configuration, the sizes of the tower, the class names, and texts and
-    categories of the corpus. The file is written beside ``path`` and then replaces it, so a full disk or Ctrl-C
-    leaves the previous file unchanged.
+    JSON in its metadata holds the family, the configuration, the sizes of the tower, the class names and how they were
+    embedded, and texts and categories of the corpus. The file is written beside ``path`` and then replaces it, so a
+    full disk or Ctrl-C leaves the previous file unchanged.
 
     Raises:
         TypeError: the model is not one of this package. ValueError: the name does not end in .safetensors.
@@ -86,7 +87,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     check_clip_size(model, path)
     model.load_state_dict(state, assign=True)
     model.to(device)
-    model.classes = list(header["classes"])
+    _adopt_classes(model, header)
     _adopt_corpus(model, header)
     return model
 
@@ -163,7 +164,7 @@ def load_weights(
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
     if not keep_classes:
-        model.classes = list(header["classes"])
+        _adopt_classes(model, header)
     if not keep_corpus:
         _adopt_corpus(model, header)
     return len(state)
@@ -195,6 +196,7 @@ def _description(model: Any) -> dict[str, Any]:
         "host": host.name,
         "tower": host.describe(tower),
         "classes": list(model.classes),
+        "texts": None if model.class_texts is None else model.class_texts._asdict(),
         "corpus": entities,
     }
 
@@ -208,6 +210,12 @@ def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
         if is_built_in(config.backbone):  # any other name would have open_clip ask the Hub, or read another file
             return find_tower(build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip)[1]
     return host.build(header["tower"], quick_gelu=bool(config.quick_gelu))
+
+
+def _adopt_classes(model: Any, header: dict[str, Any]) -> None:
+    texts = header["texts"]
+    model.classes = list(header["classes"])
+    model.class_texts = None if texts is None else TextSource(**{**texts, "templates": tuple(texts["templates"])})
 
 
 def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from .config import ModelSection, TrainConfig
 if TYPE_CHECKING:
     from alt.corpus import Corpus
     from alt.models.clip import LoadedClip
+    from alt.models.text import TextSource
 
 
 def check_files(config: TrainConfig) -> None:
@@ -61,11 +62,12 @@ def build_model(
             if corpus.embeddings is None:
                 corpus = corpus.embed(text_encoder(section, model.width, clip))
             model.set_corpus(corpus)
-        embedded = None
-        if model.config.head != "linear":
+        if model.config.head == "linear":
+            model.set_classes(list(classes))
+        else:
             encoder = text_encoder(section, model.width, clip)
             embedded = encoder.embed_classes(list(classes), templates=section.templates)
-        model.set_classes(list(classes), embedded)
+            model.set_classes(list(classes), embedded, encoder.source(section.templates))
         if section.init_from is not None:
             say(load_start(model, Path(section.init_from)))
     except UserError:
@@ -107,8 +109,14 @@ class RandomTextEncoder:
             rows.append(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)))
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
-    def embed_classes(self, names: Sequence[str], templates: Any = None, mode: str = "ensemble") -> Tensor:
+    def embed_classes(self, names: Sequence[str], templates: Any = None) -> Tensor:
         return self.embed(names)
+
+    def source(self, templates: Any = ()) -> TextSource:
+        """Returns the record of this encoder, which has no tower and reads no templates."""
+        from alt.models.text import TextSource
+
+        return TextSource("random", None, "")
 
 
 def text_encoder(section: ModelSection, width: int, clip: LoadedClip | None = None) -> Any:

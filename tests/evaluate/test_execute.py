@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
@@ -17,10 +18,14 @@ pytest.importorskip("torchmetrics")
 import alt
 from alt.cli import build_app
 from alt.data.few_shot import few_shot_indices
+from alt.entityworld.mini_clip import load_mini_clip, save_mini_clip
 from alt.entityworld.world import World, write_to_disk
 from alt.errors import UserError
 from alt.evaluate.execute import Evaluated, Placement, execute
+from alt.files import read_tensors
+from alt.models.text import TextSource
 from alt.models.weights import load_model, save_model
+from alt.train.build import RandomTextEncoder
 from alt.train.config import load_config
 
 TINY = ["data.preset=tiny", "model.templates=none", "data.batch_size=8", "trainer.progress=false"]
@@ -173,6 +178,51 @@ def test_zero_shot_on_new_classes(folder: Path) -> None:
         run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new, seen], subset: 2}")
     with pytest.raises(UserError, match=r"there is no folder .*none"):
         run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [none]}")
+
+
+def test_new_classes_are_embedded_as_the_checkpoint_says(folder: Path, tmp_path: Path) -> None:
+    """Encoder and templates of the model file win over the configuration; another tower is refused; format 1 loads."""
+    zero = ["evaluation={protocol: zero-shot, sets: [new], splits: [1]}", *lists(folder)]
+    right = run(folder, *zero).top1.mean
+    other = run(folder, *zero, "model.templates=kinetics28", "model.pretrained=null", "model.texts=random")
+    assert other.top1.mean == right > 30
+    state, metadata = read_tensors(path(folder))
+    header = json.loads(metadata["alt_model"])
+    assert header["format"] == 2
+    assert header["texts"]["pretrained"] == "entity-world"
+
+    def edited(name: str, without: str = "", **changes: Any) -> Path:
+        changed = {key: value for key, value in {**header, **changes}.items() if key != without}
+        safetensors.torch.save_file(state, tmp_path / name, {"alt_model": json.dumps(changed)})
+        return tmp_path / name
+
+    def test_on(checkpoint: Path, *overrides: str, **options: Any) -> Evaluated:
+        return execute(load_config("entity-world-cpu", [*TINY, *zero, *overrides]), checkpoint, **options)
+
+    said: list[str] = []
+    old = edited("old.safetensors", without="texts", format=1)
+    assert test_on(old, "model.templates=none", say=said.append).top1.mean == right
+    assert said[0].startswith("The checkpoint does not record how its class names were embedded: model.pretrained (ent")
+    texts = header["texts"]
+    foreign = edited("foreign.safetensors", texts={**texts, "sha256": "0" * 64})
+    with pytest.raises(
+        UserError, match=r"embedded by mini with the weights entity-world \(00000000\), and entity-world"
+    ):
+        test_on(foreign)
+    # the name of a file in a checkpoint is not followed, the configuration names the file
+    mini = load_mini_clip("entity-world")
+    own = save_mini_clip(mini, tmp_path / "own.safetensors")
+    named = edited("named.safetensors", texts={**texts, "pretrained": str(own)})
+    assert test_on(named, f"model.pretrained={own}").top1.mean == right
+    with pytest.raises(UserError, match=r"name the file with model\.pretrained"):
+        test_on(named, "model.pretrained=null")
+    model = load_model(path(folder))
+    model.set_classes(
+        model.classes, RandomTextEncoder(model.width).embed(model.classes), TextSource("random", None, "")
+    )
+    save_model(model, tmp_path / "random.safetensors")
+    assert load_model(tmp_path / "random.safetensors").class_texts == TextSource("random", None, "")
+    assert test_on(tmp_path / "random.safetensors").top1.mean < right
 
 
 def test_precision_holds_for_the_linear_probe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import alt.corpus
+from alt.models.clip import build_clip
 from alt.models.prompts import ALT16, fill
 from alt.models.registry import create_text_encoder
-from alt.models.text import TextEncoder
+from alt.models.text import TextEncoder, TextSource
 
 from .clips import text_clip, tokenizer
 
@@ -115,6 +116,23 @@ def test_of_the_small_clip() -> None:
         found = create_text_encoder(name).embed_classes(["lifting cup", "pushing ball"], "none")
         assert found.shape[0] == 2
         torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+
+
+def test_the_fingerprint_is_of_the_text_tower_and_its_activation() -> None:
+    """The same for the tower alone and in its CLIP; another one for other weights and another activation."""
+    whole = build_clip("mini", "entity-world").text_encoder()
+    alone = create_text_encoder("alt-mini", pretrained="entity-world")
+    assert alone.fingerprint() == whole.fingerprint() != create_text_encoder("mini").fingerprint()
+    assert alone.source("none") == TextSource("mini", "entity-world", alone.fingerprint(), ("{}",))
+    assert str(alone.source()) == f"mini with the weights entity-world ({alone.fingerprint()[:8]})"
+    with torch.no_grad():
+        whole.clip.logit_scale += 1
+        assert whole.fingerprint() == alone.fingerprint()  # training moves it, and it is no part of a text's direction
+        next(whole.clip.transformer.parameters())[0] += 1
+    assert whole.fingerprint() != alone.fingerprint()
+    gelu, quick = (open_clip.create_model("ViT-S-32-alt", force_quick_gelu=quick) for quick in (False, True))
+    quick.load_state_dict(gelu.state_dict())
+    assert TextEncoder(gelu, tokenizer).fingerprint() != TextEncoder(quick, tokenizer).fingerprint()
 
 
 # --- kind: texts that do not fit, and names that become one embedding ---

@@ -27,6 +27,7 @@ from alt.models.weights import load_model, save_model
 from .tiny_models import tiny_alt
 
 Header = dict[str, Any]
+TEXTS = {"backbone": "mini", "pretrained": None, "sha256": "", "templates": ["{}"]}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,9 @@ def put_whole(**values: Any) -> Callable[[Header], Any]:
         (put_whole(classes=["a"] * 9), "it names 9 classes, and its head has 3"),
         (put_whole(classes=[1, 2, 3]), "its description has no valid classes"),
         (put_whole(classes=["a", "b", "\ud800"]), "its description has no valid classes"),
+        (put_whole(texts={"backbone": "mini"}), "its description has no valid texts"),
+        (put_whole(texts={**TEXTS, "templates": ["no place for a name"]}), "its description has no valid texts"),
+        (put_whole(texts={**TEXTS, "pretrained": ["a"]}), "its description has no valid texts"),
         (put_whole(corpus=[["cup", "", "object", ""]]), "it names 1 entities, and has tensors of 2"),
         (put_whole(corpus=[["cup", "", "thing", ""], ["box", "", "object", ""]]), "categories must be of"),
         (put_whole(corpus=["cup", "box"]), "its description has no valid corpus"),

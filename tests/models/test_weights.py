@@ -234,7 +234,7 @@ def test_not_a_model_file(tmp_path: Path) -> None:
     header = read_header(path)
     state = safetensors.torch.load_file(path)
     for change, match in (
-        ({"format": 99}, "is a model file of format 99, and this version reads 1"),
+        ({"format": 99}, "is a model file of format 99, and this version reads 1 to 2"),
         ({"config": {**header["config"], "colour": "red"}}, "newer version: it has the unknown option 'colour'"),
     ):
         safetensors.torch.save_file(state, foreign, {"alt_model": json.dumps({**header, **change})})

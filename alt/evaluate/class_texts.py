@@ -1,0 +1,72 @@
+"""The encoder and templates of new class names: those with which a checkpoint's own classes were embedded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from alt.errors import UserError, one_line
+from alt.models.clip import list_tags
+from alt.models.registry import create_text_encoder
+from alt.models.video_model import VideoModel
+from alt.train.build import RandomTextEncoder, text_encoder
+from alt.train.config import ModelSection
+
+__all__ = ["ClassTexts", "open_class_texts"]
+
+
+class ClassTexts(NamedTuple):
+    """encoder: of texts. templates: a set's name, or the prompts themselves."""
+
+    encoder: Any
+    templates: str | Sequence[str]
+
+    def name_classes(self, model: VideoModel, names: Sequence[str], where: str) -> None:
+        """Gives the model new classes. ``where`` names their origin in the message of an error.
+
+        Raises:
+            UserError: two names have the same tokens, so the tower cannot tell them apart.
+        """
+        try:
+            embedded = self.encoder.embed_classes(names, templates=self.templates)
+        except ValueError as error:
+            raise UserError(f"The class names of {where} cannot be embedded: {one_line(error)}.") from None
+        model.set_classes(names, embedded, model.class_texts)
+
+
+def open_class_texts(model: VideoModel, section: ModelSection, say: Callable[[str], None]) -> ClassTexts:
+    """Opens the encoder that the checkpoint of ``model`` records, and takes the templates that it records.
+
+    The record names published weights by their tag. Anything else in it is no reason to read or download a file:
+    weights from a file are those of ``section.pretrained``. Either way the tower must have the recorded fingerprint.
+    A checkpoint without a record (format 1) takes encoder and templates of ``section``, which is told.
+
+    Raises:
+        UserError: the head reads no texts, or the encoder is not the recorded one.
+    """
+    if model.config.head == "linear":
+        raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
+    source = model.class_texts
+    if source is None:
+        say(
+            "The checkpoint does not record how its class names were embedded: model.pretrained "
+            f"({section.pretrained}) and model.templates ({section.templates}) are used."
+        )
+        return ClassTexts(text_encoder(section, model.width), section.templates)
+    if source.backbone == "random":
+        return ClassTexts(RandomTextEncoder(model.width), ())
+    backbone, pretrained = model.config.backbone, source.pretrained
+    if source.backbone != backbone or pretrained not in list_tags(backbone):
+        pretrained = section.pretrained
+    if pretrained is None:
+        raise UserError(f"The checkpoint's class names were embedded by {source}: name the file with model.pretrained.")
+    try:
+        encoder = create_text_encoder(backbone, pretrained=pretrained, quick_gelu=model.config.quick_gelu)
+    except ValueError as error:
+        raise UserError(f"model.{one_line(error, 300)}.") from None
+    if encoder.fingerprint() != source.sha256:
+        raise UserError(
+            f"The checkpoint's class names were embedded by {source}, and {pretrained} is another text tower: name the "
+            "right weights with model.pretrained."
+        )
+    return ClassTexts(encoder, source.templates)
