@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "PatchedTower", "TowerMerge", "TrunkMerge"]
+__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "PatchedTower", "TowerMerge", "TrunkMerge", "require_grid"]
 
 
 class BlockMerge(Protocol):
@@ -26,20 +26,25 @@ class TrunkMerge(Protocol):
     """One call of all blocks.
 
     host: of the tower. size: current token sizes ``[B, n]``, None while nothing has merged. take: numbers of the
-    blocks whose output is kept in ``intermediates``, copied back to the input tokens.
+    blocks whose output is kept in ``intermediates``, as :meth:`restore` returns it. merged_output: the caller wants
+    merged tokens, not the grid.
     """
 
     host: Any
     size: Tensor | None
     take: tuple[int, ...]
     intermediates: list[Tensor]
+    merged_output: bool
 
     def run(self, x: Tensor, blocks: Iterable[nn.Module], checkpointing: bool) -> Tensor:
         """Runs the blocks in order on ``x`` ``[B, N, C]``, each through its own call."""
         ...
 
     def restore(self, x: Tensor) -> Tensor:
-        """Copies merged tokens ``[B, n, C]`` back to the N input tokens: ``[B, N, C]``."""
+        """Copies merged tokens ``[B, n, C]`` back to the N input tokens: ``[B, N, C]``.
+
+        With ``merged_output`` it returns them as they are.
+        """
         ...
 
 
@@ -66,6 +71,15 @@ class TowerMerge(Protocol):
     def finish(self, x: Tensor, merge: Any) -> Tensor:
         """Checks the output of the blocks, hooks included, and keeps the trace if requested."""
         ...
+
+
+def require_grid(merge: TrunkMerge, output_fmt: str) -> None:
+    """Raises ValueError if intermediates are asked for as a map of the grid, which merged tokens are not."""
+    if merge.merged_output and output_fmt != "NLC":
+        raise ValueError(
+            "output_fmt: expected 'NLC' with merged_output=True, because merged tokens lie on no grid, got "
+            f"{output_fmt!r}"
+        )
 
 
 class MergingBlock:

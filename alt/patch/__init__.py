@@ -26,6 +26,7 @@ def patch_model(
     prop_attn: bool = True,
     metric: Metric = "keys",
     protect: Mask = None,
+    merged_output: bool = False,
     trace_source: bool = False,
     strict: bool = False,
     impl: Literal["auto", "reference"] = "auto",
@@ -62,6 +63,9 @@ def patch_model(
             ``[h, w]`` (or flat ``[n]``, for any image size) for all images, or ``[B, h, w]`` for each image of the next
             batches, with as many True in every image. ``handle.protect`` may be set before each call. Inside the
             blocks these patches come first, behind the special tokens; everything returned is in place.
+        merged_output: return the n merged tokens wherever the grid would be returned, for code that reads the tower
+            itself: the prompt of a language model, an index of regions. Sizes and source map are kept, as by
+            ``trace_source``. ``model`` must be the image tower, because a head over it would take each row for a patch.
         trace_source: keep sizes and source map of the last forward, see :class:`PatchHandle`.
         strict: raise if r exceeds what a block can lose, instead of one ``UserWarning`` that names the blocks.
         impl: of the operations of ``alt_kernels``. "reference" is plain torch: slower, but with forward-mode and second
@@ -73,8 +77,8 @@ def patch_model(
     Raises:
         TypeError: the model, one of its parts or an argument has an unsupported type, or ``metric="projection"`` and
             the keys of a block are not known to be a linear map of its tokens.
-        ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``, or
-            metric or impl is another word.
+        ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``,
+            metric or impl is another word, or ``merged_output`` and the model is not the tower.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -85,11 +89,23 @@ def patch_model(
     if is_patched(tower):
         raise ValueError("the model is already patched: use alt.get_handle(model), or alt.unpatch(model) first")
     host.check_tower(tower)
-    for name, flag in (("prop_attn", prop_attn), ("trace_source", trace_source), ("strict", strict)):
+    flags = {
+        "prop_attn": prop_attn,
+        "merged_output": merged_output,
+        "trace_source": trace_source,
+        "strict": strict,
+    }
+    for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} must be a bool, got {type(flag).__name__}")
     if impl not in ("auto", "reference"):
         raise ValueError(f"impl must be 'auto' or 'reference', got {impl!r}")
+    if merged_output and model is not tower:
+        path = next(name for name, module in model.named_modules() if module is tower)
+        raise ValueError(
+            "merged_output: expected the image tower itself, whose output you read, because a head over it would take "
+            f"every merged token for one patch, got {type(model).__name__}; pass model.{path}"
+        )
     blocks = len(host.blocks(tower))
     native, special, protected = host.num_tokens(tower), host.num_protected(tower), check_protect(protect)
     spared = special + (0 if protected is None else protected.count)
@@ -103,13 +119,14 @@ def patch_model(
         checked,
         inflection=float(inflection),
         prop_attn=prop_attn,
-        trace_source=trace_source,
+        trace_source=trace_source or merged_output,
         strict=strict,
         impl=impl,
         native_tokens=native,
         num_protected=special,
         metric=metric,
         protected=protected,
+        merged_output=merged_output,
     )
     settings.adopt(checked, float(inflection), blocks)  # warns or raises before the model is touched
     apply(host, tower, settings)

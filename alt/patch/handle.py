@@ -139,7 +139,7 @@ class PatchHandle:
     def _trace(self, name: str) -> Trace:
         settings = self._live()
         if not settings.trace_source:
-            raise ValueError(f"handle.{name} needs patch_model(..., trace_source=True)")
+            raise ValueError(f"handle.{name} needs patch_model(..., trace_source=True), or merged_output=True")
         if settings.trace is None:
             raise ValueError(f"handle.{name} needs a forward, and there was none since patching or copying")
         return settings.trace
@@ -181,6 +181,7 @@ class PatchHandle:
         options += f", prop_attn={settings.prop_attn}"
         options += f", protect={settings.protected.count} patches" if settings.protected is not None else ""
         options += f", metric={settings.metric!r}" if settings.metric != "keys" else ""
+        options += ", merged_output=True" if settings.merged_output else ""
         options += f", impl={settings.impl!r}" if settings.impl != "auto" else ""
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""
         return f"PatchHandle({options}{left} over {len(tokens)} blocks)"

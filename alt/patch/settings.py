@@ -38,6 +38,7 @@ class PatchSettings:
     # Of patches that were pickled before there was a choice.
     impl: Impl = "auto"
     protected: ProtectedPatches | None = None
+    merged_output: bool = False
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class PatchSettings:
         num_protected: int,
         metric: Metric,
         protected: ProtectedPatches | None = None,
+        merged_output: bool = False,
     ) -> None:
         self.host = host
         self.r = r
@@ -65,6 +67,7 @@ class PatchSettings:
         self.num_protected = num_protected
         self.metric: Metric = metric
         self.protected = protected
+        self.merged_output = merged_output
         self.trace: Trace | None = None
         self._schedules: dict[tuple[int, int, int], Schedule] = {}
 
@@ -154,6 +157,7 @@ class PatchSettings:
             metric=self.metric,
             protected=self.protected,
             frames=frames,
+            merged_output=self.merged_output,
         )
 
     def finish(self, x: Tensor, merge: TrunkCall) -> Tensor:

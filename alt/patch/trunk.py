@@ -29,7 +29,7 @@ class TrunkCall:
         matchings: the plan of each finished block, None where nothing merged. With protected patches the plan that
             puts them first comes before those.
         finished: number of finished blocks.
-        take, intermediates: see :class:`alt.hosts.merging.TrunkMerge`.
+        take, intermediates, merged_output: see :class:`alt.hosts.merging.TrunkMerge`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TrunkCall:
         positions: Tensor | None = None,
         protected: ProtectedPatches | None = None,
         frames: int = 1,
+        merged_output: bool = False,
     ) -> None:
         self.host = host
         self.tower = tower
@@ -60,6 +61,7 @@ class TrunkCall:
         self.positions = positions
         self.protected = protected
         self.frames = frames
+        self.merged_output = merged_output
         self.matchings: list[Matching | None] = []
         self.finished = 0
         self.take: tuple[int, ...] = ()
@@ -91,7 +93,7 @@ class TrunkCall:
         return weighted_merge(x, plan, impl=self.impl).x
 
     def restore(self, x: Tensor) -> Tensor:
-        return restore_grid(x, self.matchings, self.impl)
+        return x if self.merged_output else restore_grid(x, self.matchings, self.impl)
 
     def _run_block(self, index: int, block: nn.Module, x: Tensor, checkpointing: bool) -> Tensor:
         """Runs one block through its own ``__call__``.

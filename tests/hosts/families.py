@@ -121,6 +121,18 @@ def clip_config() -> Any:
     return hf.CLIPConfig(text_config=TEXT, vision_config={**SMALL, **MLP}, projection_dim=12)
 
 
+def small_llava(layers: int = 2) -> Any:
+    """A LLaVA that reads the hidden states -2 of a CLIP tower; 39 is the id of an image token."""
+    text = hf.LlamaConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40
+    )
+    vision = clip_vision()
+    vision.num_hidden_layers = layers
+    options = {"image_token_index": 39, "vision_feature_layer": -2}
+    config = hf.LlavaConfig(vision_config=vision, text_config=text, **options)
+    return hf.LlavaForConditionalGeneration(config).double().eval()
+
+
 def clip_pool(tower: Any, grid: Tensor) -> Tensor:
     return layer_norm(tower.post_layernorm)(grid[:, 0])
 

@@ -14,7 +14,7 @@ import alt
 from alt.hosts import find_tower
 from tests.patch.compare import bit_equal, images, loss_of, max_difference, parameter_gradients
 
-from .families import MLP, SMALL, TRANSFORMERS, Family, build, clip_vision, dinov2_config
+from .families import MLP, SMALL, TRANSFORMERS, Family, build, clip_vision, dinov2_config, small_llava
 from .plain_merging import run_blocks
 
 REMOVED = (5, 3)
@@ -195,15 +195,6 @@ def test_saved_while_patched_loads_as_the_host(tmp_path: Path) -> None:
     loaded = hf.AutoModel.from_pretrained(tmp_path).eval()
     assert type(loaded) is hf.CLIPVisionModel
     assert bit_equal(loaded(images(2, torch.float32)).pooler_output, expected)
-
-
-def small_llava() -> Any:
-    text = hf.LlamaConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=40
-    )
-    options = {"image_token_index": 39, "vision_feature_layer": -2}
-    config = hf.LlavaConfig(vision_config=clip_vision(), text_config=text, **options)
-    return hf.LlavaForConditionalGeneration(config).double().eval()
 
 
 def test_a_tower_inside_llava() -> None:

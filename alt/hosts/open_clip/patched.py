@@ -15,7 +15,7 @@ from open_clip.transformer import (
 from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
-from ..merging import MergingBlock, PatchedTower, TrunkMerge
+from ..merging import MergingBlock, PatchedTower, TrunkMerge, require_grid
 from ..pooling import KeySizes
 from .pooling import attentional_pool, pool
 
@@ -87,6 +87,7 @@ class PatchedVisionTransformer(PatchedTower, VisionTransformer):
         trunk = self.transformer
         take, last = feature_take_indices(len(trunk.resblocks), indices)
         merge = self._alt_patch.begin(self, num_tokens)
+        require_grid(merge, output_fmt)
         merge.take = tuple(take)
         # Bypasses the trunk's call: open_clip's own forward_intermediates does not fire the trunk's hooks either.
         blocks = trunk.resblocks[: last + 1] if stop_early else trunk.resblocks

@@ -9,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..merging import MergingBlock, PatchedTower, TrunkMerge
+from ..merging import MergingBlock, PatchedTower, TrunkMerge, require_grid
 from .pooling import head
 
 __all__ = ["PATCHED"]
@@ -64,6 +64,7 @@ class _MergingTower(PatchedTower):
         x = self._alt_patch.host.embed(self, x).x
         take, last = feature_take_indices(len(tower.blocks), indices)
         merge = self._alt_patch.begin(self, x.shape[1])
+        require_grid(merge, output_fmt)
         merge.take = tuple(take)
         # Bypasses the call of the blocks' container, as timm's own forward_intermediates does.
         blocks = tower.blocks[: last + 1] if stop_early else tower.blocks

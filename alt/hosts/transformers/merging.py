@@ -48,7 +48,8 @@ class MergingVisionModel(PatchedTower):
     def run_merged(self, x: Tensor, options: dict[str, Any]) -> BaseModelOutputWithPooling:
         """Returns what the foreign forward returns, with every token back in its place.
 
-        A patch has the value of the token into which it merged, in ``last_hidden_state`` and every hidden state.
+        A patch has the value of the token into which it merged, in ``last_hidden_state`` and every hidden state. With
+        ``merged_output`` these have the merged tokens of their layers.
 
         Raises:
             ValueError: attention weights or an attention mask are asked for.
