@@ -31,7 +31,7 @@ class BuiltIn(NamedTuple):
     Attributes:
         name: of the host. origin: module whose classes mark a model of the family.
         module, attribute: of our :class:`alt.hosts.Host`.
-        classes, package, tested, exact: see :class:`SupportedHost`.
+        classes, package, tested, exact: see :class:`SupportedHost`. twins: packages with the same classes.
     """
 
     name: str
@@ -42,6 +42,7 @@ class BuiltIn(NamedTuple):
     package: str
     tested: str
     exact: str
+    twins: tuple[str, ...] = ()
 
     def matches(self, module: str) -> bool:
         """Returns True if ``module`` is the origin or lies in it."""
@@ -97,6 +98,17 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "registers never merge, LayerScale, SwiGLU, stochastic depth",
     ),
     BuiltIn(
+        "openai_clip",
+        "clip.model",
+        "alt.hosts.openai_clip",
+        "HOST",
+        ("CLIP", "VisionTransformer"),
+        "clip-anytorch",
+        "2.6.0",
+        "OpenAI's clip, also from openai-clip and GitHub; half-precision weights with norms in float32",
+        ("openai-clip",),
+    ),
+    BuiltIn(
         "open_clip",
         "open_clip",
         "alt.hosts.open_clip",
@@ -112,13 +124,15 @@ BUILT_IN: tuple[BuiltIn, ...] = (
 def list_built_in() -> list[SupportedHost]:
     """Returns the entries of :func:`alt.supported_hosts` for the hosts of alt."""
     return [
-        SupportedHost(entry.name, entry.classes, entry.package, _version(entry.package), entry.tested, entry.exact)
+        SupportedHost(entry.name, entry.classes, entry.package, _version(entry), entry.tested, entry.exact)
         for entry in sorted(BUILT_IN, key=lambda entry: entry.package)
     ]
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(entry: BuiltIn) -> str | None:
+    for package in (entry.package, *entry.twins):
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

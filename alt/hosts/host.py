@@ -182,6 +182,10 @@ class Host(ABC):
             TypeError: its attention is of a kind whose keys are not known.
         """
 
+    def sequence_first(self, tower: nn.Module) -> bool:
+        """Returns True if the blocks take and return ``[N, B, C]``. alt transposes at their calls, as hooks expect."""
+        return False
+
     def is_layer_norm(self, norm: nn.Module) -> bool:
         """Returns True if a norm computes LayerNorm and nothing else, so that it may be fused."""
         return qualified_name(norm) in self.layer_norms
@@ -248,13 +252,18 @@ class Host(ABC):
             TypeError: the tower has no projection that applies to single tokens.
         """
 
-    @abstractmethod
     def checkpointing(self, tower: nn.Module) -> bool:
         """Returns True if the blocks are recomputed in the backward."""
+        return False
 
-    @abstractmethod
     def set_checkpointing(self, tower: nn.Module, enable: bool) -> None:
-        """Switches recomputation of the blocks on or off."""
+        """Switches recomputation of the blocks on or off.
+
+        Raises:
+            TypeError: it is to be switched on and the tower has no such switch.
+        """
+        if enable:
+            raise TypeError(f"gradient checkpointing: {self.supports} has no switch for it; leave it off")
 
     # --- weights and pictures ---
 

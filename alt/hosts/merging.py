@@ -11,7 +11,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["BlockMerge", "MergingBlock", "MergingTower", "PatchedTower", "TowerMerge", "TrunkMerge", "require_grid"]
+__all__ = [
+    "BlockMerge",
+    "MergingBlock",
+    "MergingSequential",
+    "MergingTower",
+    "PatchedTower",
+    "TowerMerge",
+    "TrunkMerge",
+    "require_grid",
+]
 
 
 class BlockMerge(Protocol):
@@ -89,6 +98,13 @@ class MergingBlock:
         if merge is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return merge.run(self, *args)  # type: ignore[arg-type]
+
+
+class MergingSequential(nn.Sequential):
+    """Patched ``Sequential`` of blocks. The tower calls it, so its hooks fire."""
+
+    def forward(self, x: Tensor, *, merge: TrunkMerge | None = None, checkpointing: bool = False) -> Tensor:
+        return super().forward(x) if merge is None else merge.run(x, self, checkpointing)
 
 
 class PatchedTower:

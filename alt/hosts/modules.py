@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["has_hooks", "qualified_name", "require_class", "require_gathered", "require_unsharded"]
+__all__ = ["has_hooks", "identity", "qualified_name", "require_class", "require_gathered", "require_unsharded"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -28,6 +28,11 @@ def has_hooks(module: nn.Module, harmless: Callable[[Any], bool] | None = None) 
         return True
     hooks = (hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values())
     return any(harmless is None or not harmless(hook) for hook in hooks)
+
+
+def identity(y: Tensor) -> Tensor:
+    """Returns ``y``: what follows the attention of a block without residual scale and drop path."""
+    return y
 
 
 def require_class(module: nn.Module, known: Iterable[type], role: str, owner: str) -> None:

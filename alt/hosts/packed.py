@@ -16,11 +16,31 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from .host import HostAttention, KeyProjection, Projected
-from .lora import lora_deltas
+from .lora import base_layer, lora_deltas
 from .made_weights import has_stepping_weights, without_steps
 from .modules import has_hooks, qualified_name, require_gathered
 
-__all__ = ["MultiheadAttention", "PackedAttention", "require_packed", "split_heads"]
+__all__ = ["MultiheadAttention", "PackedAttention", "read_multihead", "require_packed", "split_heads"]
+
+
+def read_multihead(module: nn.Module, role: str, *, batch_first: bool = True) -> MultiheadAttention:
+    """Returns the reader of a block's ``torch.nn.MultiheadAttention``, bare or inside peft's LoRA wrappers.
+
+    Args:
+        role: of the module, in words. batch_first: the layout that the block passes.
+
+    Raises:
+        TypeError: it is another module, has another layout, or projects query, key and value separately.
+    """
+    base = base_layer(module)
+    if not isinstance(base, nn.MultiheadAttention):
+        raise TypeError(
+            f"patching supports torch.nn.MultiheadAttention as {role}, bare or in a peft LoRA wrapper, got "
+            f"{qualified_name(module)}"
+        )
+    MultiheadAttention.check(base, batch_first=batch_first)
+    require_packed(base)
+    return MultiheadAttention(module, base)
 
 
 def require_packed(base: Any) -> None:
@@ -97,11 +117,11 @@ class MultiheadAttention(PackedAttention):
     """``torch.nn.MultiheadAttention`` as self-attention, and as the attention of a pooler."""
 
     @staticmethod
-    def check(base: nn.MultiheadAttention) -> None:
+    def check(base: nn.MultiheadAttention, *, batch_first: bool = True) -> None:
         """Raises TypeError for a layout that is not supported."""
-        if base.bias_k is not None or base.add_zero_attn or not base.batch_first:
+        if base.bias_k is not None or base.add_zero_attn or base.batch_first != batch_first:
             raise TypeError(
-                "patching supports nn.MultiheadAttention with batch_first=True, without add_bias_kv and "
+                f"patching supports nn.MultiheadAttention with batch_first={batch_first}, without add_bias_kv and "
                 "add_zero_attn; this one has another layout"
             )
 
@@ -126,4 +146,8 @@ class MultiheadAttention(PackedAttention):
     def call_pooler(self, query: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         """Calls the module with ``query`` ``[B, Q, C]`` over keys and values ``x`` ``[B, n, C]``."""
         mask = {} if bias is None else {"key_padding_mask": bias}
-        return self.module(query, x, x, need_weights=False, **mask)[0]
+        if self.base.batch_first:
+            return self.module(query, x, x, need_weights=False, **mask)[0]
+        swapped = x.transpose(0, 1)
+        query = swapped if query is x else query.transpose(0, 1)  # the module's fast path asks for one object
+        return self.module(query, swapped, swapped, need_weights=False, **mask)[0].transpose(0, 1)

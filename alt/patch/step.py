@@ -65,11 +65,16 @@ class BlockCall:
         self.metric = metric
         self.positions = positions
         self.matching = matching
+        self.sequence_first = host.sequence_first(tower)
         self.merged_size: Tensor | None = None
         self.merged_positions: Tensor | None = None
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        return merge_step(block, x, self)
+        return self.swap(merge_step(block, self.swap(x), self))
+
+    def swap(self, x: Tensor) -> Tensor:
+        """Turns ``[B, N, C]`` into the layout of the host's blocks, and back: a view."""
+        return x.transpose(0, 1) if self.sequence_first else x
 
 
 def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:

@@ -157,7 +157,9 @@ def _call_block(
         positions=positions,
         matching=memory[0] if memory else None,
     )
-    x = block(x, merge=call)
+    x = block(call.swap(x), merge=call)
+    if x.dim() == 3:  # otherwise the caller says so
+        x = call.swap(x)
     if r == 0:
         return (x,)
     if call.matching is None or call.merged_size is None:

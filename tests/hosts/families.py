@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from timm.layers import RmsNorm, SwiGLUPacked
@@ -30,7 +31,7 @@ class Family:
 
     make: a new model. run: its outputs for images. tower: its image tower. embed: tokens before the first block.
     blocks: their weights. finish: the outputs of ``run`` from the grid of the last block's tokens.
-    sizes: image sizes that it takes without a change.
+    sizes: image sizes that it takes without a change. switch: it can recompute its blocks in the backward.
     """
 
     make: Callable[[], nn.Module]
@@ -42,6 +43,7 @@ class Family:
     protected: int = 1
     attention: Callable[[Any], list[nn.Module]] = field(default=lambda tower: [])
     sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),)
+    switch: bool = True
 
 
 def build(family: Family, dtype: torch.dtype = torch.float64) -> Any:
@@ -389,4 +391,67 @@ TIMM: dict[str, Family] = {
     "dynamic image size": timm(dynamic_img_size=True, sizes=((SIDE, SIDE), (24, 48))),
 }
 
-FAMILIES = TRANSFORMERS | {f"timm {name}": family for name, family in TIMM.items()}
+# --- OpenAI's clip ---
+
+
+def openai_tower(clip_model: bool = False) -> Any:
+    model = pytest.importorskip("clip.model", reason="OpenAI's clip is not installed (pip install clip-anytorch)")
+    if clip_model:
+        made = model.CLIP(12, SIDE, 2, 64, PATCH, 8, 50, 64, 1, 1)
+    else:
+        made = model.VisionTransformer(SIDE, PATCH, WIDTH, 2, 2, 12)
+    for module in made.modules():
+        if isinstance(module, model.LayerNorm):
+            module.__class__ = nn.LayerNorm  # theirs computes in float32 and fails on float64; see test_openai_clip.py
+    return made
+
+
+def openai_blocks(tower: Any) -> list[PlainBlock]:
+    return [multihead_block(block.attn, block.ln_1, block.ln_2, block.mlp) for block in tower.transformer.resblocks]
+
+
+def multihead_block(attn: Any, norm_1: Any, norm_2: Any, mlp: Any) -> PlainBlock:
+    """Of a block with ``torch.nn.MultiheadAttention``."""
+    weights = attn.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
+    return PlainBlock(
+        norm_1=layer_norm(norm_1),
+        query=(weights[0], biases[0]),
+        key=(weights[1], biases[1]),
+        value=(weights[2], biases[2]),
+        out=pair(attn.out_proj),
+        heads=attn.num_heads,
+        norm_2=layer_norm(norm_2),
+        mlp=mlp,
+    )
+
+
+def openai_embed(tower: Any, x: Tensor) -> Tensor:
+    patches = tower.conv1(x).flatten(2).permute(0, 2, 1)
+    first = tower.class_embedding[None, None].repeat(len(x), 1, 1)
+    return tower.ln_pre(torch.cat([first, patches], 1) + tower.positional_embedding)
+
+
+def openai(run: Any, tower: Any = lambda model: model, **options: Any) -> Family:
+    return Family(
+        partial(openai_tower, **options),
+        run,
+        tower,
+        openai_embed,
+        openai_blocks,
+        lambda m, g: layer_norm(tower(m).ln_post)(g[:, 0]) @ tower(m).proj,
+        attention=lambda t: [block.attn for block in t.transformer.resblocks],
+        switch=False,
+    )
+
+
+OPENAI: dict[str, Family] = {
+    "VisionTransformer": openai(lambda m, x: m(x)),
+    "CLIP": openai(lambda m, x: m.encode_image(x), lambda m: m.visual, clip_model=True),
+}
+
+FAMILIES = (
+    TRANSFORMERS
+    | {f"timm {name}": family for name, family in TIMM.items()}
+    | {f"openai {name}": family for name, family in OPENAI.items()}
+)

@@ -9,8 +9,11 @@ from alt.hosts import find_tower
 
 from .families import FAMILIES, Family
 
-# By the names that timm and transformers give them; open_clip's are tested with the groups of the optimiser.
-LEARNED = ("pos_embed", "cls_token", "reg_token", "dist_token", "position_embedding", "register_tokens", "mask_token")
+# By the names that their packages give them; open_clip's are tested with the groups of the optimiser.
+LEARNED = (
+    *("pos_embed", "cls_token", "class_token", "reg_token", "dist_token", "mask_token"),
+    *("position_embedding", "positional_embedding", "register_tokens"),
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -9,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from ..merging import MergingBlock, PatchedTower, TrunkMerge, require_grid
+from ..merging import MergingBlock, MergingSequential, PatchedTower, require_grid
 from .pooling import head
 
 __all__ = ["PATCHED"]
@@ -17,13 +17,6 @@ __all__ = ["PATCHED"]
 
 class PatchedBlock(MergingBlock, Block):
     pass
-
-
-class PatchedBlocks(nn.Sequential):
-    """The tower calls it, so its hooks fire."""
-
-    def forward(self, x: Tensor, *, merge: TrunkMerge | None = None, checkpointing: bool = False) -> Tensor:
-        return super().forward(x) if merge is None else merge.run(x, self, checkpointing)
 
 
 class _MergingTower(PatchedTower):
@@ -103,7 +96,7 @@ def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
 PATCHED: dict[type, type] = {
     VisionTransformer: PatchedVisionTransformer,
     VisionTransformerDistilled: PatchedVisionTransformerDistilled,
-    nn.Sequential: PatchedBlocks,
+    nn.Sequential: MergingSequential,
     Block: PatchedBlock,
 }
 """timm's class -> ours."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..host import BlockParts, Embedded, Host
 from ..merging import TrunkMerge
-from ..modules import require_class, require_unsharded
+from ..modules import identity, require_class, require_unsharded
 from .attention import SeparateAttention
 
 __all__ = ["ClipStyleFamily", "Family"]
@@ -165,8 +165,3 @@ class ClipStyleFamily(Family):
 def _pair(value: Any) -> tuple[int, int]:
     height, width = (value, value) if isinstance(value, int) else value
     return int(height), int(width)
-
-
-def identity(y: Tensor) -> Tensor:
-    """Returns ``y``: what follows the attention of a block without residual scale and drop path."""
-    return y
