@@ -32,22 +32,22 @@ def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) ->
     x = t.ln_pre(torch.cat([cls, patches], dim=1) + t.positional_embedding)
     size: Tensor | None = None
     for block in t.transformer.resblocks:
-        mixed, metric = attend(block.attn, block.ln_1(x), size, masked)
+        mixed, keys = attend(block.attn, block.ln_1(x), size, masked)
         x = x + block.ls_1(mixed)
         removed = min(r, (x.shape[1] - 1) // 2)
         if removed:
             size = x.new_ones(*x.shape[:2], 1) if size is None else size
             with torch.no_grad():  # the choice of pairs has no gradient
-                pairs = rivals.match(metric, removed)
+                pairs = rivals.match(keys.mean(dim=1), removed)
             x, size = rivals.merge(x, size, pairs)
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
     return x
 
 
 def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:
-    """Returns attention's output ``[B, N, C]`` and the keys' mean over heads ``[B, N, D]``."""
+    """Returns attention's output ``[B, N, C]`` and the keys ``[B, H, N, D]``, whose mean over heads is the metric."""
     projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+    q, k, v = (t.transpose(1, 2) for t in projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(2))
     if masked:
         out = (
             F.scaled_dot_product_attention(q, k, v) if size is None else rivals.attention_broadcast_mask(q, k, v, size)
@@ -56,4 +56,4 @@ def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: 
         out = ((q * attn.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     else:
         out = rivals.attention(q, k, v, size)
-    return attn.out_proj(out.transpose(1, 2).flatten(2)), k.mean(dim=1)
+    return attn.out_proj(out.transpose(1, 2).flatten(2)), k

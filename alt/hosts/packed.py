@@ -54,8 +54,10 @@ def require_packed(base: Any) -> None:
 
 def split_heads(packed: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns query, key and value ``[B, H, N, D]`` of ``[B, N, 3 H D]``, all views."""
-    q, k, v = packed.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    # The three gradients are stacked along the unbound dimension. Unbinding before transposing lets that write the
+    # packed gradient at once; the other order stacks, and then copies all of it into this layout.
+    q, k, v = packed.unflatten(-1, (3, num_heads, -1)).unbind(2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 class PackedAttention(HostAttention):

@@ -6,6 +6,7 @@ from torch import nn
 
 from alt.hosts import Host
 from alt.hosts.modules import qualified_name
+from alt.hosts.patch_embedding import PatchConv2d, patch_convolutions
 
 from .settings import PatchSettings
 
@@ -25,6 +26,8 @@ def apply(host: Host, tower: nn.Module, settings: PatchSettings) -> None:
     tower._alt_patch = settings  # type: ignore[assignment]
     for _, module in host.parts(tower):
         module.__class__ = host.patched[type(module)]
+    for convolution in patch_convolutions(host, tower):
+        convolution.__class__ = PatchConv2d
 
 
 def revert(host: Host, tower: nn.Module) -> None:
@@ -36,7 +39,9 @@ def revert(host: Host, tower: nn.Module) -> None:
     original = {patched: foreign for foreign, patched in host.patched.items()}
     # A part may be restored already: shallow copies of a tower share their blocks.
     original |= {foreign: foreign for foreign in host.patched}
+    original[PatchConv2d] = nn.Conv2d
     parts = host.parts(tower)
+    parts += [("the patch embedding", module) for module in tower.modules() if isinstance(module, PatchConv2d)]
     for role, module in parts:
         if type(module) not in original or "forward" in module.__dict__:
             raise RuntimeError(

@@ -104,6 +104,7 @@ def attention_rivals(device: torch.device, dry: bool) -> tuple[dict[str, Attenti
             "SDPA efficient, mask": sdpa(SDPBackend.EFFICIENT_ATTENTION, True),
             "SDPA cuDNN, mask": sdpa(SDPBackend.CUDNN_ATTENTION, True),
             "SDPA flash, no bias": sdpa(SDPBackend.FLASH_ATTENTION, False),
+            "SDPA cuDNN, no bias": sdpa(SDPBackend.CUDNN_ATTENTION, False),
         }
     else:
         found |= {"SDPA, mask": sdpa(SDPBackend.MATH, True), "SDPA, no bias": sdpa(SDPBackend.MATH, False)}
