@@ -330,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     from gpu import report as gpu_report
 
     wanted = {
-        PAGE: page(records) + (gpu_report.section(RESULTS) or f"\n## GPUs\n\n{NO_GPU}"),
+        PAGE: page(records) + "\n## GPUs\n" + (gpu_report.section(RESULTS) or f"\n{NO_GPU}"),
         README: replace_rows(README.read_text(), readme_rows(records)),
     }
     drawn = {

@@ -67,7 +67,10 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["tests"], "SECTIONS: expected some of test sanitize tune bench train kernels towers agree, got tests"),
+        (
+            ["tests"],
+            "SECTIONS: expected some of test sanitize tune bench train kernels towers agree profile, got tests",
+        ),
         (["test", "--budget", "0"], "BUDGET: expected seconds > 0, got 0"),
         (["test", "--total", "0"], "TOTAL: expected seconds > 0, got 0"),
         (["test"], "DEVICE: torch sees no CUDA device; DEVICE=cpu makes a dry run without one"),

@@ -5,11 +5,12 @@ A file holds lists of entries: for ``"default"``, for an architecture, and for e
     {"default": [{"when": {"channels": 1024}, "use": {"R": 4, "num_warps": 4}}, ...],
      "sm_90": [...], "NVIDIA H200, sm_90": [...]}
 
-Keys (``when``) are sizes that are constant across blocks (channels, head dimension, entities), or a bucket of the token
-count; the count itself would recompile per block. Lookup order: this GPU, its architecture for sizes that the GPU does
-not list, the default for sizes that neither lists. Among these the entry nearest in log size is taken. Nothing is
-measured at run time. The default is conservative: it fits sm_80 and later data-centre GPUs. Entries of an architecture
-were chosen on paper, from the compiled code, or measured on one of its GPUs (``benchmarks/findings/gpu-first-run.md``). ``python -m tools.aot`` compiles every entry for its targets.
+Keys (``when``) are sizes that are constant across blocks (channels, head dimension, entities), or a bucket of the
+token count; the count itself would recompile per block. Lookup order: this GPU, its architecture for sizes that the
+GPU does not list, the default for sizes that neither lists. Among these the entry nearest in log size is taken.
+Nothing is measured at run time. The default is conservative: it fits sm_80 and later data-centre GPUs. Entries of an
+architecture were chosen on paper, from the compiled code, or measured on one of its GPUs
+(``benchmarks/findings/gpu-first-run.md``). ``python -m tools.aot`` compiles every entry for its targets.
 """
 
 from __future__ import annotations

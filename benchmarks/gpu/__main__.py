@@ -25,7 +25,8 @@ from .calls import BEGAN, BUILT, FIRST_CALL, TESTS_LEFT_OUT, Clock, CompiledAnew
 SECTIONS = ("test", "sanitize", "tune", "bench", "train")
 HALVES = ("kernels", "towers")  # of bench, each with a budget of its own
 FIRST_TESTS = "agree"  # of test
-EVERY = (*SECTIONS, *HALVES, FIRST_TESTS)
+PROFILE = "profile"  # of towers, kernel by kernel
+EVERY = (*SECTIONS, *HALVES, FIRST_TESTS, PROFILE)
 MODULES = {"test": "tests", FIRST_TESTS: "tests", "kernels": "bench", "towers": "bench"}
 #: Seconds of a section: below ten minutes with what comes before and after it.
 BUDGET = 510.0

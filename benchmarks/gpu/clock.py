@@ -231,8 +231,8 @@ def ceilings(device: torch.device, dry: bool) -> dict[str, float]:
     """Returns this machine's best rates per second: bytes of a large copy, read and written; bfloat16 FLOP; draws.
 
     The copy is the driver's or a kernel's, whichever is faster, and never a graph's: replayed, the driver's copy had
-    2.4 TB/s on an H100 that copies 3.0 TB/s as launched, and kernels of ours were faster than their floors. A draw is one Gumbel number. The rate follows from the clock, which a kernel measures that
-    waits a known number of cycles.
+    2.4 TB/s on an H100 that copies 3.0 TB/s as launched, and kernels of ours were faster than their floors. A draw is
+    one Gumbel number. The rate follows from the clock, which a kernel measures that waits a known number of cycles.
     """
     size, side = (2**20, 64) if dry else (2**31, 8192)
     source = torch.empty(size // 4, device=device).normal_()

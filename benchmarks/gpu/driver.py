@@ -145,8 +145,8 @@ def steps(device: str, dtype: torch.dtype, impl: Any) -> None:
             ),
             *(x, y, weight, bias),
         )
-    # One tile, two or three (of which sm_90 streams some), and more than fit; a derivative in one kernel, and in two.
-    for count in (37, 150, 200, 250, 300):
+    # One tile, two, three (200, on sm_90 260), and more than fit; a derivative in one kernel, and in two.
+    for count in (37, 150, 200, 260, 300):
         qkv = [make.normal(1, 2, count, 16) for _ in range(3)]
         mask = torch.arange(count).expand(1, -1).float()
         compare("attention", lambda i, p, q, k, v, s=mask: ak.proportional_attention(q, k, v, p(s), impl=i), *qkv)

@@ -42,7 +42,7 @@ def _device(sections: dict[str, Record]) -> list[str]:
         " saving is (1 - t_r / t_0) / (1 - F_r / F_0), t_0 of the fastest unmerged entrant of the same rounds.",
         "",
     ]
-    for name in ("test", "sanitize"):
+    for name in ("agree", "test", "sanitize"):
         if name in sections:
             bad = sections[name]["failed"]
             lines.append(

@@ -152,7 +152,7 @@ def contest(session: Session, budget: Budget, c: Contest, compiled: bool, so_far
     """
     dtype = torch.float32 if session.dry else torch.bfloat16
     base = build(c.vit, session.device, dtype)
-    images = _images(session, c, dtype)
+    images = images_of(session, c, dtype)
     macs, left = _costs(base, c)
     row: Record = {"name": c.name, "macs": macs, "tokens_left": left, "entrants": {}, "absent": {}}
     exact = build(c.vit, session.device, torch.float32)
@@ -193,7 +193,7 @@ def contest(session: Session, budget: Budget, c: Contest, compiled: bool, so_far
     return timed(2 if session.dry else clock.ROUNDS)
 
 
-def _images(session: Session, c: Contest, dtype: torch.dtype) -> list[Tensor]:
+def images_of(session: Session, c: Contest, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator(session.device).manual_seed(6)
     sizes = (c.batch, 3, c.vit.image, c.vit.image)
     return [torch.randn(*sizes, generator=generator, device=session.device).to(dtype) for _ in range(2)]

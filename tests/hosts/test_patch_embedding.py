@@ -42,10 +42,13 @@ def test_one_product_is_the_convolution(size: tuple[int, int], layout: torch.mem
     inputs = [batch, *convolution.parameters()]
     expected = convolution(batch)
     found = embed_patches(batch, convolution.weight, convolution.bias)
-    assert found.shape == expected.shape and found.permute(0, 2, 3, 1).is_contiguous()
+    assert found.shape == expected.shape
+    assert found.permute(0, 2, 3, 1).is_contiguous()
     assert max_difference(found, expected) < 1e-12
     grad = torch.randn_like(expected)
-    for left, right in zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad)):
+    for left, right in zip(
+        torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
+    ):
         assert max_difference(left, right) < 1e-12
 
 
@@ -91,7 +94,8 @@ def test_the_packed_gradient_is_written_once() -> None:
     q, k, v = split_heads(x, 2)
     want = x.detach().unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
     for found, expected in zip((q, k, v), want, strict=True):
-        assert torch.equal(found, expected) and found.stride() == expected.stride()
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()
 
     def heads_last() -> Tensor:  # [B, H, N, D] as the kernels write it
         return torch.randn(2, 5, 2, 4).transpose(1, 2)
