@@ -70,7 +70,7 @@ class BlockAdapter(nn.Module):
             )
         joined = x[:, :num_protected] if merged else x
         steps = joined.unflatten(0, (-1, self.frames)).transpose(1, 2).reshape(-1, self.frames, width)
-        y = self_attention(parts.attention, parts.norm_1(steps))[0]
+        y = self_attention(parts.attention, parts.norm_1(steps))
         y = self.temporal(y).view(images // self.frames, -1, self.frames, width).transpose(1, 2).flatten(0, 1)
         return torch.cat([joined + y, x[:, num_protected:]], 1) if merged and rows > num_protected else joined + y
 

@@ -7,6 +7,8 @@ additive mask, and the keys or their mean are projected separately.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from alt.hosts import HostAttention
@@ -22,30 +24,29 @@ def self_attention(
     size: Tensor | None = None,
     positions: Tensor | None = None,
     *,
-    metric: Metric | None = None,
+    metric: Metric = "keys",
+    compare: Callable[[Tensor], None] | None = None,
     impl: Impl = "auto",
-) -> tuple[Tensor, Tensor | None]:
-    """Returns ``(y [B, N, C], rows)`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
+) -> Tensor:
+    """Returns y ``[B, N, C]`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
 
-    ``rows``, which matching compares, have no gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the
-    metric ``"keys"``; their mean ``[B, N, D]`` for ``"projection"``; None for no metric. ``positions`` ``[B, N, P]``
-    go to hosts that rotate q and k.
+    ``compare``, if given, is called with the rows that matching compares, as soon as they are there. They have no
+    gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the metric ``"keys"``; their mean ``[B, N, D]`` for
+    ``"projection"``. ``positions`` ``[B, N, P]`` go to hosts that rotate q and k.
     """
-    rows: Tensor | None = None
     if attention.can_fuse():
-        if metric == "projection":
+        if compare is not None and metric == "projection":
             projected, rows = attention.project_beside(x, positions, lambda: mean_projection(attention))
+            compare(rows)
         else:
             projected = attention.project(x, positions)
-            if metric == "keys":
-                rows = projected.keys.detach()
+            if compare is not None:
+                compare(projected.keys.detach())
         q, k, v, scale = projected.q, projected.k, projected.v, projected.scale
         y = proportional_attention(q, k, v, size, scale=scale, impl=impl)
-        return attention.join_heads(y, x), rows
+        return attention.join_heads(y, x)
     # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
     y = attention.call_module(x, key_bias(size, x.dtype), positions)
-    if metric == "projection":
-        rows = project_metric(attention, x)
-    elif metric == "keys":
-        rows = attention.project_keys(x, positions)
-    return y, rows
+    if compare is not None:
+        compare(project_metric(attention, x) if metric == "projection" else attention.project_keys(x, positions))
+    return y

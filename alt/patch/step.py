@@ -16,6 +16,7 @@ A block may have a submodule ``adapter``, which is called at three points: ``bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from alt.hosts.modules import has_hooks
 from alt_kernels import Impl, Matching, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
+from .beside import start
 from .metric import Metric, match
 
 
@@ -89,8 +91,14 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     adapter: Any = getattr(block, "adapter", None)
     if adapter is not None:
         x = adapter.before_attention(parts, x, merged=size is not None, num_protected=call.num_protected)
+    plan: Callable[[], Matching] | None = None
+
+    def compare(rows: Tensor) -> None:
+        nonlocal plan
+        plan = start(lambda: match(rows, r, call.num_protected, impl))
+
     # An existing plan comes from the first run of a checkpointed block.
-    y, rows = _attend(parts, x, call, call.metric if r > 0 and call.matching is None else None)
+    y = _attend(parts, x, call, compare if r > 0 and call.matching is None else None)
     y = parts.after_attention(y)
     if adapter is not None:
         y = adapter.after_attention(y)
@@ -98,8 +106,8 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
         x = x + y
         return x + _feed_forward(parts, parts.norm_2(x), adapter)
     if call.matching is None:
-        assert rows is not None
-        call.matching = match(rows, r, call.num_protected, impl)
+        assert plan is not None
+        call.matching = plan()
     if call.positions is not None:
         call.merged_positions = weighted_merge(call.positions, call.matching, size, impl=impl).x
     norm: Any = parts.norm_2
@@ -113,18 +121,18 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     return x + _feed_forward(parts, normed, adapter)
 
 
-def _attend(parts: BlockParts, x: Tensor, call: BlockCall, metric: Metric | None) -> tuple[Tensor, Tensor | None]:
+def _attend(parts: BlockParts, x: Tensor, call: BlockCall, compare: Callable[[Tensor], None] | None) -> Tensor:
     size = call.size if call.prop_attn else None
-    options: Any = {"metric": metric, "impl": call.impl}
+    options: Any = {"metric": call.metric, "impl": call.impl}
     if parts.guests is None:
-        return self_attention(parts.attention, parts.norm_1(x), size, call.positions, **options)
+        return self_attention(parts.attention, parts.norm_1(x), size, call.positions, compare=compare, **options)
     guests = parts.guests(x)
     if size is not None:
         size = torch.cat([size, size.new_ones(guests.shape[:2])], 1)
-    joined = parts.norm_1(torch.cat([x, guests], 1))
-    y, rows = self_attention(parts.attention, joined, size, call.positions, **options)
-    tokens = x.shape[1]
-    return y[:, :tokens], None if rows is None else rows[..., :tokens, :]
+    joined, tokens = parts.norm_1(torch.cat([x, guests], 1)), x.shape[1]
+    if compare is not None:
+        options["compare"] = lambda rows: compare(rows[..., :tokens, :])
+    return self_attention(parts.attention, joined, size, call.positions, **options)[:, :tokens]
 
 
 def _feed_forward(parts: BlockParts, normed: Tensor, adapter: Any) -> Tensor:
