@@ -98,6 +98,16 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "registers never merge, LayerScale, SwiGLU, stochastic depth",
     ),
     BuiltIn(
+        "torchvision",
+        "torchvision.models.vision_transformer",
+        "alt.hosts.torchvision",
+        "HOST",
+        ("VisionTransformer",),
+        "torchvision",
+        "0.26.0",
+        "class token, both stems, any head, drop-out; it takes its own image size alone",
+    ),
+    BuiltIn(
         "openai_clip",
         "clip.model",
         "alt.hosts.openai_clip",

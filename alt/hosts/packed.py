@@ -23,7 +23,7 @@ from .modules import has_hooks, qualified_name, require_gathered
 __all__ = ["MultiheadAttention", "PackedAttention", "read_multihead", "require_packed", "split_heads"]
 
 
-def read_multihead(module: nn.Module, role: str, *, batch_first: bool = True) -> MultiheadAttention:
+def read_multihead(module: Any, role: str, *, batch_first: bool = True) -> MultiheadAttention:
     """Returns the reader of a block's ``torch.nn.MultiheadAttention``, bare or inside peft's LoRA wrappers.
 
     Args:

@@ -17,6 +17,7 @@ from timm.layers import RmsNorm, SwiGLUPacked
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
+from torchvision.models import vision_transformer as torchvision_vit
 
 from tests.patch.compare import randomised
 
@@ -450,8 +451,42 @@ OPENAI: dict[str, Family] = {
     "CLIP": openai(lambda m, x: m.encode_image(x), lambda m: m.visual, clip_model=True),
 }
 
+# --- torchvision ---
+
+
+def torchvision_tower(**options: Any) -> Any:
+    return torchvision_vit.VisionTransformer(SIDE, PATCH, 2, 2, WIDTH, 48, num_classes=10, **options)
+
+
+def torchvision_embed(tower: Any, x: Tensor) -> Tensor:
+    patches = tower.conv_proj(x).flatten(2).permute(0, 2, 1)
+    return torch.cat([tower.class_token.repeat(len(x), 1, 1), patches], 1) + tower.encoder.pos_embedding
+
+
+def torchvision(**options: Any) -> Family:
+    return Family(
+        partial(torchvision_tower, **options),
+        lambda m, x: m(x),
+        lambda m: m,
+        torchvision_embed,
+        lambda t: [multihead_block(b.self_attention, b.ln_1, b.ln_2, b.mlp) for b in t.encoder.layers],
+        lambda m, g: m.heads(layer_norm(m.encoder.ln)(g[:, 0])),
+        attention=lambda t: [block.self_attention for block in t.encoder.layers],
+        switch=False,
+    )
+
+
+TORCHVISION: dict[str, Family] = {
+    "linear head": torchvision(dropout=0.2, attention_dropout=0.1),
+    "convolutional stem and tanh head": torchvision(
+        representation_size=24,
+        conv_stem_configs=[torchvision_vit.ConvStemConfig(8, 3, 4), torchvision_vit.ConvStemConfig(16, 3, 2)],
+    ),
+}
+
 FAMILIES = (
     TRANSFORMERS
     | {f"timm {name}": family for name, family in TIMM.items()}
+    | {f"torchvision {name}": family for name, family in TORCHVISION.items()}
     | {f"openai {name}": family for name, family in OPENAI.items()}
 )
