@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 from . import prepare, session
 
 ROOT = session.ROOT
+COMPILED = (
+    "ALT_GPU_COMPILED"  # set where graphs that `torch.compile` made came along, or are left of an earlier command
+)
 MANIFEST, CACHE, INDUCTOR = "manifest.json", "triton.tgz", "inductor.tgz"
 WHEELS = ("open_clip_torch", "ftfy", "wcwidth", "xformers")
 #: What the interpreter must have that fills the cache; versions are those of constraints.txt.
@@ -116,6 +119,8 @@ def take(folder: Path) -> Packed:
             shutil.copy(library, there)
     os.environ["TRITON_CACHE_DIR"] = str(place / "triton")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place / "inductor")
+    if any((place / "inductor").glob("fxgraph/*")):
+        os.environ[COMPILED] = "1"
     changed = "" if manifest["source"] == session.source_hash() else ", changed"
     os.environ.setdefault("COMMIT", manifest["commit"] + changed)
     if (place / "site").exists():
