@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .corpus import CATEGORIES, Corpus, Entity
+from .corpus import Corpus, check_encoders
+from .corpus_file import READY
+from .entity import CATEGORIES, Entity, TextSource
 
-__all__ = ["CATEGORIES", "Corpus", "Entity"]
+__all__ = ["CATEGORIES", "READY", "Corpus", "Entity", "TextSource", "check_encoders"]

@@ -5,43 +5,35 @@ A corpus is plain data. It imports neither models nor kernels: the caller passes
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from alt.errors import refuse_unordered
-from alt.files import read_json, read_tensors, replacing
 
-__all__ = ["CATEGORIES", "Corpus", "Entity", "TextEmbedder"]
+from .corpus_file import CorpusFile, read_corpus_file, write_corpus_file
+from .entity import (
+    CATEGORIES,
+    Entity,
+    TextSource,
+    as_sources,
+    check_categories,
+    hash_entities,
+    hash_texts,
+    parse_entity,
+)
 
-CATEGORIES = ("object", "body_part", "scene", "motion", "label")
-"""Categories of entities: the paper's four, and ``label`` for corpora whose entities are action labels."""
-
-_FORMAT = 1
-
-
-class Entity(NamedTuple):
-    """One entity: its name, a description, its category, and the action label that it was found in ("" if none)."""
-
-    unit: str
-    description: str
-    category: str
-    source: str
-
-    @property
-    def text(self) -> str:
-        """Returns the text to embed: ``"{unit}: {description}"``, or the unit alone if the description is empty."""
-        return f"{self.unit}: {self.description}" if self.description else self.unit
+__all__ = ["Corpus", "TextEmbedder"]
 
 
 class TextEmbedder(Protocol):
+    """An encoder of texts. If it has a method ``source()``, the record is kept with the embeddings that it makes."""
+
     def embed(self, texts: Sequence[str]) -> Tensor: ...
 
 
@@ -56,8 +48,10 @@ class Corpus:
         units: K names, none empty.
         descriptions: K one-line descriptions; "" for none.
         categories: K of ``CATEGORIES``.
-        sources: K action labels in which the entities were found; empty if none is known.
+        sources: K times the action labels in which the entity was found, one str or several; empty if none is known.
         embeddings: ``[K, d]`` float with non-zero rows, which are normalised here; or None.
+        origins: K texts that say where the descriptions came from; empty if it is not known.
+        encoder: the text encoder that made the embeddings; None if it is not known.
 
     Raises:
         ValueError: there is no entity, the sequences differ in length, a unit is empty, a category is unknown,
@@ -68,11 +62,14 @@ class Corpus:
     units: tuple[str, ...]
     descriptions: tuple[str, ...]
     categories: tuple[str, ...]
-    sources: tuple[str, ...] = ()
+    sources: tuple[tuple[str, ...], ...] = ()
     embeddings: Tensor | None = field(default=None, repr=False)
+    origins: tuple[str, ...] = ()
+    encoder: TextSource | None = None
 
     def __post_init__(self) -> None:
-        for name in ("units", "descriptions", "categories", "sources"):
+        names = ("units", "descriptions", "categories", "sources", "origins")
+        for name in names:
             values = getattr(self, name)
             refuse_unordered(values, name)
             if isinstance(values, str) or not isinstance(values, Iterable):
@@ -80,28 +77,31 @@ class Corpus:
             object.__setattr__(self, name, tuple(values))
         if not self.units:
             raise ValueError("the corpus is empty: it needs at least one entity")
-        if not self.sources:
-            object.__setattr__(self, "sources", ("",) * len(self.units))
-        for name in ("units", "descriptions", "categories", "sources"):
+        count = len(self.units)
+        object.__setattr__(self, "sources", tuple(map(as_sources, self.sources or ((),) * count)))
+        object.__setattr__(self, "origins", self.origins or ("",) * count)
+        for name in names:
             values = getattr(self, name)
-            wrong = next((value for value in values if not isinstance(value, str)), None)
+            wrong = next((value for value in values if name != "sources" and not isinstance(value, str)), None)
             if wrong is not None:
                 raise TypeError(f"{name} must hold str only, got {type(wrong).__name__}")
-            if len(values) != len(self.units):
-                raise ValueError(f"{name} must have one entry per unit, {len(self.units)}, got {len(values)}")
+            if len(values) != count:
+                raise ValueError(f"{name} must have one entry per unit, {count}, got {len(values)}")
         if not all(unit.strip() for unit in self.units):
             raise ValueError(f"units[{[bool(unit.strip()) for unit in self.units].index(False)}] is empty")
-        _check_categories(self.categories, "categories")
-        if self.embeddings is not None:
-            object.__setattr__(self, "embeddings", _unit_rows(self.embeddings, len(self.units)))
+        check_categories(self.categories, "categories")
+        if self.embeddings is None:
+            object.__setattr__(self, "encoder", None)  # of embeddings that are not here
+        else:
+            object.__setattr__(self, "embeddings", _unit_rows(self.embeddings, count))
 
     @classmethod
-    def from_entities(cls, entities: Iterable[Sequence[str]]) -> Corpus:
-        """Returns a corpus of tuples (unit, description, category[, source])."""
+    def from_entities(cls, entities: Iterable[Any]) -> Corpus:
+        """Returns a corpus of entities, or of tuples (unit, description, category[, source or sources[, origin]])."""
         refuse_unordered(entities, "entities")
-        rows = [tuple(entity) if len(entity) == 4 else (*entity, "") for entity in entities]
-        units, descriptions, categories, sources = zip(*rows, strict=True) if rows else ((), (), (), ())
-        return cls(units, descriptions, categories, sources)
+        rows = [parse_entity(entity) for entity in entities]
+        units, descriptions, categories, sources, origins = zip(*rows, strict=True) if rows else ((),) * 5
+        return cls(units, descriptions, categories, sources, origins=origins)
 
     @classmethod
     def from_labels(cls, labels: Iterable[str]) -> Corpus:
@@ -110,13 +110,19 @@ class Corpus:
         if isinstance(labels, str):
             raise TypeError("labels must be a sequence of str, got one str")
         names = list(dict.fromkeys(labels))
-        return cls(tuple(names), ("",) * len(names), ("label",) * len(names), tuple(names))
+        return cls.from_entities((name, "", "label", name) for name in names)
 
     def __len__(self) -> int:
         return len(self.units)
 
     def __getitem__(self, index: int) -> Entity:
-        return Entity(self.units[index], self.descriptions[index], self.categories[index], self.sources[index])
+        return Entity(
+            self.units[index],
+            self.descriptions[index],
+            self.categories[index],
+            self.sources[index],
+            self.origins[index],
+        )
 
     def __iter__(self) -> Iterator[Entity]:
         return (self[i] for i in range(len(self)))
@@ -142,128 +148,125 @@ class Corpus:
             ValueError: a category is unknown, or no entity belongs to any of them.
         """
         wanted = (categories,) if isinstance(categories, str) else tuple(categories)
-        _check_categories(wanted, "categories")
+        check_categories(wanted, "categories")
         rows = [i for i, category in enumerate(self.categories) if category in wanted]
         if not rows:
             raise ValueError(f"no entity of category {' or '.join(wanted)} in this corpus, which has {self.counts()}")
-        return self._rows(rows)
+        return self.take(rows)
+
+    def take(self, rows: Sequence[int]) -> Corpus:
+        """Returns the entities of some rows, in the order of ``rows``, embeddings included."""
+        picked = Corpus.from_entities(self[i] for i in rows)
+        if self.embeddings is None:
+            return picked
+        return replace(picked, embeddings=self.embeddings[list(rows)], encoder=self.encoder)
 
     def expand(self, other: Corpus) -> Corpus:
         """Returns this corpus followed by the entities of ``other`` whose text is new (the rule for a new dataset).
 
-        Rows of this corpus keep their numbers, so earlier alignments stay valid.
+        Rows of this corpus keep their numbers, so earlier alignments stay valid. An entity of both gets the action
+        labels of both.
 
         Raises:
-            ValueError: only one of the two is embedded, or their embeddings differ in width.
+            ValueError: only one of the two is embedded, or their text encoders differ.
         """
         if (self.embeddings is None) != (other.embeddings is None):
             here, there = ("not embedded", "is") if self.embeddings is None else ("embedded", "is not")
             raise ValueError(f"this corpus is {here} and the one to append {there}; embed both, or neither")
-        known, rows = set(self.texts), []
+        if self.width != other.width:
+            raise ValueError(
+                f"the corpus to append is embedded at width {other.width}, this one at width {self.width}; "
+                "embed both with one text encoder"
+            )
+        check_encoders("the corpus to append", other.encoder, "this one", self.encoder)
+        place = {text: i for i, text in reversed(list(enumerate(self.texts)))}
+        sources, rows = list(self.sources), []
         for i, text in enumerate(other.texts):
-            if text not in known:
-                known.add(text)
+            if text in place:
+                sources[place[text]] = as_sources(sources[place[text]] + other.sources[i])
+            else:
+                place[text] = len(sources)
+                sources.append(other.sources[i])
                 rows.append(i)
-        if not rows:
+        if not rows and tuple(sources) == self.sources:
             return self
-        new = other._rows(rows)
-        embeddings = None
-        if self.embeddings is not None and new.embeddings is not None:
-            if self.width != new.width:
-                raise ValueError(
-                    f"the corpus to append is embedded at width {new.width}, this one at width {self.width}; "
-                    "embed both with one text encoder"
-                )
-            embeddings = torch.cat([self.embeddings, new.embeddings])
-        return Corpus(
-            self.units + new.units,
-            self.descriptions + new.descriptions,
-            self.categories + new.categories,
-            self.sources + new.sources,
-            embeddings,
-        )
+        new = [other[i] for i in rows]
+        joined = Corpus.from_entities([*self, *new])
+        embeddings = self.embeddings
+        if embeddings is not None and other.embeddings is not None:
+            embeddings = torch.cat([embeddings, other.embeddings[rows]])
+        return replace(joined, sources=tuple(sources), embeddings=embeddings, encoder=self.encoder or other.encoder)
 
     def embed(self, text_encoder: TextEmbedder) -> Corpus:
         """Returns this corpus with its texts embedded by a frozen encoder (``embed(texts) -> [n, d]``)."""
         with torch.no_grad():
-            return replace(self, embeddings=text_encoder.embed(self.texts))
+            rows = text_encoder.embed(self.texts)
+        describe = getattr(text_encoder, "source", None)
+        return replace(self, embeddings=rows, encoder=None if describe is None else describe())
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], about: dict[str, Any] | None = None) -> Path:
         """Writes ``path`` (JSON) and, if embedded, a ``.safetensors`` file of the same name; returns the JSON path.
 
-        Raises:
-            OSError: a file could not be written. The previous file is unchanged.
-        """
-        target = _json_path(path)
-        document = {
-            "format": _FORMAT,
-            "embeddings": None if self.embeddings is None else target.with_suffix(".safetensors").name,
-            "entities": [entity._asdict() for entity in self],
-        }
-        if self.embeddings is not None:
-            from safetensors.torch import save
+        Args:
+            about: what made the corpus, for people; kept in the file.
 
-            data = save({"embeddings": self.embeddings.contiguous()}, {"texts": self.fingerprint()})
-            with replacing(target.with_suffix(".safetensors"), "the corpus") as temporary:
-                temporary.write_bytes(data)
-        with replacing(target, "the corpus") as temporary:
-            temporary.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        return target
+        Raises:
+            OSError: a file could not be written. The previous file is unchanged. ValueError: ``path`` is no .json.
+        """
+        return write_corpus_file(path, list(self), self.embeddings, self.encoder, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Corpus:
-        """Reads what :meth:`save` wrote.
+        """Reads what :meth:`save` wrote, or a corpus that ships with the package by its bare name (``READY``).
 
         Raises:
             FileNotFoundError: the JSON file or the embeddings that it names are missing.
             ValueError: the file is not a corpus, or the embeddings belong to other texts.
         """
-        source = _json_path(path)
-        if not source.exists():
-            raise FileNotFoundError(f"no corpus at {source}")
+        return cls.from_file(read_corpus_file(path))
+
+    @classmethod
+    def from_file(cls, file: CorpusFile) -> Corpus:
+        """Returns the corpus of a file that was read. Errors as in :meth:`load`."""
         try:
-            document = read_json(source)
-            rows = [Entity(e["unit"], e["description"], e["category"], e["source"]) for e in document["entities"]]
-            embedded = document["embeddings"] is not None
-            corpus = cls.from_entities(rows)
-        except (ValueError, KeyError, TypeError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{source}: ")
-            raise ValueError(f"{source} is not a corpus file: {reason}") from None
-        if not embedded:
-            return corpus
-        file = source.with_suffix(".safetensors")  # whatever name the document gives
-        if not file.is_file():
-            raise FileNotFoundError(f"{source} names embeddings in {file.name}, which is not beside it")
-        tensors, metadata = read_tensors(file)
-        if metadata.get("texts") != corpus.fingerprint():
-            raise ValueError(f"the embeddings in {file} are of other texts than {source.name} lists; embed again")
-        if "embeddings" not in tensors:
-            raise ValueError(f"{file} holds no embeddings")
-        try:
-            return replace(corpus, embeddings=tensors["embeddings"])
+            corpus = cls.from_entities(file.entities)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{file}: {error}") from None
+            raise ValueError(f"{file.path} is not a corpus file: {error}") from None
+        try:
+            return replace(corpus, embeddings=file.embeddings, encoder=file.encoder)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file.path.with_suffix('.safetensors')}: {error}") from None
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the texts in order, by which embeddings are matched to them."""
-        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+        return hash_texts(self)
 
-    def _rows(self, rows: list[int]) -> Corpus:
-        picked = Corpus.from_entities(self[i] for i in rows)
-        return picked if self.embeddings is None else replace(picked, embeddings=self.embeddings[rows])
-
-
-def _json_path(path: str | os.PathLike[str]) -> Path:
-    target = Path(path)
-    if target.suffix != ".json":
-        raise ValueError(f"a corpus is a .json file (its embeddings lie beside it), got {target.name!r}")
-    return target
+    def content_hash(self) -> str:
+        """Returns the SHA-256 of every field of every entity, in order: two builds of one input agree in it."""
+        return hash_entities(self)
 
 
-def _check_categories(categories: tuple[str, ...], name: str) -> None:
-    wrong = next((category for category in categories if category not in CATEGORIES), None)
-    if wrong is not None:
-        raise ValueError(f"{name} must be of {', '.join(CATEGORIES)}, got {wrong!r}")
+def check_encoders(what: str, made_by: TextSource | None, other: str, used_by: TextSource | None) -> None:
+    """Checks that embeddings come from the text encoder that they meet. An unknown encoder is not compared.
+
+    Args:
+        what, made_by: the embeddings and their encoder. other, used_by: what they meet, and its encoder.
+
+    Raises:
+        ValueError: the two have other weights. The message names both.
+    """
+    if made_by is None or used_by is None or not (_mark(made_by) and _mark(used_by)):
+        return
+    if _mark(made_by) != _mark(used_by):
+        raise ValueError(
+            f"{what} was embedded by {made_by}, and {other} belongs to {used_by}; embed it again with that text "
+            "encoder (alt corpus embed, or Corpus.embed)"
+        )
+
+
+def _mark(source: TextSource) -> str:
+    """Returns what tells two encoders apart: the hash of their weights, or that they are random directions."""
+    return source.backbone if source.backbone == "random" else source.sha256
 
 
 def _unit_rows(embeddings: Tensor, count: int) -> Tensor:

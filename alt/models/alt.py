@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from alt.corpus import Corpus, check_encoders
 
 from .blocks import Mlp
 from .config import AltConfig
@@ -81,17 +82,17 @@ class AltModel(VideoModel):
             corpus: a ``Corpus`` with embeddings, the path of a saved one, or embeddings ``[K, d]`` alone.
 
         Raises:
-            TypeError, ValueError: there are no embeddings, they do not fit, or the model has random queries.
+            TypeError, ValueError: there are no embeddings, they do not fit, another text encoder made them than the
+                model's, or the model has random queries.
         """
         if self.alignment is None:
             raise ValueError("corpus: a model with queries='random' aligns nothing and takes no corpus")
         if isinstance(corpus, str | os.PathLike):
-            from ..corpus import Corpus  # type: ignore[attr-defined,unused-ignore]
-
-            corpus = Corpus.load(Path(corpus))
+            corpus = Corpus.load(corpus)
         embeddings = corpus if isinstance(corpus, Tensor) else getattr(corpus, "embeddings", None)
         if embeddings is None:
             raise ValueError("corpus: it has no embeddings yet; corpus.embed(text_encoder) makes them")
+        check_encoders("corpus: it", getattr(corpus, "encoder", None), "the model", self.text_source)
         self.alignment.set_entities(embeddings)
         self.corpus = None if isinstance(corpus, Tensor) else corpus
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from alt.errors import one_line
 
 from .clip_file import ClipWeights, read_clip_weights
-from .text import TextEncoder
+from .text import TextEncoder, TextSource, fingerprint_text_tower
 
 __all__ = ["LoadedClip", "build_clip", "check_weights", "list_tags"]
 
@@ -32,6 +32,12 @@ class LoadedClip(NamedTuple):
     templates: str
     backbone: str
     pretrained: str | None
+
+    def text_source(self) -> TextSource | None:
+        """Returns which text encoder it has; None for random weights, which nobody has twice."""
+        if self.pretrained is None:
+            return None
+        return TextSource(self.backbone, self.pretrained, fingerprint_text_tower(self.clip))
 
     def text_encoder(self) -> TextEncoder:
         """Returns the encoder of texts, with the weights of ``clip``."""

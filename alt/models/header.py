@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alt.corpus.entity import parse_entity, parse_source
 from alt.files import check_decoded, parse_json, read_metadata
 
 from .families import FAMILIES
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""2 since it has ``texts``; files of format 1 are read as well, and tell nothing of their class texts."""
+"""2 has ``texts``, ``text_encoder`` and all fields of the entities. Files of format 1 are read as well."""
 HEADER_KEY = "alt_model"
 OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and corpus
 
@@ -38,7 +39,8 @@ OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a saved model's description.
 
-    Its keys are ``family``, ``config``, ``host``, ``tower``, ``classes``, ``texts`` and ``corpus``.
+    Its keys are ``family``, ``config``, ``host``, ``tower``, ``classes``, ``texts`` (how the class names were
+    embedded), ``corpus`` and ``text_encoder`` (of the joint space).
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is not a model of this package, or of a newer version.
@@ -73,15 +75,17 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     header.setdefault("host", "open_clip")  # files of version 0.1 do not name it
     header.setdefault("texts", None)
-    corpus, texts = header.get("corpus"), header["texts"]
+    header.setdefault("text_encoder", None)
+    corpus = header.get("corpus")
     right = {
         "family": isinstance(header.get("family"), str) and header["family"] in FAMILIES,
         "config": isinstance(header.get("config"), dict),
         "host": isinstance(header["host"], str),
         "tower": isinstance(header.get("tower"), dict),
         "classes": _are_texts(header.get("classes")),
-        "texts": texts is None or _is_source(texts),
-        "corpus": corpus is None or (isinstance(corpus, list) and all(_are_texts(entity, 3, 4) for entity in corpus)),
+        "texts": _is_source(header["texts"]),
+        "corpus": corpus is None or (isinstance(corpus, list) and all(map(_is_entity, corpus))),
+        "text_encoder": _is_source(header["text_encoder"]),
     }
     wrong = [name for name, fits in right.items() if not fits]
     if wrong:
@@ -89,19 +93,28 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def _are_texts(values: Any, *lengths: int) -> bool:
-    if not isinstance(values, list) or (lengths and len(values) not in lengths):
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and _is_writable(value) for value in values)
+
+
+def _is_entity(value: Any) -> bool:
+    try:
+        entity = parse_entity(value)
+    except (TypeError, ValueError, KeyError):
         return False
-    return all(isinstance(value, str) and _is_writable(value) for value in values)
+    return _are_texts([*entity[:3], *entity.sources, entity.origin])
 
 
 def _is_source(value: Any) -> bool:
-    """Whether a value has the fields of a :class:`~alt.models.text.TextSource`."""
-    if not isinstance(value, dict) or value.keys() != {"backbone", "pretrained", "sha256", "templates"}:
+    """Whether a value is None, or has the fields of a :class:`~alt.models.text.TextSource`."""
+    try:
+        source = parse_source(value)
+    except (TypeError, ValueError):
         return False
-    names = [value["backbone"], value["sha256"], "" if value["pretrained"] is None else value["pretrained"]]
-    templates = value["templates"]
-    return _are_texts(names) and _are_texts(templates) and all(text.count("{}") == 1 for text in templates)
+    if source is None:
+        return True
+    texts = [source.backbone, source.pretrained or "", source.sha256, *source.templates]
+    return _are_texts(texts) and all(text.count("{}") == 1 for text in source.templates)
 
 
 def _is_writable(text: str) -> bool:

@@ -88,7 +88,9 @@ def build_with_clip(
     config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # checked before any file is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
+    text_source = loaded.text_source()  # before the tower is patched
     model = load_family(family)(config, find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp())
+    model.text_source = text_source
     return model, loaded
 
 

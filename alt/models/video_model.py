@@ -44,6 +44,7 @@ class VideoModel(nn.Module, HubModel):
         backbone: the tower; its parameters are named ``backbone.*``.
         head: scores of the classes. classes: their names, [] before :meth:`set_classes`.
         class_texts: how the names were embedded, None if that is not known.
+        text_source: the text encoder of the joint space, which must be a corpus's too; None if that is not known.
     """
 
     config_class: type[Any] = AltConfig
@@ -64,6 +65,7 @@ class VideoModel(nn.Module, HubModel):
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
         self.classes: list[str] = []
         self.class_texts: TextSource | None = None
+        self.text_source: TextSource | None = None
         apply_strategy(self, config.strategy)
 
     @property

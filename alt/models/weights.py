@@ -6,13 +6,15 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alt.corpus import Corpus
+from alt.corpus import Corpus, check_encoders
+from alt.corpus.entity import parse_source
 from alt.files import describe_error, read_tensors, replacing
 from alt.hosts import find_tower, get_host
 from alt.validation import plain
@@ -20,7 +22,6 @@ from alt.validation import plain
 from .clip_file import bare_name
 from .families import FAMILIES, load_family
 from .header import FORMAT, HEADER_KEY, OF_DATA, check_clip_size, check_fit, check_sizes, read_header
-from .text import TextSource
 
 __all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "save_model"]
 
@@ -35,8 +36,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Writes a model as one safetensors file, every parameter and buffer bit for bit.
 
     JSON in its metadata holds the family, the configuration, the sizes of the tower, the class names and how they were
-    embedded, and texts and categories of the corpus. The file is written beside ``path`` and then replaces it, so a
-    full disk or Ctrl-C leaves the previous file unchanged.
+    embedded, the entities of the corpus, and the text encoder. The file is written beside ``path`` and then replaces
+    it, so a full disk or Ctrl-C leaves the previous file unchanged.
 
     Raises:
         TypeError: the model is not one of this package. ValueError: the name does not end in .safetensors.
@@ -87,6 +88,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     check_clip_size(model, path)
     model.load_state_dict(state, assign=True)
     model.to(device)
+    model.text_source = parse_source(header["text_encoder"])
     _adopt_classes(model, header)
     _adopt_corpus(model, header)
     return model
@@ -130,8 +132,8 @@ def load_weights(
         The number of tensors that were read.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or its configuration differs (the fields are named). The
-            model is unchanged.
+        FileNotFoundError, ValueError: there is no such file, its configuration differs (the fields are named), or
+            classes or corpus are kept that another text encoder embedded. The model is unchanged.
     """
     path = model_file(path)
     header = read_header(path)
@@ -161,10 +163,16 @@ def load_weights(
         difference = _describe_mismatch(fields, header, config, other)
         raise ValueError(f"{path} has another configuration than the model: {difference}")
     check_fit(own, state, path)
+    source = parse_source(header["text_encoder"])
+    if keep_classes or keep_corpus:
+        kept: Any = model.text_source
+        check_encoders("the text that the model keeps", kept, str(path), source)
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
     if not keep_classes:
         _adopt_classes(model, header)
+    if not (keep_classes or keep_corpus):
+        model.text_source = source
     if not keep_corpus:
         _adopt_corpus(model, header)
     return len(state)
@@ -198,6 +206,7 @@ def _description(model: Any) -> dict[str, Any]:
         "classes": list(model.classes),
         "texts": None if model.class_texts is None else model.class_texts._asdict(),
         "corpus": entities,
+        "text_encoder": None if model.text_source is None else model.text_source._asdict(),
     }
 
 
@@ -213,19 +222,16 @@ def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
 
 
 def _adopt_classes(model: Any, header: dict[str, Any]) -> None:
-    texts = header["texts"]
     model.classes = list(header["classes"])
-    model.class_texts = None if texts is None else TextSource(**{**texts, "templates": tuple(texts["templates"])})
+    model.class_texts = parse_source(header["texts"])
 
 
 def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:
     alignment = getattr(model, "alignment", None)
     if alignment is None or header["corpus"] is None:
         return
-    bare = Corpus.from_entities(header["corpus"])
-    model.corpus = Corpus(
-        bare.units, bare.descriptions, bare.categories, bare.sources, alignment.entities.detach().cpu()
-    )
+    rows = alignment.entities.detach().cpu()
+    model.corpus = replace(Corpus.from_entities(header["corpus"]), embeddings=rows, encoder=model.text_source)
 
 
 def _make_room(model: Any, state: dict[str, Tensor]) -> None:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from alt.corpus import READY, Corpus, TextSource
 from alt.errors import UserError, one_line
 
 from .checkpoint import write_errors
 from .config import ModelSection, TrainConfig
 
 if TYPE_CHECKING:
-    from alt.corpus import Corpus
     from alt.models.clip import LoadedClip
-    from alt.models.text import TextSource
 
 
 def check_files(config: TrainConfig) -> None:
-    """Checks that the weights and the corpus exist, before anything slow. Nothing is read.
+    """Checks that the weights exist and the corpus fits, before anything slow. No weights are read.
 
     Raises:
-        UserError: a file or a tag of weights does not exist.
+        UserError: a file or a tag of weights does not exist, the corpus cannot be read, it has no entity of the chosen
+            categories, or another text encoder embedded it.
     """
     from alt.models.clip import check_weights
     from alt.models.families import BACKBONES, parse_name
@@ -37,8 +37,29 @@ def check_files(config: TrainConfig) -> None:
         raise UserError(f"model: {one_line(error, 300)}.") from None
     if section.init_from is not None and not Path(section.init_from).is_file():
         raise UserError(f"model.init_from: there is no file {section.init_from}; train the run it names first.")
-    if section.corpus not in (None, "world", "labels") and not Path(section.corpus).is_file():
-        raise UserError(f"model.corpus: there is no file {section.corpus}.")
+    if section.corpus not in (None, "world", "labels"):
+        _check_corpus(section, BACKBONES[parse_name(section.name)[1]][0])
+
+
+def _check_corpus(section: ModelSection, backbone: str) -> None:
+    """Reads the corpus of a file. Its encoder is compared by name here; by its weights when the model is there."""
+    name = str(section.corpus)
+    if name not in READY and not Path(name).is_file():
+        raise UserError(
+            f"model.corpus: there is no file {name}; `alt corpus build` makes one, and {', '.join(READY)} ship."
+        )
+    try:
+        corpus = Corpus.load(name)
+        if section.corpus_categories is not None:
+            corpus.subset(section.corpus_categories)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.corpus: {one_line(error, 300)}.") from None
+    wanted = "random" if section.texts == "random" else section.options.get("backbone", backbone)
+    if corpus.encoder is not None and corpus.encoder.backbone not in ("", wanted):
+        raise UserError(
+            f"model.corpus: {name} was embedded by {corpus.encoder}, and this run embeds its texts with {wanted}; "
+            "embed it again with `alt corpus embed`."
+        )
 
 
 def build_model(
@@ -57,6 +78,8 @@ def build_model(
         model, clip = build_with_clip(
             section.name, pretrained=section.pretrained, frames=section.frames, r=section.r, **section.options
         )
+        if section.texts == "random":
+            model.text_source = RandomTextEncoder(model.width).source()
         if getattr(model.config, "queries", None) == "entity":
             corpus = _open_corpus(section, classes, world)
             if corpus.embeddings is None:
@@ -78,8 +101,6 @@ def build_model(
 
 
 def _open_corpus(section: ModelSection, classes: Sequence[str], world: Any) -> Corpus:
-    from alt.corpus import Corpus
-
     if section.corpus is None:
         raise UserError(
             f"model.corpus must name a corpus for {section.name} with entity queries: a file, world or labels."
@@ -114,8 +135,6 @@ class RandomTextEncoder:
 
     def source(self, templates: Any = ()) -> TextSource:
         """Returns the record of this encoder, which has no tower and reads no templates."""
-        from alt.models.text import TextSource
-
         return TextSource("random", None, "")
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alt.corpus import CATEGORIES, Corpus
+from alt.corpus import CATEGORIES, Corpus, TextSource
+from alt.corpus.corpus_file import read_corpus_file
 
 ENTITIES = [
     ("cup", "a small open container", "object", "lifting cup"),
@@ -48,7 +49,8 @@ def test_texts_join_unit_and_description() -> None:
         "lifting: moving upwards",
         "ball",
     ]
-    assert corpus()[0].source == "lifting cup"
+    assert corpus()[0].sources == ("lifting cup",)
+    assert corpus()[1].sources == ()
     assert [entity.unit for entity in corpus()] == ["cup", "hand", "kitchen", "lifting", "ball"]
     assert corpus().counts() == {"object": 2, "body_part": 1, "scene": 1, "motion": 1}
 
@@ -89,11 +91,12 @@ def test_expand_keeps_all_and_appends_the_new_ones() -> None:
     ).embed(CountingEncoder())
     joined = first.expand(second)
     assert joined.units == (*first.units, "cup", "table")
-    assert joined.sources[-2:] == ("winning cup", "")
+    assert joined.sources[-2:] == (("winning cup",), ())
+    assert joined.sources[4] == ("rolling ball",)  # the known entity, found in one more label
     assert torch.equal(joined.embeddings[:5], first.embeddings)
     assert torch.equal(joined.embeddings[5:], second.embeddings[1:3])
     assert joined.expand(second) is joined
-    assert joined.expand(first).units == joined.units
+    assert joined.expand(first) is joined
 
 
 def test_expand_refuses_what_cannot_be_joined() -> None:
@@ -126,6 +129,57 @@ def test_save_and_load_bit_for_bit(tmp_path: Path, width: int | None) -> None:
         assert torch.equal(loaded.embeddings, saved.embeddings)
     names = {file.name for file in path.parent.iterdir()}
     assert names == ({"corpus.json"} if width is None else {"corpus.json", "corpus.safetensors"})
+
+
+def test_every_field_survives_and_an_edit_shows(tmp_path: Path) -> None:
+    rows = [("cup", "a vessel", "object", ["lifting cup", "drinking", "drinking"], "WordNet cup%1:06:00::")]
+    saved = Corpus.from_entities([*rows, ("hand", "", "body_part")])
+    path = saved.save(tmp_path / "c.json", {"command": "a test"})
+    file = read_corpus_file(path)
+    assert Corpus.load(path)[0] == ("cup", "a vessel", "object", ("lifting cup", "drinking"), "WordNet cup%1:06:00::")
+    assert (file.about, file.edited) == ({"command": "a test"}, False)
+    lines = path.read_text().splitlines()
+    assert sum('"unit"' in line for line in lines) == 2  # one line per entity, for people
+    path.write_text(path.read_text().replace("a vessel", "a trophy"))
+    assert read_corpus_file(path).edited
+    assert Corpus.load(path)[0].description == "a trophy"
+    assert Corpus.load(path).content_hash() != saved.content_hash()
+
+
+def test_format_1_still_loads(tmp_path: Path) -> None:
+    first = {"unit": "cup", "description": "a vessel", "category": "object", "source": "lifting cup"}
+    second = {"unit": "hand", "description": "", "category": "body_part", "source": ""}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"format": 1, "embeddings": None, "entities": [first, second]}))
+    assert list(Corpus.load(path)) == list(
+        Corpus.from_entities([("cup", "a vessel", "object", "lifting cup"), ("hand", "", "body_part")])
+    )
+    assert not read_corpus_file(path).edited
+    path.write_text(json.dumps({"format": 3, "embeddings": None, "entities": [first]}))
+    with pytest.raises(ValueError, match="it has format 3, and this version reads 1 and 2"):
+        Corpus.load(path)
+
+
+class NamedEncoder(CountingEncoder):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def source(self) -> TextSource:
+        return TextSource("ViT-B-16", self.name, self.name * 8)
+
+
+def test_embeddings_know_their_encoder(tmp_path: Path) -> None:
+    openai, laion = NamedEncoder("openai"), NamedEncoder("laion")
+    saved = corpus(None).embed(openai)
+    loaded = Corpus.load(saved.save(tmp_path / "c.json"))
+    assert loaded.encoder == openai.source()
+    assert loaded.subset("object").encoder == openai.source()
+    other = Corpus.from_labels(["jumping"])
+    assert loaded.expand(other.embed(openai)).encoder == openai.source()
+    assert loaded.expand(other.embed(CountingEncoder())).encoder == openai.source()  # one that is not known
+    with pytest.raises(ValueError, match=r"by ViT-B-16 with the weights laion \(laionlai\), and this one belongs to"):
+        loaded.expand(other.embed(laion))
 
 
 def test_embeddings_of_other_texts_are_noticed(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_file_tells_what_it_is_without_its_weights(tmp_path: Path) -> None:
     assert header["family"] == "alt"
     assert header["config"]["layers"] == 2
     assert header["classes"] == [f"class {i}" for i in range(CLASSES)]
-    assert header["corpus"][0] == ["cup", "a small container", "object", ""]
+    assert header["corpus"][0] == ["cup", "a small container", "object", [], ""]
     assert header["tower"]["width"] == 32
 
 
