@@ -70,6 +70,16 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "1.0.31",
         "every prefix token, pooling, norm, LayerScale and image size; tokens that it returns lie on the grid",
     ),
+    BuiltIn(
+        "timm.eva",
+        "timm.models.eva",
+        "alt.hosts.timm.eva",
+        "HOST",
+        ("Eva", "open_clip's TimmModel with such a trunk"),
+        "timm",
+        "1.0.31",
+        "EVA, EVA-02, DINOv3, PE-Core, RoPE-ViT: rotary positions of every kind, at the mean place of merged patches",
+    ),
     _transformers(
         "clip",
         "HOST",

@@ -26,7 +26,8 @@ class Embedded(NamedTuple):
     """Tokens before the first block: protected tokens first, then patches in row-major order.
 
     x: ``[B, N, C]``. size: float32 ``[B, N]``, the patches behind each token, 0 for padding; None: 1 each.
-    positions: float32 ``[B, N, P]``, coordinates for attention that rotates q and k; None: positions are part of x.
+    positions: float32 or float64 ``[B, N, P]``, coordinates for attention that rotates q and k, 0 for protected tokens;
+    None: positions are part of x. The angles are linear in them, so a merged token lies at the mean of its patches.
     """
 
     x: Tensor
@@ -85,7 +86,10 @@ class HostAttention(ABC):
 
     @abstractmethod
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Returns ``Projected.keys`` without gradient, for modules whose keys stay inside their call."""
+        """Returns ``Projected.keys`` without gradient, for modules whose keys stay inside their call.
+
+        With positions, which only a host that :meth:`Host.rotates` gets, the keys are rotated: ``Projected.k``.
+        """
 
     def key_projection(self) -> KeyProjection:
         """Returns the map that makes the keys, adapters included. May be called before and after the module's call.
@@ -184,6 +188,10 @@ class Host(ABC):
 
     def sequence_first(self, tower: nn.Module) -> bool:
         """Returns True if the blocks take and return ``[N, B, C]``. alt transposes at their calls, as hooks expect."""
+        return False
+
+    def rotates(self, tower: nn.Module) -> bool:
+        """Returns True if attention rotates q and k by the positions of their tokens (``Embedded.positions``)."""
         return False
 
     def is_layer_norm(self, norm: nn.Module) -> bool:

@@ -73,8 +73,8 @@ class TowerMerge(Protocol):
         """
         ...
 
-    def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkMerge:
-        """Starts a run over the blocks, for a forward that leaves some of them out."""
+    def begin(self, tower: Any, embedded: Any, frames: int = 1) -> TrunkMerge:
+        """Starts a run of embedded tokens over the blocks, for a forward that leaves some of them out."""
         ...
 
     def finish(self, x: Tensor, merge: Any) -> Tensor:

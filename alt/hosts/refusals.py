@@ -32,7 +32,6 @@ _REASONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("beit", "vision_transformer_relpos"), _TABLES),
         **dict.fromkeys(("hiera", "mvit", "pvt", "levit", "efficientformer", "davit", "coat", "visformer"), _STAGES),
         **dict.fromkeys(("convnext", "resnet", "convit", "crossvit", "xcit", "cait", "mobilevit", "convmixer"), _GRID),
-        "eva": _ROTARY,
         "naflexvit": "its images have their own sizes (NaFlex), which alt does not support yet",
     },
     "torchvision.models.": {"swin": _WINDOWS, "maxvit": _WINDOWS, "resnet": _GRID, "convnext": _GRID},

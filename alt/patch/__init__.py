@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from alt.hosts import find_tower, supported_hosts
+from alt.hosts.modules import qualified_name
 
 from .apply import apply, is_patched
 from .handle import PatchHandle
@@ -46,8 +47,8 @@ def patch_model(
 
     Args:
         model: of a family that :func:`alt.supported_hosts` lists: open_clip's CLIP models, CLIP, SigLIP, ViT and
-            DINOv2 of transformers, those of your own host (:func:`alt.hosts.register`), or the image tower of one.
-            Only the image tower is patched.
+            DINOv2 of transformers, timm's ViT and Eva, those of your own host (:func:`alt.hosts.register`), or the
+            image tower of one. Only the image tower is patched.
         r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens. None: 8 if that leaves a
             quarter of the tokens, otherwise the largest r that does, named by a warning.
@@ -59,6 +60,8 @@ def patch_model(
             ``W = (1/H) sum_h W_h`` in the dtype of the weights. Matching then reads H times fewer numbers, for D more
             columns of the projection, computed from the weights of the same call. In low precision the rounding
             differs, so near-ties may merge otherwise (docs/patching.md has the share). Not for q/k norms.
+            ``"rotated"``: the keys as attention uses them, rotated by the positions of their tokens. Only for towers
+            with rotary positions; the other two compare the keys before the rotation.
         protect: patches that must not merge, neither into others nor others into them: a bool tensor or array
             ``[h, w]`` (or flat ``[n]``, for any image size) for all images, or ``[B, h, w]`` for each image of the next
             batches, with as many True in every image. ``handle.protect`` may be set before each call. Inside the
@@ -75,8 +78,8 @@ def patch_model(
         The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
 
     Raises:
-        TypeError: the model, one of its parts or an argument has an unsupported type, or ``metric="projection"`` and
-            the keys of a block are not known to be a linear map of its tokens.
+        TypeError: the model, one of its parts or an argument has an unsupported type, or ``metric="projection"`` and the
+            keys of a block are not known to be a linear map of its tokens, or ``metric="rotated"`` and nothing rotates.
         ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``,
             metric or impl is another word, or ``merged_output`` and the model is not the tower.
     """
@@ -111,6 +114,11 @@ def patch_model(
     spared = special + (0 if protected is None else protected.count)
     checked = resolve_reduction(r, inflection, blocks, native, spared, stacklevel=2)
     metric = check_metric(metric)
+    if metric == "rotated" and not host.rotates(tower):
+        raise TypeError(
+            "metric='rotated' needs attention that rotates queries and keys by their positions, which that of "
+            f"{qualified_name(tower)} does not; use metric='keys'"
+        )
     if metric == "projection":
         for i, block in enumerate(host.blocks(tower)):
             host.block_parts(block, tower, i).attention.key_projection()  # raises before the model is touched

@@ -31,8 +31,9 @@ def self_attention(
     """Returns y ``[B, N, C]`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
 
     ``compare``, if given, is called with the rows that matching compares, as soon as they are there. They have no
-    gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the metric ``"keys"``; their mean ``[B, N, D]`` for
-    ``"projection"``. ``positions`` ``[B, N, P]`` go to hosts that rotate q and k.
+    gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the metric ``"keys"``, and rotated for
+    ``"rotated"``; the mean of the former ``[B, N, D]`` for ``"projection"``. ``positions`` ``[B, N, P]`` go to hosts
+    that rotate q and k.
     """
     if attention.can_fuse():
         if compare is not None and metric == "projection":
@@ -41,12 +42,15 @@ def self_attention(
         else:
             projected = attention.project(x, positions)
             if compare is not None:
-                compare(projected.keys.detach())
+                compare((projected.k if metric == "rotated" else projected.keys).detach())
         q, k, v, scale = projected.q, projected.k, projected.v, projected.scale
         y = proportional_attention(q, k, v, size, scale=scale, impl=impl)
         return attention.join_heads(y, x)
     # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
     y = attention.call_module(x, key_bias(size, x.dtype), positions)
     if compare is not None:
-        compare(project_metric(attention, x) if metric == "projection" else attention.project_keys(x, positions))
+        if metric == "projection":
+            compare(project_metric(attention, x))
+        else:
+            compare(attention.project_keys(x, positions if metric == "rotated" else None))
     return y

@@ -2,6 +2,8 @@
 
 ``keys``: the matching kernel reads all keys ``[B, H, N, D]`` and takes the mean over heads, in float32.
 
+``rotated``: the same of keys that attention has rotated by the positions of their tokens.
+
 ``projection``: that mean is itself a linear map of the block's normed input x ``[B, N, C]``, since the keys are::
 
     k_h = x W_h^T + b_h            W_h [D, C], b_h [D]: the rows of head h in the key projection
@@ -22,13 +24,13 @@ from torch import Tensor
 from alt.hosts import HostAttention
 from alt_kernels import Impl, Matching, bipartite_soft_matching, bipartite_soft_matching_from_keys
 
-Metric = Literal["keys", "projection"]
+Metric = Literal["keys", "projection", "rotated"]
 
 
 def check_metric(metric: object) -> Metric:
-    """Returns ``metric``; raises ValueError unless it is one of the two."""
+    """Returns ``metric``; raises ValueError unless it is one of the three."""
     if metric not in get_args(Metric):
-        raise ValueError(f"metric must be 'keys' or 'projection', got {metric!r}")
+        raise ValueError(f"metric must be 'keys', 'projection' or 'rotated', got {metric!r}")
     return metric  # type: ignore[return-value]
 
 
@@ -54,6 +56,15 @@ def match(rows: Tensor, r: int, num_protected: int, impl: Impl) -> Matching:
     if rows.dim() == 3:
         return bipartite_soft_matching(rows, r, num_protected=num_protected, impl=impl)
     return bipartite_soft_matching_from_keys(rows, r, num_protected=num_protected, impl=impl)
+
+
+def hide_padding(rows: Tensor, size: Tensor) -> Tensor:
+    """Returns rows that are 0 where ``size`` ``[B, N]`` is: such a row scores -inf, so padding merges with nothing.
+
+    Where a block removes more tokens than a sequence has pairs of real tokens, padding goes instead, without an effect.
+    """
+    padding = size == 0
+    return rows.masked_fill(padding[:, None, :, None] if rows.dim() == 4 else padding[:, :, None], 0)
 
 
 def _mean(rows: Tensor, heads: int) -> Tensor:

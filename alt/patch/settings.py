@@ -128,14 +128,15 @@ class PatchSettings:
         self, tower: Any, embedded: Embedded, take: tuple[int, ...] = (), frames: int = 1
     ) -> tuple[Tensor, TrunkCall]:
         """Sends embedded tokens through the blocks; see :class:`alt.hosts.merging.TowerMerge`."""
-        if embedded.size is not None and not self.prop_attn:
-            raise ValueError("prop_attn: expected True for a tower that pads its tokens, because size 0 masks padding")
-        call = self.begin(tower, embedded.x.shape[1], frames)
-        call.size, call.positions, call.take = embedded.size, embedded.positions, take
+        call = self.begin(tower, embedded, frames)
+        call.take = take
         return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
 
-    def begin(self, tower: Any, num_tokens: int, frames: int = 1) -> TrunkCall:
-        """Starts a run of ``num_tokens`` tokens over the blocks."""
+    def begin(self, tower: Any, embedded: Embedded, frames: int = 1) -> TrunkCall:
+        """Starts a run of embedded tokens over the blocks."""
+        if embedded.size is not None and not self.prop_attn:
+            raise ValueError("prop_attn: expected True for a tower that pads its tokens, because size 0 masks padding")
+        num_tokens = embedded.x.shape[1]
         if isinstance(num_tokens, torch.fx.Proxy):
             raise TypeError(
                 "torch.fx cannot trace a patched tower, because its schedule needs the number of tokens:"
@@ -155,6 +156,8 @@ class PatchSettings:
             prop_attn=self.prop_attn,
             impl=self.impl,
             metric=self.metric,
+            size=embedded.size,
+            positions=embedded.positions,
             protected=self.protected,
             frames=frames,
             merged_output=self.merged_output,

@@ -28,7 +28,7 @@ from alt_kernels import Impl, Matching, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
 from .beside import start
-from .metric import Metric, match
+from .metric import Metric, hide_padding, match
 
 
 class BlockCall:
@@ -52,6 +52,7 @@ class BlockCall:
         prop_attn: bool,
         impl: Impl,
         metric: Metric,
+        padded: bool = False,
         positions: Tensor | None = None,
         matching: Matching | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class BlockCall:
         self.prop_attn = prop_attn
         self.impl = impl
         self.metric = metric
+        self.padded = padded
         self.positions = positions
         self.matching = matching
         self.sequence_first = host.sequence_first(tower)
@@ -95,7 +97,12 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
 
     def compare(rows: Tensor) -> None:
         nonlocal plan
-        plan = start(lambda: match(rows, r, call.num_protected, impl))
+
+        def make() -> Matching:
+            shown = hide_padding(rows, size) if call.padded and size is not None else rows
+            return match(shown, r, call.num_protected, impl)
+
+        plan = start(make)
 
     # An existing plan comes from the first run of a checkpointed block.
     y = _attend(parts, x, call, compare if r > 0 and call.matching is None else None)

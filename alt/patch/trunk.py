@@ -25,6 +25,7 @@ class TrunkCall:
     Attributes:
         removed: tokens that each block merges away.
         size: current token sizes ``[B, n]``; None while each token stands for one patch.
+        padded: True if tokens of size 0, which are padding, may be among them.
         positions: current token positions ``[B, n, P]``, for hosts that rotate q and k.
         matchings: the plan of each finished block, None where nothing merged. With protected patches the plan that
             puts them first comes before those.
@@ -58,6 +59,7 @@ class TrunkCall:
         self.impl = impl
         self.metric = metric
         self.size = size
+        self.padded = size is not None
         self.positions = positions
         self.protected = protected
         self.frames = frames
@@ -154,6 +156,7 @@ def _call_block(
         prop_attn=trunk.prop_attn,
         impl=trunk.impl,
         metric=trunk.metric,
+        padded=trunk.padded,
         positions=positions,
         matching=memory[0] if memory else None,
     )

@@ -33,6 +33,8 @@ class Family:
     make: a new model. run: its outputs for images. tower: its image tower. embed: tokens before the first block.
     blocks: their weights. finish: the outputs of ``run`` from the grid of the last block's tokens.
     sizes: image sizes that it takes without a change. switch: it can recompute its blocks in the backward.
+    places: coordinates of the tokens that attention rotates by.
+    tolerance: of merged outputs. float32_gradients: parameters whose gradient the host itself computes in float32.
     """
 
     make: Callable[[], nn.Module]
@@ -45,6 +47,9 @@ class Family:
     attention: Callable[[Any], list[nn.Module]] = field(default=lambda tower: [])
     sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),)
     switch: bool = True
+    places: Callable[[Any, Tensor], Tensor | None] = field(default=lambda tower, batch: None)
+    tolerance: float = 1e-11
+    float32_gradients: tuple[str, ...] = ()
 
 
 def build(family: Family, dtype: torch.dtype = torch.float64) -> Any:

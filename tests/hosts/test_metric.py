@@ -11,7 +11,8 @@ import alt
 from alt.hosts import find_tower
 from tests.patch.compare import max_difference
 
-from .families import FAMILIES, SIDE, build
+from .all_families import FAMILIES
+from .families import SIDE, build
 
 
 def images():

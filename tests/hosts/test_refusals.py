@@ -64,7 +64,6 @@ CASES: dict[str, tuple[Any, str]] = {
     "timm swin": (lambda: timm_model("swin_tiny_patch4_window7_224"), "SwinTransformer: it attends inside windows"),
     "timm beit": (lambda: timm_model("beit_base_patch16_224"), "Beit: .* table of relative positions"),
     "timm relpos": (lambda: timm_model("vit_relpos_small_patch16_224"), "RelPos: .* table of relative positions"),
-    "timm eva": (lambda: timm_model("eva02_tiny_patch14_224"), "Eva: .* rotates queries and keys"),
     "timm hiera": (lambda: timm_model("hiera_tiny_224"), "Hiera: it is hierarchical"),
     "timm resnet": (lambda: timm_model("resnet18"), "ResNet: it convolves the grid"),
     "timm parallel blocks": (

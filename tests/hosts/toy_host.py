@@ -43,7 +43,8 @@ class ToyAttention(HostAttention):
 
     def project_keys(self, x: Tensor, positions: Tensor | None) -> Tensor:
         with torch.no_grad():
-            return self.mixer.split(self.mixer.name(x))
+            keys = self.mixer.split(self.mixer.name(x))
+            return keys if positions is None else turn(keys, positions[..., 0])
 
     def call_module(self, x: Tensor, bias: Tensor | None, positions: Tensor | None) -> Tensor:
         return self.mixer(x, bias, None if positions is None else positions[..., 0])
@@ -70,6 +71,9 @@ class ToyHost(Host):
         letter = block.letter
         guests = None if letter is None else lambda x: letter(x[:, :1])
         return BlockParts(block.pre, ToyAttention(block.mix), lambda y: block.gain * y, block.mid, block.wide, guests)
+
+    def rotates(self, tower: Any) -> bool:
+        return tower.turns
 
     def component(self, path: str) -> str:
         if path.startswith("layers."):

@@ -199,9 +199,9 @@ def test_in_bfloat16_the_pairs_are_about_as_exact_as_those_of_the_keys():
     ("options", "metric", "error", "message"),
     [
         ({"qk_norm": True}, "projection", TypeError, "this attention normalises its keys before their mean over heads"),
-        ({}, "mean", ValueError, "metric must be 'keys' or 'projection', got 'mean'"),
-        ({}, None, ValueError, "metric must be 'keys' or 'projection', got None"),
-        ({}, ["keys"], ValueError, "metric must be 'keys' or 'projection', got"),
+        ({}, "mean", ValueError, "metric must be 'keys', 'projection' or 'rotated', got 'mean'"),
+        ({}, None, ValueError, "metric must be 'keys', 'projection' or 'rotated', got None"),
+        ({}, ["keys"], ValueError, "metric must be 'keys', 'projection' or 'rotated', got"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_touched(options, metric, error, message):

@@ -15,6 +15,7 @@ from open_clip.transformer import (
 from open_clip.utils import feature_take_indices
 from torch import Tensor, nn
 
+from ..host import Embedded
 from ..merging import MergingBlock, PatchedTower, TrunkMerge, require_grid
 from ..pooling import KeySizes
 from .pooling import attentional_pool, pool
@@ -86,7 +87,7 @@ class PatchedVisionTransformer(PatchedTower, VisionTransformer):
             )
         trunk = self.transformer
         take, last = feature_take_indices(len(trunk.resblocks), indices)
-        merge = self._alt_patch.begin(self, num_tokens)
+        merge = self._alt_patch.begin(self, Embedded(x))
         require_grid(merge, output_fmt)
         merge.take = tuple(take)
         # Bypasses the trunk's call: open_clip's own forward_intermediates does not fire the trunk's hooks either.

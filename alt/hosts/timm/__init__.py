@@ -6,7 +6,7 @@ Only this folder knows timm's attribute names. It is imported when the first suc
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,41 +23,50 @@ from .attention import TimmAttention
 from .patched import PATCHED
 from .pooling import head
 
-__all__ = ["HOST"]
+__all__ = ["HOST", "OWNER", "Timm"]
 
-_OWNER = "timm's"
+OWNER = "timm's"
 _BLOCK = re.compile(r"blocks\.\d+(?:\.(?P<part>\w+))?")
 
 
 class Timm(Host):
-    """The host of timm's ``VisionTransformer``."""
+    """The host of timm's ``VisionTransformer``, and base of that of ``Eva``.
+
+    Attributes:
+        tower: class of the tower.
+    """
 
     name = "timm"
     supports = "timm's VisionTransformer"
-    patched = PATCHED
+    patched: Mapping[type, type] = PATCHED
+    tower: type[nn.Module] = VisionTransformer
     layer_norms = frozenset({"torch.nn.modules.normalization.LayerNorm", "timm.layers.norm.LayerNorm"})
 
     # --- where things are ---
 
     def find_tower(self, model: nn.Module) -> nn.Module | None:
-        if isinstance(model, VisionTransformer):
+        if isinstance(model, self.tower):
             return model
         if not any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__):
             return None
         trunk = getattr(getattr(model, "visual", model), "trunk", None)
-        return trunk if isinstance(trunk, VisionTransformer) else None
+        return trunk if isinstance(trunk, self.tower) else None
 
     def check_tower(self, tower: Any) -> None:
-        require_class(tower, (VisionTransformer, VisionTransformerDistilled), "the image tower", _OWNER)
+        require_class(tower, (VisionTransformer, VisionTransformerDistilled), "the image tower", OWNER)
         require_class(tower.blocks, (nn.Sequential,), "the tower's blocks", "torch's")
         for i, block in enumerate(tower.blocks):
-            require_class(block, (Block,), f"block {i}", _OWNER)
-            require_class(block.attn, (Attention,), f"the attention of block {i}", _OWNER)
+            require_class(block, (Block,), f"block {i}", OWNER)
+            require_class(block.attn, (Attention,), f"the attention of block {i}", OWNER)
+        self.check_pooling(tower, (AttentionPoolLatent, AttentionPoolPrr))
+        require_unsharded(tower)
+
+    def check_pooling(self, tower: Any, known: tuple[type, ...]) -> None:
+        """Raises TypeError unless the attention pooling, if there is one, is of a known class without positions."""
         if tower.attn_pool is not None:
-            require_class(tower.attn_pool, (AttentionPoolLatent, AttentionPoolPrr), "the attention pooling", _OWNER)
+            require_class(tower.attn_pool, known, "the attention pooling", OWNER)
             if getattr(tower.attn_pool, "pos_embed", None) is not None:
                 raise TypeError("patching supports attention pooling without positions of its own; this one has some")
-        require_unsharded(tower)
 
     def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
         parts = [("the image tower", tower), ("the tower's blocks", tower.blocks)]
@@ -118,11 +127,12 @@ class Timm(Host):
 
     def joint_width(self, tower: Any) -> int:
         pools = tower.attn_pool is None and tower.global_pool in ("token", "avg")
-        if type(tower) is VisionTransformer and pools and isinstance(tower.head, nn.Linear):
+        single = not isinstance(tower, VisionTransformerDistilled)
+        if single and pools and isinstance(tower.head, nn.Linear):
             return tower.head.out_features
         raise TypeError(
-            "image tower: expected a timm VisionTransformer with a linear head after the class token or the mean of "
-            f"its tokens, got {type(tower).__name__} with global_pool={tower.global_pool!r} and the head "
+            f"image tower: expected a timm {self.tower.__name__} with a linear head after the class token or the mean "
+            f"of its tokens, got {type(tower).__name__} with global_pool={tower.global_pool!r} and the head "
             f"{type(tower.head).__name__}"
         )
 
@@ -138,7 +148,8 @@ class Timm(Host):
         return super().position_embedding(tower) if tower.pos_embed is None else tower.pos_embed
 
     def no_decay(self, tower: Any) -> list[nn.Parameter]:
-        return [tower.get_parameter(name) for name in tower.no_weight_decay() if getattr(tower, name, None) is not None]
+        names = tower.no_weight_decay()  # may name parameters that this tower does not have
+        return [parameter for name, parameter in tower.named_parameters() if name in names]
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = getattr(tower, "pretrained_cfg", None) or {}  # a tower built by hand has none

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from ..merging import MergingBlock, MergingSequential, PatchedTower, require_grid
 from .pooling import head
 
-__all__ = ["PATCHED"]
+__all__ = ["PATCHED", "MergingVisionTransformer"]
 
 
 class PatchedBlock(MergingBlock, Block):
     pass
 
 
-class _MergingTower(PatchedTower):
-    """Mix-in of both towers. Everything that returns tokens returns the grid, so the host's own head fits them."""
+class MergingVisionTransformer(PatchedTower):
+    """Mix-in of timm's towers. Everything that returns tokens returns the grid, so the host's own head fits them."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Any:
         if not self.global_pool:  # type: ignore[attr-defined]
@@ -54,14 +54,14 @@ class _MergingTower(PatchedTower):
         _refuse_masks(attn_mask, is_causal)
         tower: Any = self
         grid = tower.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
-        x = self._alt_patch.host.embed(self, x).x
+        embedded = self._alt_patch.host.embed(self, x)
         take, last = feature_take_indices(len(tower.blocks), indices)
-        merge = self._alt_patch.begin(self, x.shape[1])
+        merge = self._alt_patch.begin(self, embedded)
         require_grid(merge, output_fmt)
         merge.take = tuple(take)
         # Bypasses the call of the blocks' container, as timm's own forward_intermediates does.
         blocks = tower.blocks[: last + 1] if stop_early else tower.blocks
-        x = self._alt_patch.finish(merge.run(x, blocks, tower.grad_checkpointing), merge)
+        x = self._alt_patch.finish(merge.run(embedded.x, blocks, tower.grad_checkpointing), merge)
         taken = [tower.norm(y) for y in merge.intermediates] if norm else merge.intermediates
         first = tower.num_prefix_tokens
         spatial = [y[:, first:] for y in taken]
@@ -79,11 +79,11 @@ class _MergingTower(PatchedTower):
         return result if intermediates_only else (merge.restore(tower.norm(x)), result)
 
 
-class PatchedVisionTransformer(_MergingTower, VisionTransformer):
+class PatchedVisionTransformer(MergingVisionTransformer, VisionTransformer):
     pass
 
 
-class PatchedVisionTransformerDistilled(_MergingTower, VisionTransformerDistilled):
+class PatchedVisionTransformerDistilled(MergingVisionTransformer, VisionTransformerDistilled):
     pass
 
 

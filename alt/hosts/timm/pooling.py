@@ -25,7 +25,8 @@ def head(tower: Any, x: Tensor, size: Tensor | None) -> Tensor:
 
 
 def _pool(tower: Any, x: Tensor, size: Tensor) -> Tensor:
-    if not tower.pool_include_prefix:
+    # Eva has no such option: its attention pooling reads the prefix, its means do not.
+    if not getattr(tower, "pool_include_prefix", tower.attn_pool is not None):
         first = tower.num_prefix_tokens
         x, size = x[:, first:], size[:, first:]
     if tower.attn_pool is not None:
