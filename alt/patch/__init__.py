@@ -78,8 +78,9 @@ def patch_model(
         The handle: ``.remove()``, context manager, ``.r`` (may be set), ``.schedule(num_tokens)``.
 
     Raises:
-        TypeError: the model, one of its parts or an argument has an unsupported type, or ``metric="projection"`` and the
-            keys of a block are not known to be a linear map of its tokens, or ``metric="rotated"`` and nothing rotates.
+        TypeError: the model, one of its parts or an argument has an unsupported type, ``metric="projection"`` and
+            the keys of a block are not known to be a linear map of its tokens, or ``metric="rotated"`` and nothing
+            rotates.
         ValueError: the model is already patched, r or inflection is out of range, r is too large under ``strict``,
             metric or impl is another word, or ``merged_output`` and the model is not the tower.
     """
