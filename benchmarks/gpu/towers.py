@@ -12,7 +12,7 @@ import os
 import statistics
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rival_tower
 import torch
@@ -236,11 +236,11 @@ def entrants_of(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
         found = tower()
         return found, found
 
-    def patched(r: int) -> tuple[nn.Module, Step]:
+    def patched(r: int, **options: Any) -> tuple[nn.Module, Step]:
         found = tower()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            alt.patch_clip(found, r=r)
+            alt.patch_clip(found, r=r, **options)
         return found, found
 
     def plain(r: int, masked: bool) -> tuple[nn.Module, Step]:
@@ -266,6 +266,7 @@ def entrants_of(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
         entrant(attention, 0, lambda: patched(0), False),
         entrant(f"ours r={first}", first, lambda: patched(first), False),
         entrant(f"ours r={second}", second, lambda: patched(second), False),
+        entrant(f"ours r={first}, metric='projection'", first, lambda: patched(first, metric="projection"), False),
         entrant(f"plain torch r={first}", first, lambda: plain(first, False), False),
         entrant(fused, 0, lambda: plain(0, True), True),
         entrant(f"ours r={first}", first, lambda: patched(first), True),

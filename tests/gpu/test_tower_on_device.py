@@ -140,6 +140,26 @@ def test_captured_in_a_graph(tower: nn.Module, images: Tensor, dtype: torch.dtyp
 
 
 @pytest.mark.gpu
+def test_graphed_callables_train(tower: nn.Module, images: Tensor) -> None:
+    """As docs/small_batches.md shows it: the gradients of a graphed tower are those of a launched one."""
+    launched, graphed = patched(tower).train(), patched(tower).train()
+    torch.cuda.make_graphed_callables(graphed, (torch.zeros_like(images),))
+    for seed in (2, 3):
+        batch = normal(images.device, seed, *images.shape)
+        found = []
+        for model in (launched, graphed):
+            model.zero_grad(set_to_none=True)
+            output = model(batch)
+            output.square().sum().backward()
+            found.append((output.detach(), {n: p.grad for n, p in model.named_parameters()}))
+        (want, gradients), (got, others) = found
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        for name, gradient in gradients.items():
+            off = (others[name] - gradient).abs().max()
+            assert off <= 1e-4 * (1 + gradient.abs().max()), (name, off)
+
+
+@pytest.mark.gpu
 def test_each_op_in_a_graph_with_a_new_seed(device: torch.device) -> None:
     """The seed is read on the device: a replay after it changed draws other noise, the one that a launch draws."""
     x, entities = normal(device, 1, 50, 64), normal(device, 2, 200, 64)
