@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .corpus import Corpus as Corpus
     from .cost import CostReport as CostReport
     from .cost import count_macs as count_macs
+    from .cost import schedule_for as schedule_for
+    from .evaluate import benchmark as benchmark
     from .models import AltConfig as AltConfig
     from .models import TextEncoder as TextEncoder
     from .models import VideoModel as VideoModel

@@ -69,7 +69,13 @@ ROOMS: dict[str, set[str]] = {
     "alt.commands": BELOW_JOBS | JOBS | WORLD,
     "alt.cli": {"alt.commands"},
     "alt": BELOW_MODELS
-    | {"alt.corpus", "alt.cost", "alt.models", "alt.train"},  # re-exports; nothing inside alt imports it
+    | {
+        "alt.corpus",
+        "alt.cost",
+        "alt.evaluate",
+        "alt.models",
+        "alt.train",
+    },  # re-exports; nothing inside alt imports it
     # Names that moved, kept for one release; nothing imports them.
     "alt.embedded": {"alt.entityworld"},
     "alt.data.entity_world": {"alt.entityworld.world"},

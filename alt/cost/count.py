@@ -25,7 +25,9 @@ from .trace import FLOPS_PER_MAC, Trace, extra_formulas
 __all__ = ["count_macs"]
 
 
-def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -> CostReport:
+def count_macs(
+    model: nn.Module, frames: int | None = None, *, views: int = 1, image_size: tuple[int, int] | None = None
+) -> CostReport:
     """Counts the multiply-accumulates of a clip through an image tower or a video model.
 
     The literature prints multiply-accumulates as GFLOPs. One forward pass is traced in evaluation mode: a tower on one
@@ -43,6 +45,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
         frames: int >= 1, images per clip, for a tower; default 8, as in the paper's tables. A video model accepts
             only its own number.
         views: int >= 1, passes per video (spatial crops x temporal clips). Every count is multiplied by it.
+        image_size: height and width of the images, for a tower that takes other sizes than its own; None: its own.
 
     Returns:
         CostReport(native, paper_convention, by_component, by_convention), integers.
@@ -62,7 +65,7 @@ def count_macs(model: nn.Module, frames: int | None = None, *, views: int = 1) -
         if frames is not None and _check_count("frames", frames) != own_frames:
             raise ValueError(f"frames must be {own_frames}, what the video model was made for, got {frames}")
         frames, times = own_frames, 1
-    height, width = host.image_size(original.get_submodule(tower.removesuffix(".")))
+    height, width = image_size or host.image_size(original.get_submodule(tower.removesuffix(".")))
     shape = (1, 3, height, width) if own_frames is None else (1, frames, 3, height, width)
     with warnings.catch_warnings(), _mha_fast_path_off():
         warnings.simplefilter("ignore")  # patching the caller's model already warned about clipped blocks

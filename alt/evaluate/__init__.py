@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .metrics import VideoMetrics as VideoMetrics
     from .run import collect_logits as collect_logits
     from .run import evaluate as evaluate
+    from .tower_speed import BenchmarkReport as BenchmarkReport
+    from .tower_speed import BenchmarkRow as BenchmarkRow
+    from .tower_speed import benchmark as benchmark
     from .tradeoff import Point as Point
     from .tradeoff import Tradeoff as Tradeoff
     from .tradeoff import TradeoffRow as TradeoffRow
