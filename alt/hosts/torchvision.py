@@ -38,7 +38,7 @@ class PatchedVisionTransformer(PatchedTower, VisionTransformer):
     def forward(self, x: Tensor) -> Tensor:
         """Calls the encoder as the host does, before positions are added and with the last norm, so its hooks fit."""
         x = _tokens(self, x)
-        merge = self._alt_patch.begin(self, x.shape[1])
+        merge = self._alt_patch.begin(self, Embedded(x))
         x = self._alt_patch.finish(self.encoder(x, merge=merge), merge)
         return self.heads(x[:, 0])
 
