@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from alt.hosts import Host
 from alt.hosts.made_weights import make_weights
-from alt_kernels import source_map
 
 from .apply import is_patched, revert, settings_of
 from .metric import Metric
 from .protect import Mask, check_protect
+from .restore import block_sources
 from .schedule import Reduction, Requested, Schedule, check_count, make_schedule, resolve_reduction
 from .settings import PatchSettings, Trace
 from .trunk import TrunkCall
@@ -163,13 +163,7 @@ class PatchHandle:
         """Returns ``source`` after each block, for pictures of the merged regions."""
         trace = self._trace("sources")
         identity = torch.arange(trace.num_tokens, dtype=torch.int32, device=trace.device)
-        row = identity.expand(trace.batch, -1).contiguous()
-        rows = []
-        for count, plan in enumerate(trace.matchings, 1):
-            if plan is not None:
-                row = source_map([m for m in trace.matchings[:count] if m is not None])
-            rows.append(row)
-        return tuple(rows[len(rows) - trace.finished :])
+        return block_sources(trace.matchings, trace.finished, identity.expand(trace.batch, -1).contiguous())
 
     def __repr__(self) -> str:
         if not self._is_live:

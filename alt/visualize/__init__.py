@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .regions import merge_sheet as merge_sheet
     from .regions import outline_regions as outline_regions
     from .regions import region_map as region_map
+    from .tower_regions import show_regions as show_regions
     from .truth import Agreement as Agreement
     from .truth import Truth as Truth
     from .truth import measure_agreement as measure_agreement

@@ -14,10 +14,11 @@ from PIL import Image
 
 from .sheet import Picture, draw_sheet
 
-__all__ = ["draw_regions", "merge_sheet", "outline_regions", "region_map"]
+__all__ = ["draw_regions", "merge_sheet", "outline_regions", "region_map", "shown_blocks"]
 
 Regions = NDArray[np.int64]
 
+_MAX_PANELS = 12
 DARK, LIGHT = (15, 15, 15), (245, 245, 245)  # the two halves of an outline
 
 
@@ -46,6 +47,12 @@ def region_map(source: Any, grid: tuple[int, int], *, num_protected: int = 1) ->
     if not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"source must hold integers (output rows), got {rows.dtype}")
     return rows[num_protected:].reshape(height, width).astype(np.int64)
+
+
+def shown_blocks(depth: int) -> list[int]:
+    """Returns the numbers (from 1) of the blocks that a sheet shows: all, or 12 evenly spaced if there are more."""
+    panels = min(depth, _MAX_PANELS)
+    return sorted({round((i + 1) * depth / panels) for i in range(panels)})
 
 
 def draw_regions(image: Picture, regions: Regions, *, borders: bool = True) -> Picture:

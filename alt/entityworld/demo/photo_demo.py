@@ -22,12 +22,11 @@ from alt.errors import UserError, one_line, printable
 from alt.files import replacing
 from alt.measure import describe_machine, is_busy
 from alt.patch import patch_clip
-from alt.visualize.regions import merge_sheet, region_map
+from alt.visualize.regions import merge_sheet, region_map, shown_blocks
 
 __all__ = ["DemoOptions", "UserError", "run_demo"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MAX_PANELS = 12
 #: Rounds of the tower, and seconds after which no further round begins: the first table appears within a minute.
 REPEATS, PATIENCE = 9, 30.0
 
@@ -122,8 +121,7 @@ def _draw(
     photo: Photo, image: torch.Tensor, source: list[Any], tokens: tuple[int, ...], tower: Tower, options: DemoOptions
 ) -> Path:
     """Draws one sheet: the photograph and its regions after every block (12 evenly spaced blocks of deeper towers)."""
-    depth = len(source)
-    shown = sorted({round((i + 1) * depth / min(depth, _MAX_PANELS)) for i in range(min(depth, _MAX_PANELS))})
+    shown = shown_blocks(len(source))
     sheet = merge_sheet(
         tower.picture(image),
         [region_map(source[block - 1], tower.grid(), num_protected=tower.num_protected()) for block in shown],
