@@ -138,11 +138,6 @@ library.register(
 )
 
 
-def _from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
-    """CPU implementation: the mean by torch, which is a fraction of the time, then the matching kernel."""
-    return _OPS.bipartite_matching(reference.head_mean(k), r, num_protected)
-
-
 def _fake_from_keys(k: Tensor, r: int, num_protected: int) -> tuple[Tensor, Tensor, Tensor]:
     return _fake(k, r, num_protected)
 
@@ -158,7 +153,6 @@ library.register(
     reference=reference.bipartite_matching_from_keys,
     fake=_fake_from_keys,
     flops=_flops_from_keys,
-    cpu=_from_keys,
     triton="bipartite_soft_matching",
 )
 library.register_cuda("bipartite_matching_cuda", library.OPS["bipartite_matching"])

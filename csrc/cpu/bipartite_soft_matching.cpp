@@ -1,6 +1,7 @@
 // Bipartite soft matching on the CPU: cosine scores, row maxima and the merge plan, one image per thread.
 //
 //   alt_kernels::bipartite_matching(metric [B, N, C], r, num_protected)
+//   alt_kernels::bipartite_matching_from_keys(k [B, H, N, D], r, num_protected), of the mean over heads
 //     -> indices int32 [B, N], offsets int32 [B, N - r + 1], output_row int32 [B, N]
 //
 // A are the even, B the odd unprotected positions. Scores live in registers: no [A, B] matrix is ever written.
@@ -163,12 +164,70 @@ struct PlanWriter {
   }
 };
 
+// The rows of image after image, as they lie in a [B, N, C] tensor.
 template <typename In>
-void match(const Tensor& metric, const PlanWriter& shape) {
+struct MetricRows {
+  using Element = In;
+  const In* images;
+  int64_t batch_stride, token_stride;
+
+  explicit MetricRows(const Tensor& metric)
+      : images(data<const In>(metric)), batch_stride(metric.stride(0)), token_stride(metric.stride(1)) {}
+  int64_t scratch(int64_t, int64_t) const { return 0; }
+  int64_t row_stride(int64_t) const { return token_stride; }
+  const In* rows(int64_t image, int64_t, int64_t, In*) const { return images + image * batch_stride; }
+};
+
+// out [tokens, depth] = the mean over heads of k [heads, tokens, depth]
+template <typename T, typename In>
+ALT_MULTIVERSION void mean_over_heads(const In* ALT_RESTRICT k, int64_t heads, int64_t head_stride, int64_t tokens,
+                                      int64_t token_stride, int64_t depth, T* ALT_RESTRICT out) {
+  for (int64_t token = 0; token < tokens; ++token) {
+    const In* row = k + token * token_stride;
+    T* sum = out + token * depth;
+#pragma omp simd
+    for (int64_t c = 0; c < depth; ++c) {
+      sum[c] = load<T>(row[c]);
+    }
+    for (int64_t head = 1; head < heads; ++head) {
+      const In* more = row + head * head_stride;
+#pragma omp simd
+      for (int64_t c = 0; c < depth; ++c) {
+        sum[c] += load<T>(more[c]);
+      }
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < depth; ++c) {
+      sum[c] /= static_cast<T>(heads);
+    }
+  }
+}
+
+// The means over heads of image after image of a [B, H, N, D] tensor, each made when it is asked for.
+template <typename In>
+struct KeyMeans {
+  using Element = accumulate_t<In>;
+  const In* images;
+  int64_t heads, batch_stride, head_stride, token_stride;
+
+  explicit KeyMeans(const Tensor& k)
+      : images(data<const In>(k)),
+        heads(k.size(1)),
+        batch_stride(k.stride(0)),
+        head_stride(k.stride(1)),
+        token_stride(k.stride(2)) {}
+  int64_t scratch(int64_t tokens, int64_t channels) const { return tokens * channels; }
+  int64_t row_stride(int64_t channels) const { return channels; }
+  const Element* rows(int64_t image, int64_t tokens, int64_t channels, Element* scratch) const {
+    mean_over_heads(images + image * batch_stride, heads, head_stride, tokens, token_stride, channels, scratch);
+    return scratch;
+  }
+};
+
+template <typename Source>
+void match(const Source& source, int64_t batch, int64_t channels, const PlanWriter& shape) {
+  using In = typename Source::Element;
   using T = accumulate_t<In>;
-  const int64_t batch = metric.size(0), channels = metric.size(2);
-  const int64_t batch_stride = metric.stride(0), token_stride = metric.stride(1);
-  const In* images = data<const In>(metric);
   const Stages<T, In>& stage = stages<T, In>();
   const int64_t rows = round_up(shape.a.count, stage.block_rows);
   const int64_t columns = stage.padded_columns(shape.b.count);
@@ -186,6 +245,7 @@ void match(const Tensor& metric, const PlanWriter& shape) {
     Scratch<T> memory(floats);
     Scratch<uint8_t> flags(2 * rows + stage.lanes);
     Scratch<int32_t> column(rows);
+    Scratch<In> own(source.scratch(shape.tokens, channels));
     Scores<T> s{};
     s.channels = channels;
     s.a = shape.a;
@@ -199,7 +259,8 @@ void match(const Tensor& metric, const PlanWriter& shape) {
     s.merged = s.valid + rows;
     s.column = column.get();
     for (int64_t image = begin; image < end; ++image) {
-      stage.prepare(images + image * batch_stride, token_stride, s);
+      const In* from = source.rows(image, shape.tokens, channels, own.get());
+      stage.prepare(from, source.row_stride(channels), s);
       if (row_threads) {
         parallel_for(rows / stage.block_rows, stage.block_rows * shape.b.count * channels / 8,
                      [&](int64_t from, int64_t to) {
@@ -222,11 +283,12 @@ void match(const Tensor& metric, const PlanWriter& shape) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r, int64_t num_protected) {
-  check_rank(metric_in, 3, "metric");
-  const Tensor metric = as_rows_contiguous(metric_in);
-  const int64_t batch = metric.size(0), tokens = metric.size(1);
-  check(tokens <= std::numeric_limits<int32_t>::max(), "metric: expected fewer than 2^31 tokens, got ", tokens);
+// The plans of `batch` images of `tokens` tokens; find(plan) makes them where tokens merge.
+template <typename Find>
+std::tuple<Tensor, Tensor, Tensor> plans(const Tensor& rows, const char* name, int64_t tokens, int64_t r,
+                                         int64_t num_protected, const Find& find) {
+  const int64_t batch = rows.size(0);
+  check(tokens <= std::numeric_limits<int32_t>::max(), name, ": expected fewer than 2^31 tokens, got ", tokens);
   check(num_protected >= 0, "num_protected: expected at least 0, got ", num_protected);
   const int64_t limit = std::max<int64_t>(tokens - num_protected, 0) / 2;
   check(r >= 0 && r <= limit, "r: expected 0 to ", limit, ", half of the unprotected tokens, got ", r);
@@ -246,10 +308,9 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, in
   plan.offsets = data<int32_t>(offsets);
   plan.output_row = data<int32_t>(output_row);
 
-  dispatch_floating(metric.scalar_type(), "bipartite_matching", [&](auto tag) {
-    using In = typename decltype(tag)::type;
+  dispatch_floating(rows.scalar_type(), "bipartite_matching", [&](auto tag) {
     if (r > 0) {
-      match<In>(metric, plan);
+      find(tag, plan);
       return;
     }
     for (int64_t image = 0; image < batch; ++image) {
@@ -262,8 +323,30 @@ std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, in
   return {indices, offsets, output_row};
 }
 
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching(const Tensor metric_in, int64_t r, int64_t num_protected) {
+  check_rank(metric_in, 3, "metric");
+  const Tensor metric = as_rows_contiguous(metric_in);
+  return plans(metric, "metric", metric.size(1), r, num_protected, [&](auto tag, const PlanWriter& plan) {
+    using In = typename decltype(tag)::type;
+    match(MetricRows<In>(metric), metric.size(0), metric.size(2), plan);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> bipartite_matching_from_keys(const Tensor k_in, int64_t r, int64_t num_protected) {
+  check_rank(k_in, 4, "k");
+  check(k_in.size(1) > 0, "k: expected at least one head, got none");
+  const Tensor k = as_rows_contiguous(k_in);
+  return plans(k, "k", k.size(2), r, num_protected, [&](auto tag, const PlanWriter& plan) {
+    using In = typename decltype(tag)::type;
+    match(KeyMeans<In>(k), k.size(0), k.size(3), plan);
+  });
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) { m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching)); }
+STABLE_TORCH_LIBRARY_IMPL(alt_kernels, CPU, m) {
+  m.impl("bipartite_matching", TORCH_BOX(&bipartite_matching));
+  m.impl("bipartite_matching_from_keys", TORCH_BOX(&bipartite_matching_from_keys));
+}
 
 }  // namespace alt

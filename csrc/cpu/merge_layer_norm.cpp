@@ -26,20 +26,6 @@ using Wide = typename WideOf<Acc>::type;
 template <typename Acc>
 constexpr int kWide = 64 / static_cast<int>(sizeof(Acc));
 
-template <typename Acc, typename T>
-ALT_INLINE void load_wide(const T* x, Wide<Acc>& v) {
-  if constexpr (std::is_same_v<Acc, T>) {
-    v = *reinterpret_cast<const Wide<Acc>*>(x);
-  } else {
-    alignas(64) Acc lanes[kWide<Acc>];
-#pragma omp simd
-    for (int l = 0; l < kWide<Acc>; ++l) {
-      lanes[l] = load<Acc>(x[l]);
-    }
-    v = *reinterpret_cast<const Wide<Acc>*>(lanes);
-  }
-}
-
 template <typename Acc>
 ALT_INLINE Acc sum_lanes(const Wide<Acc>& v) {
   Acc lanes[kWide<Acc>];
@@ -64,31 +50,31 @@ ALT_MULTIVERSION void row_sum(const T* ALT_RESTRICT x, const T* ALT_RESTRICT res
 }
 
 // Mean and 1 / sqrt(variance + eps) of a row. The mean difference from a first estimate corrects both.
-template <typename T, typename Acc>
-ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, double eps, Acc* mean, Acc* rstd) {
+template <typename Acc>
+ALT_MULTIVERSION void row_moments(const Acc* ALT_RESTRICT x, int64_t channels, double eps, Acc* mean, Acc* rstd) {
   constexpr int wide = kWide<Acc>;
   Wide<Acc> even{}, odd{}, v;
   int64_t c = 0;
   for (; c + 2 * wide <= channels; c += 2 * wide) {
-    load_wide<Acc>(x + c, v);
+    v = *reinterpret_cast<const Wide<Acc>*>(x + c);
     even += v;
-    load_wide<Acc>(x + c + wide, v);
+    v = *reinterpret_cast<const Wide<Acc>*>(x + c + wide);
     odd += v;
   }
   even += odd;
   Acc sum = sum_lanes<Acc>(even);
   for (; c < channels; ++c) {
-    sum += load<Acc>(x[c]);
+    sum += x[c];
   }
   const Acc first = sum / static_cast<Acc>(channels);
 
   Wide<Acc> difference{}, square_even{}, square_odd{};
   for (c = 0; c + 2 * wide <= channels; c += 2 * wide) {
-    load_wide<Acc>(x + c, v);
+    v = *reinterpret_cast<const Wide<Acc>*>(x + c);
     v -= first;
     difference += v;
     square_even += v * v;
-    load_wide<Acc>(x + c + wide, v);
+    v = *reinterpret_cast<const Wide<Acc>*>(x + c + wide);
     v -= first;
     difference += v;
     square_odd += v * v;
@@ -97,7 +83,7 @@ ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, dou
   Acc correction = sum_lanes<Acc>(difference);
   Acc squares = sum_lanes<Acc>(square_even);
   for (; c < channels; ++c) {
-    const Acc d = load<Acc>(x[c]) - first;
+    const Acc d = x[c] - first;
     correction += d;
     squares += d * d;
   }
@@ -111,11 +97,11 @@ ALT_MULTIVERSION void row_moments(const T* ALT_RESTRICT x, int64_t channels, dou
 
 // out = (x - mean) rstd weight + bias
 template <typename T, typename Acc>
-ALT_MULTIVERSION void row_normalise(const T* ALT_RESTRICT x, Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight,
+ALT_MULTIVERSION void row_normalise(const Acc* ALT_RESTRICT x, Acc mean, Acc rstd, const Acc* ALT_RESTRICT weight,
                                     const Acc* ALT_RESTRICT bias, T* ALT_RESTRICT out, int64_t channels) {
 #pragma omp simd
   for (int64_t c = 0; c < channels; ++c) {
-    out[c] = store<T>((load<Acc>(x[c]) - mean) * rstd * weight[c] + bias[c]);
+    out[c] = store<T>((x[c] - mean) * rstd * weight[c] + bias[c]);
   }
 }
 
@@ -196,8 +182,15 @@ struct Forward {
     if (j + 1 < plan.rows) {
       prefetch(image, j + 1);
     }
-    row_moments(out, channels, eps, mean + flat, rstd + flat);
-    row_normalise(out, mean[flat], rstd[flat], weight, bias, normed + flat * channels, channels);
+    // The rounded row is widened once, in the cache: vectors put together from halves for every pass stall on memory.
+    const Acc* rounded = acc;
+    if constexpr (std::is_same_v<T, Acc>) {
+      rounded = out;
+    } else {
+      row_convert(out, acc, channels);
+    }
+    row_moments(rounded, channels, eps, mean + flat, rstd + flat);
+    row_normalise(rounded, mean[flat], rstd[flat], weight, bias, normed + flat * channels, channels);
   }
 };
 

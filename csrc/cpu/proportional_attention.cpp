@@ -36,7 +36,7 @@ struct Problem {
 
 // c [kRows, vecs] = a b. Vector i of b starts at `apart` * i. Its rows are b_stride apart; 0 means the width of the
 // group of vectors that are multiplied together.
-template <typename Level>
+template <typename Level, bool kValues>
 void multiply(const typename Level::Operand* a, int64_t a_stride, const typename Level::Operand* b, int64_t apart,
               int64_t b_stride, int64_t depth, int64_t vecs, float* c, int64_t c_stride) {
   for_groups(vecs, Level::kVecs, [&](int64_t first, int64_t count) {
@@ -44,11 +44,11 @@ void multiply(const typename Level::Operand* a, int64_t a_stride, const typename
     const int64_t stride = b_stride == 0 ? count * Level::kLanes : b_stride;
     float* to = c + first * Level::kLanes;
     if (count == 1) {
-      Level::template product<1>(a, a_stride, from, stride, depth, to, c_stride);
+      Level::template product<1, kValues>(a, a_stride, from, stride, depth, to, c_stride);
     } else if (count == 2) {
-      Level::template product<2>(a, a_stride, from, stride, depth, to, c_stride);
+      Level::template product<2, kValues>(a, a_stride, from, stride, depth, to, c_stride);
     } else if constexpr (Level::kVecs == 3) {
-      Level::template product<3>(a, a_stride, from, stride, depth, to, c_stride);
+      Level::template product<3, kValues>(a, a_stride, from, stride, depth, to, c_stride);
     }
   });
 }
@@ -71,6 +71,7 @@ void attend(const Problem<In>& p, int64_t begin, int64_t end) {
   float* scores = floats.get();
   float* sums = scores + rows * padded;
   float* bias = sums + rows * p.depth;
+  const typename Level::Session session(width, steps);
   std::fill(bias, bias + p.keys, 0.0f);
   std::fill(bias + p.keys, bias + padded, -std::numeric_limits<float>::infinity());
 
@@ -89,10 +90,10 @@ void attend(const Problem<In>& p, int64_t begin, int64_t end) {
       std::memcpy(queries + m * width, queries, static_cast<size_t>(width) * sizeof(Operand));
     }
     float inverse[rows], lse[rows];
-    multiply<Level>(queries, width, keys, lanes * width, 0, width, padded / lanes, scores, padded);
+    multiply<Level, false>(queries, width, keys, lanes * width, 0, width, padded / lanes, scores, padded);
     Level::softmax(scores, padded, p.scale, bias, inverse, lse);
     const Operand* weights = reinterpret_cast<const Operand*>(scores);
-    multiply<Level>(weights, padded / pair, values, lanes, p.depth, steps, p.depth / lanes, sums, p.depth);
+    multiply<Level, true>(weights, padded / pair, values, lanes, p.depth, steps, p.depth / lanes, sums, p.depth);
     for (int64_t m = 0; m < count; ++m) {
       const int64_t row = (b * p.queries + first + m) * p.heads + h;
       Level::write(sums + m * p.depth, inverse[m], p.depth, p.out + row * p.depth);
@@ -117,6 +118,11 @@ Kernel<In> choose_kernel() {
 #if ALT_HAS_MULTIVERSION
   const int level = cpu_level();
   if constexpr (std::is_same_v<In, BFloat16>) {
+#if ALT_HAS_AMX
+    if (level == 2 && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16") && may_use_tiles()) {
+      return kKernel<AttentionAmx, BFloat16>;
+    }
+#endif
     if (level > 0 && __builtin_cpu_supports("amx-bf16")) {
       return {};  // PyTorch's kernel uses AMX
     }

@@ -22,8 +22,8 @@ from alt_kernels.library import OPS
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # Attention has a CPU kernel without the compiled library as well, made of PyTorch's; its backward has no other.
 # Matching of keys on a CPU is a mean and the kernel of the matching.
-PYTHON_ON_CPU = {"proportional_attention", "proportional_attention_backward", "bipartite_matching_from_keys"}
-ONLY_PYTHON_ON_CPU = {"proportional_attention_backward", "bipartite_matching_from_keys"}
+PYTHON_ON_CPU = {"proportional_attention", "proportional_attention_backward"}
+ONLY_PYTHON_ON_CPU = {"proportional_attention_backward"}
 NOT_DIFFERENTIABLE = {"bipartite_matching", "bipartite_matching_from_keys"}
 
 Args = tuple[Any, ...]
