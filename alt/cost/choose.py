@@ -59,8 +59,8 @@ def schedule_for(model: nn.Module, *, macs: float | None = None, tokens: int | N
 def _candidates(handle: PatchHandle) -> Iterator[Candidate]:
     """Yields the even schedules from no merge to the most, each with one token fewer than the one before."""
     settings, blocks = settings_of(handle.tower), len(handle.host.blocks(handle.tower))
-    sizes = (blocks, settings.native_tokens, settings.spared())
-    left = settings.native_tokens
+    left = settings.own_tokens()
+    sizes = (blocks, left, settings.spared())
     yield Candidate([0] * blocks, left)
     for level in range(1, (left - settings.spared()) // 2 + 1):
         for more in range(1, blocks + 1):

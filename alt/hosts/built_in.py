@@ -118,6 +118,16 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "class token, both stems, any head, drop-out; it takes its own image size alone",
     ),
     BuiltIn(
+        "torch",
+        "torch.nn.modules.transformer",
+        "alt.hosts.torch_encoder",
+        "HOST",
+        ("TransformerEncoder",),
+        "torch",
+        "2.11.0",
+        "both layouts, pre-norm and post-norm, padding masks; tokens that it returns lie where they were",
+    ),
+    BuiltIn(
         "openai_clip",
         "clip.model",
         "alt.hosts.openai_clip",

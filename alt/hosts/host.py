@@ -119,12 +119,15 @@ class HostAttention(ABC):
 
 
 class BlockParts(NamedTuple):
-    """The parts of a pre-norm block.
+    """The parts of a block.
 
     ::
 
-        y   = after_attention(attention(norm_1(x)))
+        y   = after_attention(attention(norm_1(x)))          pre-norm
         out = x + y + feed_forward(norm_2(x + y))
+
+        z   = norm_1(x + after_attention(attention(x)))      post-norm
+        out = norm_2(z + feed_forward(z))
 
     Attributes:
         norm_1, norm_2: the norms before attention and before the MLP.
@@ -133,6 +136,7 @@ class BlockParts(NamedTuple):
         feed_forward: MLP, residual scale and drop path of the second branch.
         guests: makes tokens ``[B, m, C]`` from x ``[B, N, C]`` that join q, k and v of this block and are dropped
             after its attention (X-CLIP's messages). They have size 1 and never merge. None: there are none.
+        post_norm: the norms follow the sums, and z is merged.
     """
 
     norm_1: nn.Module
@@ -141,6 +145,7 @@ class BlockParts(NamedTuple):
     norm_2: nn.Module
     feed_forward: Callable[[Tensor], Tensor]
     guests: Callable[[Tensor], Tensor] | None = None
+    post_norm: bool = False
 
 
 class Host(ABC):
@@ -216,8 +221,8 @@ class Host(ABC):
     def num_protected(self, tower: nn.Module) -> int:
         """Returns the number of leading tokens that are not patches and never merge: class, distillation, registers."""
 
-    def num_tokens(self, tower: nn.Module) -> int:
-        """Returns the number of tokens at the native image size, protected ones included."""
+    def num_tokens(self, tower: nn.Module) -> int | None:
+        """Returns the number of tokens at the native image size, protected ones included; None if there is none."""
         height, width = self.grid(tower)
         return self.num_protected(tower) + height * width
 

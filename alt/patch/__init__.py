@@ -47,11 +47,12 @@ def patch_model(
 
     Args:
         model: of a family that :func:`alt.supported_hosts` lists: open_clip's CLIP models, CLIP, SigLIP, ViT and
-            DINOv2 of transformers, timm's ViT and Eva, those of your own host (:func:`alt.hosts.register`), or the
-            image tower of one. Only the image tower is patched.
+            DINOv2 of transformers, timm's ViT and Eva, ``torch.nn.TransformerEncoder``, those of your own host
+            (:func:`alt.hosts.register`), or the image tower of one. Only the image tower is patched.
         r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens. None: 8 if that leaves a
-            quarter of the tokens, otherwise the largest r that does, named by a warning.
+            quarter of the tokens, otherwise the largest r that does, named by a warning. Encoders of sequences need a
+            number.
         inflection: in [-1, 1], tilts a constant r over depth, linearly from int(r (1 - inflection)) to
             2 r minus that. 1 merges late, -1 early.
         prop_attn: add log s to attention logits. If off, sizes still weigh merges and pooling.

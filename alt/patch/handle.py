@@ -116,7 +116,7 @@ class PatchHandle:
         """
         settings = self._live()
         if num_tokens is None:
-            num_tokens = settings.native_tokens
+            num_tokens = settings.own_tokens()
         num_tokens = check_count(num_tokens, "num_tokens")
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
@@ -169,7 +169,7 @@ class PatchHandle:
         if not self._is_live:
             return "PatchHandle(removed)"
         settings = self._settings
-        tokens = self.schedule().tokens
+        tokens = () if settings.native_tokens is None else self.schedule().tokens
         options = f"r={settings.r}"
         options += f", inflection={settings.inflection}" if settings.inflection else ""
         options += f", prop_attn={settings.prop_attn}"
@@ -178,4 +178,4 @@ class PatchHandle:
         options += ", merged_output=True" if settings.merged_output else ""
         options += f", impl={settings.impl!r}" if settings.impl != "auto" else ""
         left = f", {settings.native_tokens} -> {tokens[-1]} tokens" if tokens else ""
-        return f"PatchHandle({options}{left} over {len(tokens)} blocks)"
+        return f"PatchHandle({options}{left} over {self._num_blocks} blocks)"

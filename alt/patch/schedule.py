@@ -48,12 +48,14 @@ def choose_reduction(inflection: float, num_blocks: int, num_tokens: int, num_pr
 
 
 def resolve_reduction(
-    r: Requested, inflection: float, num_blocks: int, num_tokens: int, num_protected: int, *, stacklevel: int
+    r: Requested, inflection: float, num_blocks: int, num_tokens: int | None, num_protected: int, *, stacklevel: int
 ) -> Reduction:
     """Returns ``r`` in its checked form, see :func:`check_reduction`. None becomes a number, named if it is not 8."""
     if r is not None:
         return check_reduction(r, inflection, num_blocks)
     check_reduction(0, inflection, num_blocks)
+    if num_tokens is None:
+        raise ValueError("r: expected a number, because this encoder takes sequences of any length, got None")
     chosen = choose_reduction(inflection, num_blocks, num_tokens, num_protected)
     if chosen != DEFAULT:
         warnings.warn(

@@ -50,7 +50,7 @@ class PatchSettings:
         trace_source: bool,
         strict: bool,
         impl: Impl,
-        native_tokens: int,
+        native_tokens: int | None,
         num_protected: int,
         metric: Metric,
         protected: ProtectedPatches | None = None,
@@ -90,15 +90,26 @@ class PatchSettings:
             )
         return known
 
+    def own_tokens(self) -> int:
+        """Returns the tower's own number of tokens; raises ValueError if it takes sequences of any length."""
+        if self.native_tokens is None:
+            raise ValueError(
+                f"{self.host.supports} takes sequences of any length and has no token count of its own; "
+                "handle.schedule(num_tokens) takes one"
+            )
+        return self.native_tokens
+
     def spared(self, frames: int = 1) -> int:
         """Returns how many leading tokens never merge: the host's, then the protected patches of ``frames`` images."""
         return self.num_protected + (0 if self.protected is None else self.protected.count * frames)
 
     def adopt(self, r: Reduction, inflection: float, num_blocks: int) -> None:
         """Sets a new r, and warns at once if the tower's own token count clips it."""
-        first = self._checked(r, inflection, num_blocks, self.native_tokens)
-        self.r, self.inflection = r, inflection
-        self._schedules = {(num_blocks, self.native_tokens, 1): first}
+        schedules = {}
+        if self.native_tokens is not None:
+            first = self._checked(r, inflection, num_blocks, self.native_tokens)
+            schedules[num_blocks, self.native_tokens, 1] = first
+        self.r, self.inflection, self._schedules = r, inflection, schedules
 
     def _checked(self, r: Reduction, inflection: float, num_blocks: int, num_tokens: int, frames: int = 1) -> Schedule:
         """Returns the schedule; warns if r is clipped, or raises with ``strict``."""

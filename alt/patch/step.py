@@ -1,10 +1,16 @@
 """One merge step: where the operations of ``alt_kernels`` meet a transformer block.
 
-A pre-norm block with merging between attention and MLP (Bolya et al. 2023, section 3; ALT, Eq. 2)::
+A block with merging between attention and MLP (Bolya et al. 2023, section 3; ALT, Eq. 2), pre-norm::
 
     y     = after_attention(attention(norm_1(x); s))     log s_j is added to every logit of key j
     x', s' = merge(x + y, s)                              the r most similar pairs, by the block's own keys (metric.py)
     out   = x' + feed_forward(norm_2(x'))
+
+A post-norm block (Vaswani et al. 2017) merges what its first norm returns::
+
+    z     = norm_1(x + after_attention(attention(x; s)))
+    z', s' = merge(z, s)
+    out   = norm_2(z' + feed_forward(z'))
 
 The parts are the block's own modules, as its host lists them (:class:`alt.hosts.BlockParts`). Each part runs through
 its own call, with one exception: the fused operations read the weights of attention and norm_2 if these are of a known
@@ -91,6 +97,8 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     r, size, impl = call.r, call.size, call.impl
     parts = call.host.block_parts(block, call.tower, call.index)
     adapter: Any = getattr(block, "adapter", None)
+    if parts.post_norm and (adapter is not None or parts.guests is not None):
+        raise TypeError("adapters and guests need pre-norm blocks, got a post-norm block")
     if adapter is not None:
         x = adapter.before_attention(parts, x, merged=size is not None, num_protected=call.num_protected)
     plan: Callable[[], Matching] | None = None
@@ -109,14 +117,16 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     y = parts.after_attention(y)
     if adapter is not None:
         y = adapter.after_attention(y)
-    if r == 0:
-        x = x + y
-        return x + _feed_forward(parts, parts.norm_2(x), adapter)
-    if call.matching is None:
+    if r > 0 and call.matching is None:
         assert plan is not None
         call.matching = plan()
-    if call.positions is not None:
+    if call.matching is not None and call.positions is not None:
         call.merged_positions = weighted_merge(call.positions, call.matching, size, impl=impl).x
+    if parts.post_norm:
+        return _finish_post_norm(parts, parts.norm_1(x + y), call)
+    if call.matching is None:
+        x = x + y
+        return x + _feed_forward(parts, parts.norm_2(x), adapter)
     norm: Any = parts.norm_2
     if is_plain_layer_norm(norm, x.shape[-1], call.host):
         x, normed, call.merged_size = merge_layer_norm(
@@ -128,11 +138,19 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     return x + _feed_forward(parts, normed, adapter)
 
 
+def _finish_post_norm(parts: BlockParts, z: Tensor, call: BlockCall) -> Tensor:
+    """Merges and finishes a post-norm block."""
+    if call.matching is not None:
+        z, call.merged_size = weighted_merge(z, call.matching, call.size, impl=call.impl)
+    return parts.norm_2(z + parts.feed_forward(z))
+
+
 def _attend(parts: BlockParts, x: Tensor, call: BlockCall, compare: Callable[[Tensor], None] | None) -> Tensor:
     size = call.size if call.prop_attn else None
     options: Any = {"metric": call.metric, "impl": call.impl}
     if parts.guests is None:
-        return self_attention(parts.attention, parts.norm_1(x), size, call.positions, compare=compare, **options)
+        normed = x if parts.post_norm else parts.norm_1(x)
+        return self_attention(parts.attention, normed, size, call.positions, compare=compare, **options)
     guests = parts.guests(x)
     if size is not None:
         size = torch.cat([size, size.new_ones(guests.shape[:2])], 1)

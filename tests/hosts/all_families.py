@@ -10,10 +10,12 @@ from .families import FAMILIES as OTHERS
 from .families import Family
 from .plain_merging import run_blocks
 from .rotary_families import ROTARY
+from .torch_families import IMAGE_MODELS, SEQUENCES
 
-__all__ = ["FAMILIES", "REMOVED", "by_hand"]
+__all__ = ["FAMILIES", "IMAGES", "REMOVED", "by_hand"]
 
-FAMILIES: dict[str, Family] = OTHERS | ROTARY
+IMAGES: dict[str, Family] = OTHERS | ROTARY | IMAGE_MODELS
+FAMILIES: dict[str, Family] = IMAGES | SEQUENCES
 REMOVED = (5, 3)
 """Tokens that the two blocks remove."""
 

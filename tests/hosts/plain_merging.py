@@ -1,4 +1,4 @@
-"""Token merging from its equations, per image and in plain loops, for any pre-norm vision transformer.
+"""Token merging from its equations, per image and in plain loops, for any vision transformer.
 
 ToMe (Bolya et al. 2023), section 3: x' = x + g1 MSA(LN(x); s), merge, x'' + g2 MLP(LN(x'')). A merged token lies at
 the size-weighted mean of the places of its patches, and attention rotates q and k there. A token of size 0 is padding:
@@ -25,6 +25,7 @@ class PlainBlock:
     rotation: frequencies of every head ``[H, P, D / 2]``. half: whether pair j of a head's channels is (j, j + D / 2),
     otherwise (2 j, 2 j + 1). after_out: of the attention's output ``[N, C]``.
     shared: heads of queries per head of keys and values.
+    post_norm: the norms follow the sums: x' = LN(x + g1 MSA(x; s)), merge, LN(x'' + g2 MLP(x'')).
     """
 
     norm_1: Function
@@ -43,6 +44,7 @@ class PlainBlock:
     half: bool = False
     after_out: Function | None = None
     shared: int = 1
+    post_norm: bool = False
 
 
 def linear(x: Tensor, weight_bias: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -88,7 +90,7 @@ def run_block(
     block: PlainBlock, x: Tensor, size: list[float], r: int, protected: int, places: Tensor | None, metric: str
 ) -> tuple[Tensor, list[float], Tensor | None, list[list[int]]]:
     """One block on one image's tokens ``[N, C]``: tokens, sizes, places and the input rows of each output row."""
-    normed = block.norm_1(x)
+    normed = x if block.post_norm else block.norm_1(x)
     q_heads = linear(normed, block.query).chunk(block.heads, 1)
     k_heads, v_heads = (linear(normed, part).chunk(block.heads // block.shared, 1) for part in (block.key, block.value))
     log_size = torch.tensor([math.log(s) if s else -math.inf for s in size], dtype=x.dtype)
@@ -107,6 +109,7 @@ def run_block(
     y = linear(y if block.before_out is None else block.before_out(y, normed), block.out)
     y = y if block.after_out is None else block.after_out(y)
     x = x + block.gains[0] * y
+    x = block.norm_1(x) if block.post_norm else x
     rows = groups_of(torch.stack(keys).mean(0), r, protected, size)
 
     def mean(values: Tensor) -> Tensor:
@@ -114,6 +117,8 @@ def run_block(
 
     x, places = mean(x), None if places is None else mean(places)
     size = [sum(size[i] for i in row) for row in rows]
+    if block.post_norm:
+        return block.norm_2(x + block.gains[1] * block.mlp(x)), size, places, rows
     return x + block.gains[1] * block.mlp(block.norm_2(x)), size, places, rows
 
 

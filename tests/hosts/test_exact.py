@@ -14,7 +14,7 @@ import alt
 from alt.hosts import find_tower
 from tests.patch.compare import bit_equal, images, loss_of, max_difference, parameter_gradients
 
-from .all_families import FAMILIES, REMOVED, by_hand
+from .all_families import FAMILIES, IMAGES, REMOVED, by_hand
 from .families import Family, build
 
 each = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -129,7 +129,7 @@ def test_removal_leaves_no_attribute(family: Family) -> None:
     assert snapshot(model) == before
 
 
-@each
+@pytest.mark.parametrize("family", IMAGES.values(), ids=IMAGES)
 def test_it_answers_what_alt_asks(family: Family) -> None:
     model = build(family, torch.float32)
     host, tower = find_tower(model)

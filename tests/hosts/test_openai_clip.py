@@ -15,7 +15,8 @@ from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
 from tests.patch.compare import bit_equal, images, max_difference, randomised
 
-from .families import OPENAI, build
+from .families import build
+from .torch_families import OPENAI
 
 clip = pytest.importorskip("clip.model", reason="OpenAI's clip is not installed (pip install clip-anytorch)")
 

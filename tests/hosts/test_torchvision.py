@@ -13,8 +13,9 @@ import alt
 from alt.models.region_encoder import RegionEncoder
 from tests.patch.compare import bit_equal, images, max_difference
 
-from .families import TORCHVISION, build
+from .families import build
 from .plain_merging import run_blocks
+from .torch_families import TORCHVISION
 
 REMOVED = (5, 3)
 FAMILY = TORCHVISION["linear head"]

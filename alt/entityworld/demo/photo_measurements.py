@@ -160,7 +160,9 @@ def _quiet_patch(tower: nn.Module, r: int, *, trace_source: bool = False) -> Pat
 
 
 def _num_tokens(visual: nn.Module) -> int:
-    return find_host(visual).num_tokens(visual)
+    count = find_host(visual).num_tokens(visual)
+    assert count is not None  # it is a tower of images
+    return count
 
 
 @contextlib.contextmanager
