@@ -17,6 +17,7 @@ def build_app() -> typer.Typer:
     import typer
 
     from alt.commands.cost import cost
+    from alt.commands.data import data
     from alt.commands.demo import demo
     from alt.commands.entityworld import entityworld
     from alt.commands.evaluate import evaluate
@@ -56,6 +57,7 @@ def build_app() -> typer.Typer:
     app.command("eval")(evaluate)
     app.command("predict", cls=BareJson)(predict)
     app.command("tradeoff")(tradeoff)
+    app.add_typer(data, name="data")
     app.add_typer(entityworld, name="entityworld")
     app.command("cost")(cost)
     return app

@@ -136,7 +136,15 @@ def _execute(checkpoint: Path, config: str | None, overrides: list[str], reducti
             f"Name what {checkpoint} is tested on with --data or --config: there is no config.yaml of a run beside it."
         )
     chosen = load_config(kept if config is None else config, overrides)
-    return execute(chosen, checkpoint, trained=trained, r=reduction, where=where, say=lambda s: logger.info("%s", s))
+    return execute(
+        chosen,
+        checkpoint,
+        trained=trained,
+        r=reduction,
+        where=where,
+        say=lambda line: logger.info("%s", line),
+        warn=lambda line: logger.warning("%s", line),
+    )
 
 
 def _test_list(
@@ -176,8 +184,8 @@ def _test_list(
             clips=views.clips,
             gmacs_per_video=count_macs(model, views=views.total).native_g,
         )
-    if (short := dataset.describe_short()) is not None:
-        logger.warning("%s", short)
+    for line in dataset.describe():
+        logger.warning("%s", line)
     return Evaluated("list", spread([result.top1]), (result,))
 
 

@@ -86,7 +86,7 @@ def _run(
     texts: list[str] | None,
     device: str,
 ) -> tuple[Explanation, list[str]]:
-    from alt.data.clips import read_clip
+    from alt.data.clips import open_video
     from alt.data.sampling import make_views
     from alt.evaluate.checkpoint import at_r, open_model
     from alt.visualize.explanation import explain
@@ -102,11 +102,11 @@ def _run(
         raise UserError(f"{checkpoint}: the model was saved without classes, so there is nothing to predict.")
     if r is not None:
         model = at_r(model, r)
-    video = read_clip(clip)
-    if len(video) < model.config.frames:
-        logger.warning("%s has %d of %d frames, which repeat in order", clip, len(video), model.config.frames)
     size = model.backbone.image_size[0]
-    frames = make_views(video, model.config.frames, size)[0]
+    with open_video(clip) as video:
+        if video.frames < model.config.frames:
+            logger.warning("%s has %d of %d frames, which repeat in order", clip, video.frames, model.config.frames)
+        frames = make_views(video, model.config.frames, size)[0]
     explanation = explain(model, frames)
     written: list[str] = []
     if page is None and pictures is None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from alt.files import describe_error, read_text
 
-from .clip_readers import ClipError
+from .video import ClipError
 
 __all__ = ["Entry", "check_entries", "read_labels", "read_list"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .clips import ClipFiles, naming
 from .pixels import normalise
 from .sampling import make_views
+from .video import Video
 
 __all__ = ["ClipViews", "Clips", "name_of"]
 
@@ -20,8 +22,8 @@ class Clips(Protocol):
     labels: Tensor
     class_names: list[str]
 
-    def video(self, index: int) -> Tensor:
-        """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
+    def take(self, index: int, make: Callable[[Video], Tensor], among: Tensor | None = None) -> tuple[Tensor, int]:
+        """Returns ``make(video)`` of a clip and the clip's number, which is another one if this one is damaged."""
 
 
 def name_of(source: Clips, index: int) -> str:
@@ -50,13 +52,20 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def describe_short(self) -> str | None:
-        """Returns a line that names the clips read so far with fewer than T frames, or None."""
-        return self.source.describe_short(self.frames) if isinstance(self.source, ClipFiles) else None
+    def describe(self) -> list[str]:
+        """Returns lines on the clips read so far that are shorter than T frames, or damaged and replaced."""
+        return self.source.describe(self.frames) if isinstance(self.source, ClipFiles) else []
+
+    @property
+    def replaced(self) -> int:
+        """Returns the number of clips that were damaged and replaced so far."""
+        return len(self.source.replaced) if isinstance(self.source, ClipFiles) else 0
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         with naming(name_of(self.source, index)):
-            video = self.source.video(index)
-            views = make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)
+            views, place = self.source.take(index, self._make_views)
             clip = normalise(views)
-        return (clip[0] if len(clip) == 1 else clip), int(self.labels[index])
+        return (clip[0] if len(clip) == 1 else clip), int(self.labels[place])
+
+    def _make_views(self, video: Video) -> Tensor:
+        return make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)

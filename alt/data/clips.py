@@ -1,8 +1,8 @@
-"""Clips on disk: a folder of frames, or an array in a file; lists of them with labels.
+"""Clips on disk: videos, folders of frames, or arrays in files; lists of them with labels.
 
-A clip is a folder of pictures in natural order (frame 2 before frame 10), a zip archive of pictures, or a ``.npy``,
-``.npz`` or ``.pt`` file with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or ``[F, H, W, 3]``. Video files need a
-decoder, which is not part of this package: ``register_decoder(".mp4", function)`` adds one.
+A clip is a video file (extra ``video``), a folder of pictures in natural order (frame 2 before frame 10), a zip archive
+of pictures, or a ``.npy``, ``.npz`` or ``.pt`` file with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or
+``[F, H, W, 3]``. ``register_decoder(".xyz", function)`` adds another kind.
 
 A list file has one line ``path label`` per clip. The label is a number or a name of the label file, a CSV of
 ``id,name`` with a header.
@@ -10,26 +10,33 @@ A list file has one line ``path label`` per clip. The label is a number or a nam
 
 from __future__ import annotations
 
-import contextlib
 import csv
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from alt.errors import refuse_unordered
-from alt.files import describe_error, refuse_special, replacing
+from alt.files import refuse_special, replacing
 
+from .array_videos import ARRAYS
 from .clip_lists import Entry, check_entries, read_labels, read_list
-from .clip_readers import ARRAYS, ClipError, as_frames, read_array_file, read_folder, read_zip
+from .seeds import derive_seed
+from .video import ClipError, Video, as_frames
+from .videos import naming, open_video, read_clip, readable_suffixes, register_decoder
 
 __all__ = [
     "ClipError",
     "ClipFiles",
     "Entry",
     "as_frames",
+    "naming",
+    "open_video",
     "read_clip",
     "read_labels",
     "read_list",
@@ -37,59 +44,7 @@ __all__ = [
     "write_clip",
     "write_clips",
 ]
-
-_DECODERS: dict[str, Callable[[Path], Tensor]] = {}
-
-
-def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
-    """Lets ``read_clip`` open files with this suffix: ``decode(path)`` returns uint8 ``[F, 3, H, W]``."""
-    if not suffix.startswith("."):
-        raise ValueError(f"suffix: expected one with its dot, such as '.mp4', got {suffix!r}")
-    _DECODERS[suffix.lower()] = decode
-
-
-def read_clip(path: str | Path) -> Tensor:
-    """Reads a clip from disk, uint8 ``[F, 3, H, W]``.
-
-    Files whose names begin with a dot, and the folder ``__MACOSX`` of an archive, are no frames. Nothing in a file is
-    executed, and its size in memory is limited, see :func:`alt.files.decoded_limit`.
-
-    Raises:
-        ClipError: the path is missing, the file cannot be read, its array has another shape, or it is too large.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        return read_folder(path)
-    if not path.exists():
-        raise ClipError(f"{path}: no such file or folder")
-    if suffix == ".zip":
-        return read_zip(path)
-    if suffix in ARRAYS:
-        return as_frames(read_array_file(path), str(path))
-    if suffix in _DECODERS:
-        with naming(path):
-            frames = _DECODERS[suffix](path)
-        return as_frames(frames, str(path))
-    raise ClipError(
-        f"{path}: a folder of pictures or a file of {', '.join(sorted(_suffixes()))} is expected; decode videos to "
-        "frames first"
-    )
-
-
-@contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Turns errors in the block into ClipErrors that name the clip, also in a loading process."""
-    try:
-        yield
-    except ClipError:
-        raise
-    except (ValueError, TypeError, RuntimeError, MemoryError, OSError) as error:
-        raise ClipError(f"{path}: {describe_error(error)}") from error
-
-
-def _suffixes() -> set[str]:
-    return {".zip", *ARRAYS, *_DECODERS}
+_ATTEMPTS = 20  # clips read in place of a damaged one, itself included
 
 
 def write_clip(path: Path, frames: Tensor) -> None:
@@ -143,15 +98,17 @@ def write_clips(
 
 
 class ClipFiles:
-    """The clips of a list file: whole videos, their labels and the names of the classes.
+    """The clips of a list file: videos, their labels and the names of the classes.
 
-    A clip with fewer frames than a model reads is no error: its frames repeat in order (:func:`sample_test`).
-    :meth:`describe_short` names the short clips read so far, by any process.
+    A clip with fewer frames than a model reads is no error: its frames repeat in order (:func:`sample_test`). A damaged
+    clip is replaced by another one, which is a function of the list and of the clip's number: a resumed run reads the
+    same clips. :meth:`describe` names the short and the replaced clips read so far, by any process.
 
     Args:
         list_file: lines ``path label``. labels: CSV of ``id,name``; None: the labels are numbers.
         root: the list, the label file and the clips are relative to this folder. None: clips are relative to the
             folder of the list, and the two files to the working directory.
+        damaged: "replace" by another clip, or raise an "error".
 
     Attributes:
         labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
@@ -160,37 +117,90 @@ class ClipFiles:
         ClipError: a folder or file is missing or cannot be used. Missing clips are counted, and the first are named.
     """
 
-    def __init__(self, list_file: str | Path, labels: str | Path | None = None, root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        list_file: str | Path,
+        labels: str | Path | None = None,
+        root: str | Path | None = None,
+        *,
+        damaged: Literal["replace", "error"] = "error",
+    ) -> None:
         base = Path() if root is None else Path(root)
         if not base.is_dir():
             raise ClipError(f"{base}: there is no such folder")
         names = None if labels is None else read_labels(base / labels)
         self.entries = read_list(base / list_file, root, names)
-        check_entries(self.entries, base / list_file, lambda path: path.suffix.lower() in _suffixes())
+        check_entries(self.entries, base / list_file, lambda path: path.suffix.lower() in readable_suffixes())
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
-        self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()  # loading processes write it
+        self.damaged = damaged
+        # Loading processes write into these.
+        self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()
+        self._replaced = torch.zeros(len(self.entries), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def video(self, index: int) -> Tensor:
-        """Returns all frames of a clip, uint8 ``[F, 3, H, W]``."""
+    def video(self, index: int) -> Video:
+        """Opens a clip."""
         path, _, count = self.entries[index]
-        frames = read_clip(path)
-        if count not in (None, len(frames)):
-            raise ClipError(f"{path}: the list gives it {count} frames, and it has {len(frames)}")
-        self._frames[index] = len(frames)
-        return frames
+        video = open_video(path)
+        if count not in (None, video.frames):
+            video.close()
+            raise ClipError(f"{path}: the list gives it {count} frames, and it has {video.frames}")
+        self._frames[index] = video.frames
+        return video
+
+    def take(self, index: int, make: Callable[[Video], Tensor], among: Tensor | None = None) -> tuple[Tensor, int]:
+        """Returns ``make(video)`` of a clip, and the clip's number: of another one if this one is damaged.
+
+        Args:
+            index: of the clip. make: reads frames of an open video.
+            among: numbers of the clips that may replace it; None: any.
+
+        Raises:
+            ClipError: the clip is damaged and is not replaced, or everything that was tried in its place is damaged.
+        """
+        place = index
+        for attempt in range(_ATTEMPTS):
+            try:
+                with naming(self.name(place)), self.video(place) as video:
+                    return make(video), place
+            except ClipError as error:
+                if self.damaged == "error":
+                    raise
+                self._replaced[place] = True
+                last = error
+            pool = len(self) if among is None else len(among)
+            drawn = derive_seed("replacement", seed=self._seed, clip=index, step=attempt) % pool
+            place = drawn if among is None else int(among[drawn])
+        raise ClipError(f"{last}; {_ATTEMPTS - 1} clips in place of {self.name(index)} are damaged as well")
+
+    @functools.cached_property
+    def _seed(self) -> int:
+        """A number of the list: of the names and labels of its clips."""
+        lines = "\n".join(f"{entry.path.name} {entry.label}" for entry in self.entries)
+        return int.from_bytes(hashlib.sha256(lines.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
     def name(self, index: int) -> str:
         """Returns the path of a clip, for messages."""
         return str(self.entries[index].path)
 
-    def describe_short(self, frames: int) -> str | None:
-        """Returns a line that names the clips read so far with fewer than ``frames`` frames, or None."""
+    @property
+    def replaced(self) -> list[int]:
+        """Returns the numbers of the clips that were damaged and replaced so far."""
+        return self._replaced.nonzero()[:, 0].tolist()
+
+    def describe(self, frames: int) -> list[str]:
+        """Returns a line on the clips read so far with fewer than ``frames`` frames, and one on those replaced."""
         short = ((self._frames > 0) & (self._frames < frames)).nonzero()[:, 0].tolist()
-        if not short:
-            return None
-        named = ", ".join(str(self.entries[i].path) for i in short[:5]) + (", ..." if len(short) > 5 else "")
-        return f"{len(short)} of {len(self)} clips have fewer than {frames} frames, which repeat in order: {named}"
+        lines = []
+        if short:
+            lines.append(self._count(short, f"have fewer than {frames} frames, which repeat in order"))
+        if self.replaced:
+            lines.append(self._count(self.replaced, "are damaged and were replaced by others"))
+        return lines
+
+    def _count(self, numbers: list[int], what: str) -> str:
+        named = ", ".join(self.name(i) for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+        return f"{len(numbers)} of {len(self)} clips {what}: {named}"

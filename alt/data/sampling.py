@@ -12,6 +12,8 @@ from torch import Tensor
 
 from alt.files import check_decoded
 
+from .video import Video, as_video
+
 
 def _check(length: int, frames: int) -> None:
     if length < 1:
@@ -54,11 +56,12 @@ def sample_test(length: int, frames: int, clips: int = 1, clip: int = 0) -> Tens
     return numerator // (2 * clips * frames)
 
 
-def take_frames(video: Tensor, frames: int, seed: int | None) -> Tensor:
-    """Returns ``frames`` frames of a video ``[F, ...]``: a random one per segment, or the middle with None."""
+def take_frames(video: Video | Tensor, frames: int, seed: int | None) -> Tensor:
+    """Returns ``frames`` frames of a video: a random one per segment, or the middle with None. Others are not read."""
+    video = as_video(video)
     if seed is None:
-        return video[sample_test(len(video), frames)]
-    return video[sample_train(len(video), frames, torch.Generator().manual_seed(seed))]
+        return video.read(sample_test(video.frames, frames))
+    return video.read(sample_train(video.frames, frames, torch.Generator().manual_seed(seed)))
 
 
 def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tuple[int, int]]:
@@ -94,20 +97,20 @@ def resize_short_side(clip: Tensor, size: int) -> Tensor:
 
 
 def make_views(
-    video: Tensor, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
+    video: Video | Tensor, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
 ) -> Tensor:
-    """Returns all views of a video ``[F, 3, H, W]``, clip by clip: ``[clips * crops, T, 3, size, size]``.
+    """Returns all views of a video, clip by clip: ``[clips * crops, T, 3, size, size]``. Other frames are not read.
 
     The short side is first resized to ``resize``. Without it, the side becomes ``size`` for three crops and
     ``size * 256 / 224`` (rounded) for the centre crop, unless it is ``size`` already.
     """
-    if video.ndim != 4:
-        raise ValueError(f"video: expected [F, 3, H, W], got {list(video.shape)}")
+    video = as_video(video)
+    chosen = video.read(torch.cat([sample_test(video.frames, frames, clips, clip) for clip in range(clips)]))
     if resize is None:
-        resize = size if crops == 3 or min(video.shape[-2:]) == size else round(size * 256 / 224)
+        resize = size if crops == 3 or min(chosen.shape[-2:]) == size else round(size * 256 / 224)
     found = []
-    for clip in range(clips):
-        picked = resize_short_side(video[sample_test(video.shape[0], frames, clips, clip)], resize)
+    for clip in chosen.split(frames):
+        picked = resize_short_side(clip, resize)
         for top, left in crop_offsets(picked.shape[-2], picked.shape[-1], size, crops):
             found.append(picked[..., top : top + size, left : left + size])
     return torch.stack(found)

@@ -22,6 +22,7 @@ _PURPOSES = {
     "noise": 2,  # Gumbel noise of that part
     "sample": 0x5A3F,  # frames and augmentation of a clip, drawn together
     "init": 0x1217,  # new parameters
+    "replacement": 0xDA3A6E,  # of a damaged clip
 }
 # The order in which named integers are hashed, so that the order of the keywords does not matter.
 _NAMES = ("seed", "epoch", "step", "part", "rank", "clip")

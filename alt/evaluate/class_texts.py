@@ -34,7 +34,7 @@ class ClassTexts(NamedTuple):
         model.set_classes(names, embedded, model.class_texts)
 
 
-def open_class_texts(model: VideoModel, section: ModelSection, say: Callable[[str], None]) -> ClassTexts:
+def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[str], None]) -> ClassTexts:
     """Opens the encoder that the checkpoint of ``model`` records, and takes the templates that it records.
 
     The record names published weights by their tag. Anything else in it is no reason to read or download a file:
@@ -48,7 +48,7 @@ def open_class_texts(model: VideoModel, section: ModelSection, say: Callable[[st
         raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
     source = model.class_texts
     if source is None:
-        say(
+        warn(
             "The checkpoint does not record how its class names were embedded: model.pretrained "
             f"({section.pretrained}) and model.templates ({section.templates}) are used."
         )

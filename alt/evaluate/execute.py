@@ -70,6 +70,7 @@ def execute(
     r: Any = None,
     where: Placement = Placement(),  # noqa: B008  (a NamedTuple)
     say: Say = lambda line: None,
+    warn: Say | None = None,
 ) -> Evaluated:
     """Evaluates a checkpoint as ``config.evaluation`` says.
 
@@ -88,12 +89,13 @@ def execute(
         config: the data and the protocol. checkpoint: a model file or the folder of a run.
         trained: the configuration with which the checkpoint was trained, if known.
         r: tokens merged per block; None: as saved.
+        say: receives lines on what is done. warn: lines on short and damaged clips and missing records; None: ``say``.
 
     Raises:
         UserError: clips, classes or weights are missing or do not fit. The message is one sentence.
     """
     section = config.evaluation
-    job = _Job(config, checkpoint, r, where, say)
+    job = _Job(config, checkpoint, r, where, say, say if warn is None else warn)
     if section.protocol == "zero-shot":
         return job.zero_shot()
     if section.protocol == "linear-probe" and not (trained is not None and trained.task == "linear-probe"):
@@ -110,10 +112,12 @@ def execute(
 class _Job:
     """One model and one configuration: opens clips, runs the model on them, and records the setting of each result."""
 
-    def __init__(self, config: TrainConfig, checkpoint: Path, r: Any, where: Placement, say: Say) -> None:
-        self.config, self.checkpoint, self.r, self.where, self.say = config, checkpoint, r, where, say
+    def __init__(self, config: TrainConfig, checkpoint: Path, r: Any, where: Placement, say: Say, warn: Say) -> None:
+        self.config, self.checkpoint, self.r, self.where = config, checkpoint, r, where
+        self.say, self.warn = say, warn
         self.section = config.evaluation
         self.model = self.open(checkpoint)
+        self.replaced = 0  # damaged clips of the last test
         self.views = Views(self.section.crops, self.section.clips)
         self.world = None if config.data.kind == "frames" else open_world(config.data)
 
@@ -167,12 +171,14 @@ class _Job:
                 precision=where.precision,
                 progress=progress,
             )
-        self.report_short_clips(dataset)
+        self.report_clips(dataset)
         return collected
 
-    def report_short_clips(self, dataset: ClipViews) -> None:
-        if (line := dataset.describe_short()) is not None:
-            self.say(line)
+    def report_clips(self, dataset: ClipViews) -> None:
+        """Says which clips were too short or damaged."""
+        for line in dataset.describe():
+            self.warn(line)
+        self.replaced = dataset.replaced
 
     def setting(self, **more: Any) -> dict[str, Any]:
         """Returns the setting that is saved with a result."""
@@ -187,6 +193,7 @@ class _Job:
             "clips": self.views.clips,
             "r": config.r,
             "shots": self.config.data.shots,
+            "replaced_clips": self.replaced,
             "gmacs_per_video": count_macs(self.model, views=self.views.total).native_g,
             **more,
         }
@@ -228,7 +235,7 @@ class _Job:
                 precision=where.precision,
                 progress=progress,
             )
-        self.report_short_clips(unseen)
+        self.report_clips(unseen)
         result.setting.update(self.setting())
         return Evaluated("linear probe", spread([result.top1]), (result,))
 
@@ -274,7 +281,7 @@ class _Job:
             raise UserError(
                 f"evaluation.subset: expected one data set with one split to draw classes from, got {len(sets)}."
             )
-        texts = open_class_texts(self.model, self.config.model, self.say)
+        texts = open_class_texts(self.model, self.config.model, self.warn)
         for name, clips in sets:
             names = clips.class_names
             texts.name_classes(self.model, names, name)
@@ -307,5 +314,5 @@ class _Job:
                 listed = f"test{split}.txt"
                 if not (folder / listed).is_file() and len(self.section.splits) == 1 and data.val_list is not None:
                     listed = data.val_list  # a set without official splits
-                found.append((f"{name} split {split}", open_list(str(folder), listed, data.labels)))
+                found.append((f"{name} split {split}", open_list(data, str(folder), listed)))
         return found

@@ -102,6 +102,7 @@ class DataSection:
     ``batch_size``: clips per optimiser step, over all devices and accumulated parts.
     ``shots``: clips per class to train on (a nested, seeded draw). ``workers``: processes that load clips.
     ``size``: side of the input in pixels; ``resize``: short side before the test crop.
+    ``damaged``: a clip that cannot be read is replaced by another one of the list, always the same, or is an error.
     """
 
     kind: Literal["entity_world", "frames"] = "frames"
@@ -119,6 +120,7 @@ class DataSection:
     shots_seed: Annotated[int, Strict()] = 0
     limit: Count | None = None
     workers: Natural = 4
+    damaged: Literal["replace", "error"] = "replace"
 
 
 @checked

@@ -63,7 +63,8 @@ class ClipDataset(Dataset[tuple[Tensor, int]]):
         place = int(self.chosen[max(clip, 0)])
         seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=epoch, clip=place)
         with naming(name_of(self.clips, place)):
-            pixels = self.transform(take_frames(self.clips.video(place), self.count, seed), seed)
+            taken, place = self.clips.take(place, lambda video: take_frames(video, self.count, seed), self.chosen)
+            pixels = self.transform(taken, seed)
         return pixels, -1 if empty else int(self.clips.labels[place])
 
 
@@ -98,10 +99,10 @@ class ClipData(LightningDataModule):
             if isinstance(source, WorldClips):
                 source.render()
 
-    def describe_short(self) -> list[str]:
-        """Returns one line per list file that has clips with fewer frames than the model reads."""
+    def describe_clips(self) -> list[str]:
+        """Returns lines on clips with fewer frames than the model reads, and on damaged ones that were replaced."""
         lists = [source for source in (self.sources.train, self.sources.validation) if isinstance(source, ClipFiles)]
-        return [line for source in lists if (line := source.describe_short(self.config.model.frames)) is not None]
+        return [line for source in lists for line in source.describe(self.config.model.frames)]
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

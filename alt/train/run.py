@@ -154,7 +154,7 @@ def _finish(trainer: Trainer, learner: VideoLearner, data: ClipData, folder: Pat
             model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         export(model, weights)
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    for line in data.describe_short():
+    for line in data.describe_clips():
         report(line)
     report(f"Wrote {weights}")
     return RunResult(folder, folder / LAST, weights, int(trainer.global_step), metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from alt.data.clip_views import Clips
 from alt.data.clips import ClipError, ClipFiles
 from alt.data.few_shot import few_shot_indices
+from alt.data.video import Video, as_video
 from alt.errors import UserError, one_line
 
 from .config import DataSection, TrainConfig
@@ -45,11 +47,11 @@ class WorldClips:
             self._videos = self._world.render(self._split, frames=self._count).frames
         return self
 
-    def video(self, index: int) -> Tensor:
-        """Returns all frames of a clip, uint8 ``[T, 3, H, W]``."""
+    def take(self, index: int, make: Callable[[Video], Tensor], among: Tensor | None = None) -> tuple[Tensor, int]:
+        """Returns ``make(video)`` of a clip, and its number."""
         videos = self.render()._videos
         assert videos is not None
-        return videos[index]
+        return make(as_video(videos[index])), index
 
 
 class Sources(NamedTuple):
@@ -97,14 +99,14 @@ def _find_split(data: DataSection, name: str, frames: int, world: World | None) 
             return WorldClips(world, name, frames)
         except (ValueError, KeyError) as error:
             raise UserError(f"data: {one_line(error)}.") from None
-    return open_list(data.root, name, data.labels)
+    return open_list(data, data.root, name)
 
 
-def open_list(root: str | None, list_file: str, labels: str) -> ClipFiles:
-    """Opens a list file and its labels under ``data.root``."""
+def open_list(data: DataSection, root: str | None, list_file: str) -> ClipFiles:
+    """Opens a list file and its labels under ``root``."""
     folder = check_root(root)
     try:
-        return ClipFiles(list_file, labels, folder)
+        return ClipFiles(list_file, data.labels, folder, damaged=data.damaged)
     except ClipError as error:
         raise UserError(f"data: {error}.") from None
 

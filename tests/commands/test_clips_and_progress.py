@@ -29,7 +29,7 @@ def test_clips_are_those_of_the_world(form: str, tmp_path: Path) -> None:
     assert files.class_names == split.class_names
     assert files.labels.tolist() == split.labels[:5].tolist()
     for index, frames in enumerate(world.render(split[:5]).frames):
-        assert torch.equal(files.video(index), frames)
+        assert torch.equal(files.video(index).read_all(), frames)
     *_, evaluate, predict = result.stdout.splitlines()  # what to do next names files that are there
     words = evaluate.split()
     assert Path(words[words.index("--data") + 1]).is_file()

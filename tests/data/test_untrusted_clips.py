@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alt.data import clips as module
+from alt.data import videos as module
 from alt.data.clip_views import ClipViews
 from alt.data.clips import ClipError, ClipFiles, read_clip, write_clip, write_clips
 from alt.files import LIMIT_VARIABLE

@@ -34,7 +34,7 @@ def main() -> None:
     bad: list[str] = []
     print(f"{'kind':16s} {'inputs':>6s} {'read':>6s} {'refused':>7s} {'failed':>6s} {'largest growth':>14s}")
     for kind in kinds:
-        outcomes = _run(kind, options.inputs, options.seed)
+        outcomes = read_in_children(kind, options.inputs, options.seed)
         counts = Counter(outcome.verdict for outcome in outcomes)
         growth = max((outcome.growth for outcome in outcomes), default=0) / 1024
         print(
@@ -52,7 +52,7 @@ def main() -> None:
     sys.exit(1 if bad else 0)
 
 
-def _run(kind: str, count: int, seed: int) -> list[Outcome]:
+def read_in_children(kind: str, count: int, seed: int) -> list[Outcome]:
     """Returns the outcomes of all inputs of a kind, by as many children as it takes."""
     found: list[Outcome] = []
     while len(found) < count:

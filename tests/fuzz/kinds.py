@@ -189,6 +189,46 @@ def _corpora(folder: Path) -> dict[str, bytes]:
     return {"c.json": path.read_bytes()}
 
 
+def _videos(folder: Path) -> dict[str, bytes]:
+    from tests.data.encoded import encode
+
+    kinds = {
+        "a.mp4": ("libx264", {"g": "12", "bf": "2"}),
+        "b.avi": ("mpeg4", {"g": "12", "bf": "2"}),
+        "c.webm": ("libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}),
+        "d.mkv": ("libx265", {"x265-params": "keyint=12:log-level=none"}),
+        "e.ts": ("mpeg2video", {"g": "12", "bf": "2"}),
+    }
+    return {n: encode(folder / n, codec, 36, options).read_bytes() for n, (codec, options) in kinds.items()}
+
+
+def change_video(data: bytes, rng: random.Random) -> bytes:
+    """Changes the middle of a file, which leaves most of it to be decoded, or else any bytes."""
+    if rng.random() < 0.3:
+        return mutate_bytes(data, rng)
+    begin = len(data) // 4
+    cut = rng.random() < 0.2
+    middle = data[begin:-begin] if not cut else data[begin : rng.randrange(begin, len(data))]
+    return data[:begin] + mutate_bytes(middle, rng) + (b"" if cut else data[-begin:])
+
+
+def _video(path: Path) -> Any:
+    """Reads eight frames as a run does, and checks the whole file; what only the check finds is refused as well."""
+    import contextlib
+
+    from alt.data.check import check_clip
+    from alt.data.clip_lists import Entry
+    from alt.data.sampling import sample_test
+    from alt.data.video import ClipError
+    from alt.data.videos import open_video
+
+    with contextlib.suppress(ClipError), open_video(path) as video:
+        video.read(sample_test(video.frames, 8))
+    problem = check_clip(Entry(path, 0)).problem
+    if problem is not None:
+        raise ClipError(f"{path}: {problem}")
+
+
 def _clip(path: Path) -> Any:
     from alt.data.clips import read_clip
 
@@ -239,6 +279,7 @@ KINDS: dict[str, Kind] = {
     "pictures": Kind(_pictures, _folder),
     "archives": Kind(_archives, _clip),
     "arrays": Kind(_arrays, _clip),
+    "videos": Kind(_videos, _video, change_video),
     "models": Kind(_models, _model, change_header),
     "weights": Kind(_weights, _clip_weights),
     "small CLIP": Kind(_small_clip, _mini, change_header),

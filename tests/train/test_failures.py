@@ -180,7 +180,14 @@ def test_a_damaged_clip_is_named(tmp_path: Path) -> None:
     assert answer == 6
     (tmp_path / "clips" / "clips" / "000003.npy").write_bytes(b"not an array")
     changes = ["data.kind=frames", f"data.root={tmp_path / 'clips'}", "data.train_list=list.txt", "data.val_list=null"]
-    changes += ["data.size=24", "data.resize=24", "data.batch_size=4", "model.corpus=labels", "data.limit=null"]
+    changes += [
+        "data.size=24",
+        "data.resize=24",
+        "data.batch_size=4",
+        "model.corpus=labels",
+        "data.limit=null",
+        "data.damaged=error",
+    ]
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match=r"^UserError: .*000003\.npy: not a readable array file \(") as told:
             jobs.run(jobs.train, str(tmp_path / f"run{workers}"), [*changes, f"data.workers={workers}"])

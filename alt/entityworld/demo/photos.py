@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from alt.data.clip_readers import ClipError, read_picture
+from alt.data.picture_videos import read_picture
+from alt.data.video import ClipError
 from alt.errors import UserError, one_line
 
 __all__ = ["BUILT_IN", "ENDINGS", "Photo", "find_photos", "load_photos"]
