@@ -74,6 +74,7 @@ def count_macs(
             traced = copy.deepcopy(original)
         traced.eval().requires_grad_(False)
         _drop_user_hooks(traced)
+        host.prepare_trace(traced.get_submodule(tower.removesuffix(".")))
         weight = next(p for p in traced.parameters() if p.is_floating_point())
         counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
         trace = Trace(traced, counter, host, tower)

@@ -138,6 +138,12 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "OpenAI's clip, also from openai-clip and GitHub; half-precision weights with norms in float32",
         ("openai-clip",),
     ),
+    _transformers(
+        "dinov3_vit",
+        "HOST",
+        ("DINOv3ViTModel",),
+        "registers never merge, rotary positions at the mean place of merged patches, LayerScale, gated MLP",
+    ),
     BuiltIn(
         "open_clip",
         "open_clip",

@@ -278,6 +278,10 @@ class Host(ABC):
         if enable:
             raise TypeError(f"gradient checkpointing: {self.supports} has no switch for it; leave it off")
 
+    def prepare_trace(self, tower: nn.Module) -> None:
+        """Changes a copy of the tower that will run on fake tensors, if the host keeps tensors between calls."""
+        return None
+
     # --- weights and pictures ---
 
     def describe(self, tower: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _WINDOWS = "it attends inside windows of the grid, which merged tokens do not ha
 _TABLES = "its attention reads a table of relative positions, which merged tokens do not have"
 _STAGES = "it is hierarchical: it pools its tokens between stages by their place on the grid"
 _GRID = "it convolves the grid of its tokens, which merging dissolves"
-_ROTARY = "its attention rotates queries and keys by the place of a patch, which alt does not do yet"
+_ROTARY = "its attention rotates queries and keys by the place of a patch, which alt does not do for this class"
 
 # Package, start of the name of the module below its models -> reason.
 _REASONS: dict[str, dict[str, str]] = {
@@ -23,7 +23,7 @@ _REASONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("beit", "data2vec", "layoutlmv3"), _TABLES),
         **dict.fromkeys(("hiera", "mvit", "pvt", "segformer", "levit", "efficientformer", "glpn", "davit"), _STAGES),
         **dict.fromkeys(("cvt", "convnext", "resnet", "regnet", "bit", "mobile", "focalnet", "poolformer"), _GRID),
-        **dict.fromkeys(("dinov3_vit", "eomt_dinov3", "pixtral", "llama4"), _ROTARY),
+        **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4"), _ROTARY),
         "siglip2": "its images have their own sizes (NaFlex), which alt does not support yet",
         "x_clip": "its blocks exchange messages between frames, which alt does not support yet",
     },

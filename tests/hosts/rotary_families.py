@@ -12,11 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers as hf
 from timm.layers import RmsNorm
 from timm.models.eva import Eva, EvaBlockPostNorm
 from torch import Tensor, nn
 
-from .families import PATCH, SIDE, WIDTH, Family, layer_norm, pair
+from .families import MLP, PATCH, SIDE, SMALL, WIDTH, Family, hf_blocks, layer_norm, pair
 from .plain_merging import PlainBlock
 
 HEADS, PAIRS = 2, WIDTH // 4  # pairs of channels per head
@@ -242,4 +243,42 @@ EVA: dict[str, Family] = {
     ),
 }
 
-ROTARY = {f"timm {name}": family for name, family in EVA.items()}
+
+def dinov3(**options: Any) -> Family:
+    """transformers' model."""
+    settings = {**SMALL, **MLP, "layerscale_value": 0.5, "num_register_tokens": 4, **options}
+
+    def gains(layer: Any) -> tuple[Tensor, Tensor]:
+        return layer.layer_scale1.lambda1, layer.layer_scale2.lambda1
+
+    def blocks(tower: Any) -> list[PlainBlock]:
+        found = hf_blocks(tower.model.layer, ("norm1", "norm2"), "attention", "o_proj", gains)
+        for block in found:
+            kept = tower.rope_embeddings.inv_freq
+            block.rotation, block.half = axial(powers(100, PAIRS // 2, kept)), True
+        return found
+
+    def finish(tower: Any, grid: Tensor) -> list[Tensor]:
+        tokens = layer_norm(tower.norm)(grid)
+        return [tokens, tokens[:, 0]]
+
+    return Family(
+        lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**settings)),
+        lambda m, x: (o := m(x)) and [o.last_hidden_state, o.pooler_output],
+        lambda m: m,
+        lambda t, x: t.embeddings(x),
+        blocks,
+        finish,
+        protected=5,
+        attention=lambda t: [layer.attention for layer in t.model.layer],
+        sizes=TWO_SIZES,
+        places=lambda t, x: torch.cat([torch.zeros(5, 2), 2 * math.pi * centred_places(x).float()]).double(),
+    )
+
+
+DINOV3_MODELS: dict[str, Family] = {
+    "DINOv3ViTModel": dinov3(drop_path_rate=0.3),  # its rescale=2 is drawn in training
+    "DINOv3ViTModel with gated MLP": dinov3(use_gated_mlp=True, hidden_act="silu", pos_embed_jitter=1.5),
+}
+
+ROTARY = {f"timm {name}": family for name, family in EVA.items()} | DINOV3_MODELS

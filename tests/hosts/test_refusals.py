@@ -60,7 +60,6 @@ CASES: dict[str, tuple[Any, str]] = {
         ),
         "Siglip2VisionModel: .*NaFlex",
     ),
-    "hf dinov3": (lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**SMALL, **MLP)), "DINOv3ViTModel: .* rotates"),
     "timm swin": (lambda: timm_model("swin_tiny_patch4_window7_224"), "SwinTransformer: it attends inside windows"),
     "timm beit": (lambda: timm_model("beit_base_patch16_224"), "Beit: .* table of relative positions"),
     "timm relpos": (lambda: timm_model("vit_relpos_small_patch16_224"), "RelPos: .* table of relative positions"),

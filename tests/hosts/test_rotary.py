@@ -165,6 +165,14 @@ def test_adapters_act_as_on_the_host(name: str, target: str) -> None:
             hook.remove()
 
 
+def test_counting_leaves_no_fake_tensor_behind() -> None:
+    """transformers keeps the places of DINOv3's patches between calls."""
+    model, batch = build(ROTARY["DINOv3ViTModel"]), images(1, size=(40, 24))
+    assert alt.count_macs(model, frames=1, image_size=(40, 24)).native > 0
+    assert type(model(batch).pooler_output) is torch.Tensor
+    assert alt.count_macs(model, frames=1, image_size=(40, 24)).native > 0
+
+
 def test_learned_frequencies_do_not_decay() -> None:
     model = build(EVA["RoPE mixed"])
     host, tower = find_tower(model)

@@ -14,12 +14,13 @@ import alt
 from alt.hosts import find_tower
 from tests.patch.compare import bit_equal, images, loss_of, max_difference, parameter_gradients
 
+from .all_families import FAMILIES, REMOVED, grids_by_hand
 from .families import MLP, SMALL, TRANSFORMERS, Family, build, clip_vision, dinov2_config, small_llava
 from .plain_merging import run_blocks
+from .rotary_families import ROTARY
 
-REMOVED = (5, 3)
 NAMES = ("CLIPVisionModel", "SiglipVisionModel", "ViTModel", "Dinov2WithRegistersModel")
-TOWERS = {name: TRANSFORMERS[name] for name in NAMES}
+TOWERS = {name: TRANSFORMERS[name] for name in NAMES} | {"DINOv3ViTModel": ROTARY["DINOv3ViTModel"]}
 each_tower = pytest.mark.parametrize("family", TOWERS.values(), ids=TOWERS)
 
 
@@ -76,7 +77,7 @@ def test_hidden_states_lie_on_the_grid(family: Family) -> None:
     model, batch = build(family), images(2)
     expected = model(batch, output_hidden_states=True)
     x = family.embed(model, batch)
-    grids, _ = run_blocks(family.blocks(model), x, REMOVED, family.protected)
+    grids, _ = grids_by_hand(family, model, batch)
     with alt.patch_model(model, 0) as handle:
         found = model(batch, output_hidden_states=True)
         assert list(found) == list(expected)
@@ -150,9 +151,11 @@ def test_recording_hooks_of_an_earlier_call_do_not_slow_the_patch_down(family: F
         assert calls[0] == 0
 
 
-def test_a_surrounding_model_records_no_merged_tokens() -> None:
-    model, batch = build(TRANSFORMERS["CLIPModel"]), images(2)
-    tower = model.vision_model
+@pytest.mark.parametrize("name", ["CLIPModel", "DINOv3ViTModel"])
+def test_a_surrounding_model_records_no_merged_tokens(name: str) -> None:
+    family = FAMILIES[name]
+    model, batch = build(family), images(2)
+    tower = family.tower(model)
     expected = tower(batch, output_hidden_states=True)
     collector: dict[str, list[Any]] = {"hidden_states": [], "attentions": []}
     with alt.patch_model(model, 3):

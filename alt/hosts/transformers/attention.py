@@ -43,7 +43,7 @@ class SeparateAttention(HostAttention):
     def project_out(self, y: Tensor) -> Tensor:
         """Applies the output projection to joined heads ``[B, N, C]``."""
 
-    def call(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def call(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         """Calls the module with the arguments that its block passes."""
         return self.module(hidden_states=x, attention_mask=mask)[0]
 
@@ -79,7 +79,7 @@ class SeparateAttention(HostAttention):
                 f"attention implementation {name!r} takes no token sizes, and this attention carries hooks or drops "
                 "weights, so it must run through its own call: model.set_attn_implementation('sdpa') makes it work"
             )
-        return self.call(x, None if bias is None else bias[:, None, None, :])
+        return self.call(x, None if bias is None else bias[:, None, None, :], positions)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.module.head_dim)).transpose(1, 2)

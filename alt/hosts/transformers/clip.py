@@ -38,7 +38,7 @@ class CLIPVisionModel(MergingVisionModel, foreign.CLIPVisionModel):
         self, pixel_values: Tensor | None = None, interpolate_pos_encoding: bool | None = False, **kwargs: Any
     ) -> Any:
         x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return self.run_merged(self.pre_layrnorm(x), kwargs)
+        return self.run_merged(Embedded(self.pre_layrnorm(x)), kwargs)
 
 
 class ClipAttention(ClipStyleAttention):

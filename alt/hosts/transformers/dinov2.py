@@ -15,13 +15,13 @@ from transformers.models.dinov2_with_registers import modeling_dinov2_with_regis
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.output_capturing import capture_outputs
 
-from ..host import BlockParts
+from ..host import BlockParts, Embedded, HostAttention
 from ..merging import MergingBlock
-from .attention import VitStyleAttention
+from .attention import SeparateAttention, VitStyleAttention
 from .family import Family
 from .merging import MergingEncoder, MergingVisionModel
 
-__all__ = ["HOST", "WITH_REGISTERS"]
+__all__ = ["HOST", "WITH_REGISTERS", "Dinov2"]
 
 
 class _MergingDinov2(MergingVisionModel):
@@ -34,7 +34,7 @@ class _MergingDinov2(MergingVisionModel):
         **kwargs: Any,
     ) -> Any:
         x = self.embeddings(pixel_values, bool_masked_pos=bool_masked_pos)  # type: ignore[attr-defined]
-        return self.run_merged(x, {**kwargs, "attention_mask": attention_mask})
+        return self.run_merged(Embedded(x), {**kwargs, "attention_mask": attention_mask})
 
 
 class Dinov2Layer(MergingBlock, foreign.Dinov2Layer):
@@ -64,7 +64,7 @@ class Dinov2WithRegistersModel(_MergingDinov2, registers.Dinov2WithRegistersMode
 class Dinov2Attention(VitStyleAttention):
     known = foreign.Dinov2Attention
 
-    def call(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def call(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         return self.module(x, attention_mask=mask)[0]
 
 
@@ -87,8 +87,8 @@ class Dinov2(Family):
     tower = foreign.Dinov2Model
     encoder = foreign.Dinov2Encoder
     layer = foreign.Dinov2Layer
-    attention = Dinov2Attention
-    owners = ("dinov2",)
+    attention: type[SeparateAttention] = Dinov2Attention
+    owners: tuple[str, ...] = ("dinov2",)
     mean, std = tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
 
     def layers_of(self, encoder: Any) -> Any:
@@ -101,7 +101,12 @@ class Dinov2(Family):
         def feed_forward(normed: Tensor) -> Tensor:
             return block.drop_path(block.layer_scale2(block.mlp(normed)))
 
-        return BlockParts(block.norm1, self.attention(block.attention), after_attention, block.norm2, feed_forward)
+        attention = self.read_attention(block, tower)
+        return BlockParts(block.norm1, attention, after_attention, block.norm2, feed_forward)
+
+    def read_attention(self, block: Any, tower: Any) -> HostAttention:
+        """Returns the reader of a layer's attention."""
+        return self.attention(block.attention)
 
     def finish(self, tower: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         normed = tower.layernorm(x)

@@ -13,10 +13,10 @@ from ..merging import TrunkMerge
 from ..modules import identity, require_class, require_unsharded
 from .attention import SeparateAttention
 
-__all__ = ["ClipStyleFamily", "Family"]
+__all__ = ["OWNER", "ClipStyleFamily", "Family", "identity", "patches_of"]
 
-_OWNER = "transformers'"
-_BLOCK = re.compile(r"(?:encoder\.)?layers?\.\d+(?:\.(?P<part>\w+))?")
+OWNER = "transformers'"
+_BLOCK = re.compile(r"(?:encoder\.|model\.)?layers?\.\d+(?:\.(?P<part>\w+))?")
 
 
 class Family(Host):
@@ -69,12 +69,12 @@ class Family(Host):
         return None
 
     def check_tower(self, tower: Any) -> None:
-        require_class(tower, (self.tower,), "the image tower", _OWNER)
+        require_class(tower, (self.tower,), "the image tower", OWNER)
         if self.encoder is not None:
-            require_class(self.encoder_of(tower), (self.encoder,), "the tower's encoder", _OWNER)
+            require_class(self.encoder_of(tower), (self.encoder,), "the tower's encoder", OWNER)
         for i, block in enumerate(self.blocks(tower)):
-            require_class(block, (self.layer,), f"block {i}", _OWNER)
-            require_class(self.attention_of(block), (self.attention.known,), f"the attention of block {i}", _OWNER)
+            require_class(block, (self.layer,), f"block {i}", OWNER)
+            require_class(self.attention_of(block), (self.attention.known,), f"the attention of block {i}", OWNER)
         require_unsharded(tower)
 
     def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
@@ -98,8 +98,7 @@ class Family(Host):
         return _pair(tower.config.image_size)
 
     def grid(self, tower: Any) -> tuple[int, int]:
-        (height, width), (down, across) = self.image_size(tower), _pair(tower.config.patch_size)
-        return height // down, width // across
+        return patches_of(tower.config, self.image_size(tower))
 
     def num_protected(self, tower: Any) -> int:
         return 1
@@ -160,6 +159,12 @@ class ClipStyleFamily(Family):
     def block_parts(self, block: Any, tower: Any, index: int) -> BlockParts:
         attention = self.attention(block.self_attn)
         return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
+
+
+def patches_of(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the number of patches down and across in an image of ``size``, height and width."""
+    (height, width), (down, across) = size, _pair(config.patch_size)
+    return height // down, width // across
 
 
 def _pair(value: Any) -> tuple[int, int]:

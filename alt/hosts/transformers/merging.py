@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from ..host import Embedded
 from ..merging import PatchedTower, TrunkMerge
 
-__all__ = ["MergingEncoder", "MergingVisionModel"]
+__all__ = ["MergingEncoder", "MergingVisionModel", "RecordsNothing"]
 
 
 class MergingEncoder:
@@ -29,10 +28,12 @@ class MergingEncoder:
         return BaseModelOutput(last_hidden_state=merge.run(tokens, merge.host.layers_of(self), False))
 
 
-class MergingVisionModel(PatchedTower):
-    """Mix-in of a patched vision model. Its forward embeds, and hands the tokens to :meth:`run_merged`."""
+class RecordsNothing:
+    """Mix-in of a patched part for which a surrounding model installs no hooks that record outputs.
 
-    # Hooks that record outputs would see merged tokens; see run_merged.
+    They would record merged tokens. The tower collects its own hidden states (:meth:`MergingVisionModel.run_merged`).
+    """
+
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012  transformers reads it from the class
 
     @property
@@ -42,11 +43,15 @@ class MergingVisionModel(PatchedTower):
     @_output_capturing_hooks_installed.setter
     def _output_capturing_hooks_installed(self, value: bool) -> None:
         # A surrounding model marks its parts when it installs its hooks. It installs none here, and with the mark
-        # the model would record nothing after the patch is removed.
+        # the part would record nothing after the patch is removed.
         pass
 
-    def run_merged(self, x: Tensor, options: dict[str, Any]) -> BaseModelOutputWithPooling:
-        """Returns what the foreign forward returns, with every token back in its place.
+
+class MergingVisionModel(RecordsNothing, PatchedTower):
+    """Mix-in of a patched vision model. Its forward embeds, and hands the tokens to :meth:`run_merged`."""
+
+    def run_merged(self, embedded: Embedded, options: dict[str, Any]) -> BaseModelOutputWithPooling:
+        """Returns what the foreign forward returns for embedded tokens, with every token back in its place.
 
         A patch has the value of the token into which it merged, in ``last_hidden_state`` and every hidden state. With
         ``merged_output`` these have the merged tokens of their layers.
@@ -65,11 +70,11 @@ class MergingVisionModel(PatchedTower):
         wanted = options.get("output_hidden_states", getattr(config, "output_hidden_states", False))
         layers = len(self._alt_patch.host.blocks(self))
         states = _wanted_states(self, wanted, layers + 1)
-        tokens, merge = self._alt_patch.run(self, Embedded(x), take=tuple(i - 1 for i in states if i > 0))
+        tokens, merge = self._alt_patch.run(self, embedded, take=tuple(i - 1 for i in states if i > 0))
         normed, pooled = self._alt_patch.host.finish(self, tokens, merge.size)
         output = BaseModelOutputWithPooling(last_hidden_state=merge.restore(normed), pooler_output=pooled)
         if wanted:
-            kept = iter([x, *merge.intermediates] if 0 in states else merge.intermediates)
+            kept = iter([embedded.x, *merge.intermediates] if 0 in states else merge.intermediates)
             output["hidden_states"] = tuple(next(kept) if i in states else None for i in range(layers + 1))
         return output
 

@@ -15,6 +15,7 @@ from transformers.models.siglip import modeling_siglip as foreign
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.utils.output_capturing import capture_outputs
 
+from ..host import Embedded
 from ..merging import MergingBlock
 from ..modules import require_class
 from ..packed import MultiheadAttention
@@ -48,7 +49,7 @@ class SiglipVisionModel(MergingVisionModel, foreign.SiglipVisionModel):
     @capture_outputs  # no surrounding model records what the layers return: their tokens are merged
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = False, **kwargs: Any) -> Any:
         x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return self.run_merged(x, kwargs)
+        return self.run_merged(Embedded(x), kwargs)
 
 
 class SiglipAttention(ClipStyleAttention):

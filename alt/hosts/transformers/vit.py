@@ -11,7 +11,7 @@ from transformers.models.vit import modeling_vit as foreign
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.utils.output_capturing import capture_outputs
 
-from ..host import BlockParts
+from ..host import BlockParts, Embedded
 from ..merging import MergingBlock
 from .attention import VitStyleAttention
 from .family import Family
@@ -39,13 +39,13 @@ class ViTModel(MergingVisionModel, foreign.ViTModel):
             bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
         )
-        return self.run_merged(x, {**kwargs, "attention_mask": attention_mask})
+        return self.run_merged(Embedded(x), {**kwargs, "attention_mask": attention_mask})
 
 
 class VitAttention(VitStyleAttention):
     known = foreign.ViTAttention
 
-    def call(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def call(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         return self.module(x, mask)[0]
 
 
