@@ -30,7 +30,7 @@ CALLS = {
     "unmerge": 21,
     "merge_layer_norm": 28,
     "proportional_attention": 28,
-    "cosine_gumbel_assign": 61,
+    "cosine_gumbel_assign": 48,
 }
 
 

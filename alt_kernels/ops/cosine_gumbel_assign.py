@@ -64,6 +64,39 @@ def cosine_gumbel_assign(
 
     Source: "Align before Adapt" (arXiv 2311.15619), Eq. 4 and 5; Jang et al., arXiv 1611.01144.
     """
+    if not _fit(x, entities):
+        _check(x, entities)
+    if not isinstance(hard, bool):
+        raise TypeError(f"hard: expected True or False, got {type(hard).__name__} {hard!r}")
+    count, depth = entities.shape
+    tau = _tau(tau, x, entities)
+    given, seed = _noise(noise, seed, x, count)
+    rows = x if x.dim() == 2 else x.reshape(-1, depth)
+    run = reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, given) else _gumbel_assignment
+    results = run(rows, entities, tau, given, seed, hard)
+    if x.dim() == 2:
+        return Assignment(*results)
+    output, index, normalizer = results
+    lead = x.shape[:-1]
+    return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))
+
+
+def _fit(x: Any, entities: Any) -> bool:
+    """True if the arguments pass :func:`_check`."""
+    if not (isinstance(x, Tensor) and isinstance(entities, Tensor) and x.dim() >= 2 and entities.dim() == 2):
+        return False
+    count, depth = entities.shape
+    return (
+        count > 0
+        and x.shape[-1] == depth > 0
+        and x.dtype in checks.FLOAT_DTYPES
+        and entities.dtype in checks.FLOAT_DTYPES
+        and x.device == entities.device
+    )
+
+
+def _check(x: Any, entities: Any) -> None:
+    """Raises unless the arguments fit together."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor [..., M, d], got {type(x).__name__}")
     if x.dim() < 2:
@@ -76,15 +109,6 @@ def cosine_gumbel_assign(
         raise ValueError(f"entities: expected at least one entity and one channel, got shape {list(entities.shape)}")
     if x.shape[-1] != depth:
         raise ValueError(f"x: expected rows of {depth} channels as in entities, got shape {list(x.shape)}")
-    if not isinstance(hard, bool):
-        raise TypeError(f"hard: expected True or False, got {type(hard).__name__} {hard!r}")
-    tau = _tau(tau, x, entities)
-    given, seed = _noise(noise, seed, x, count)
-    rows = x.reshape(-1, depth)
-    run = reference.gumbel_assignment if library.use_reference(impl, x, entities, tau, given) else _gumbel_assignment
-    output, index, normalizer = run(rows, entities, tau, given, seed, hard)
-    lead = x.shape[:-1]
-    return Assignment(output.reshape(x.shape), index.reshape(lead), normalizer.reshape(lead))
 
 
 def _tau(tau: float | Tensor, x: Tensor, entities: Tensor) -> Tensor:

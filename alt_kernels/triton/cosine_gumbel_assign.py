@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .cosine_gumbel_assign_shared import (
     LOG2E,
-    TENSOR,
     draw_noise,
     load_rows,
     load_tile,
@@ -94,11 +93,11 @@ def _assign(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], strides (noise_m, noise_k), read where NOISE is 1
     seed_ptr,  # 0-d int64, read where NOISE is 2
-    index_ptr,  # [S, M] int64
-    peak_ptr,  # [S, M] float32: the largest logit in powers of two; where S is 1 the log-normalizer
-    sum_ptr,  # [S, M] float32: sum of exp(logit - peak), written where SPLIT
-    acc_ptr,  # [S, M, d] float32 where SOFT and SPLIT: sum of exp(logit - peak) s_k; where not SPLIT [M, d]: the output
-    rows,  # of this launch; pointers to rows are to its first
+    index_ptr,  # [M] int64; where SPLIT, this and the next three are scratch, whose rows are those of the launch
+    peak_ptr,  # [M] float32: the log-normalizer; where SPLIT [S, m]: the largest logit in powers of two
+    sum_ptr,  # [S, m] float32: sum of exp(logit - peak), written where SPLIT
+    acc_ptr,  # [M, d]: the output; where SOFT and SPLIT [S, m, d] float32: sum of exp(logit - peak) s_k
+    rows,  # m, of this launch
     count,
     above,  # rows before this launch
     per_split,  # entities of a split, a multiple of BK
@@ -119,7 +118,7 @@ def _assign(
     split = tl.program_id(1)
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
-    row = tl.minimum(place, rows - 1)  # reads past the end go to the last row, so they need no mask
+    row = above + tl.minimum(place, rows - 1)  # reads past the end go to the last row, so they need no mask
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     WHOLE: tl.constexpr = BD >= D
     CARRY: tl.constexpr = WHOLE and not SOFT  # with a second product in the loop the compiler omits the wait
@@ -155,7 +154,7 @@ def _assign(
                 es = load_tile(e_ptr, first, start, D, BK, BD)
                 products = tl.dot(xs, tl.trans(es), products, input_precision=PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
-        z = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        z = draw_noise(noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE, BM, BK)
         if CARRY:
             if first < always:
                 z = products * re[None, :] * scale[:, None] - z
@@ -195,7 +194,10 @@ def _assign(
     row_total = tl.sum(rounded_product(total, weight), 1)
     row_index = tl.min(tl.where(peak == row_peak[:, None], index, 0x7FFFFFFF), 1)
     row_index = tl.where(row_peak > float("-inf"), row_index, 0)
-    out = split.to(tl.int64) * rows + place
+    if SPLIT:
+        out = split.to(tl.int64) * rows + place
+    else:
+        out = above.to(tl.int64) + place
     if SOFT:
         if e_ptr.dtype.element_ty == tl.float16:
             acc = acc * 3.0517578125e-05
@@ -205,7 +207,7 @@ def _assign(
         target = acc_ptr + out[:, None] * D + channel[None, :]
         tl.store(target, acc.to(acc_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
     elif not SPLIT:
-        copy_chosen(source_ptr, acc_ptr, row_index, place, live, e_k, D)
+        copy_chosen(source_ptr, acc_ptr, row_index, out, live, e_k, D)
     write = live & (tl.program_id(2) == 0)
     tl.store(index_ptr + out, row_index.to(tl.int64), mask=write)
     if SPLIT:
@@ -216,17 +218,18 @@ def _assign(
         tl.store(peak_ptr + out, normalizer, mask=write)
 
 
-@cache_launches(do_not_specialize=["rows", "splits"])
+@cache_launches(do_not_specialize=["rows", "above", "splits"])
 def _join(
-    index_part_ptr,  # [S, M] int64
-    peak_ptr,  # [S, M] float32, in powers of two
-    sum_ptr,  # [S, M] float32
-    acc_ptr,  # [S, M, d] float32, read where SOFT
+    index_part_ptr,  # [S, m] int64
+    peak_ptr,  # [S, m] float32, in powers of two
+    sum_ptr,  # [S, m] float32
+    acc_ptr,  # [S, m, d] float32, read where SOFT
     source_ptr,  # [K, d], strides (e_k, 1): the entities as given, read where hard
     index_ptr,  # [M] int64
     normalizer_ptr,  # [M] float32
     out_ptr,  # [M, d]
-    rows,
+    rows,  # m, which are joined
+    above,  # rows of the results before these
     splits,
     e_k,
     D: tl.constexpr,
@@ -259,6 +262,7 @@ def _join(
         total += tl.load(sum_ptr + here, mask=live, other=1.0) * weight
         if SOFT:
             acc += tl.load(acc_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0) * weight[:, None]
+    at += above
     if SOFT:
         result = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     else:
@@ -277,9 +281,9 @@ def gumbel_assignment(
     refuse_double(entities)
     (rows, depth), count = x.shape, entities.shape[0]
     dtype = torch.promote_types(x.dtype, entities.dtype)
-    index = torch.empty(rows, dtype=torch.int64, device=x.device)
-    normalizer = torch.empty(rows, dtype=torch.float32, device=x.device)
-    output = x.new_empty((rows, depth), dtype=dtype)
+    index = x.new_empty(rows, dtype=torch.int64)
+    normalizer = x.new_empty(rows, dtype=torch.float32)
+    output = x.new_empty(rows, depth, dtype=dtype)
     if rows == 0:
         return output, index, normalizer
     kind, noise, seed, *strides = noise_arguments(noise, seed, normalizer)
@@ -287,19 +291,15 @@ def gumbel_assignment(
     ready = prepare(x, entities, copy_all=False)
     source = ready.source
     wide = 1 if hard else divide_up(depth, use["DV"])
-    for here, tiles, splits, share in row_plan(rows, use, wide, count):
-        results = index[here], normalizer[here], output[here]
-        parts = results[0], results[1], results[1], results[2]
-        height = len(results[0])
+    for above, height, tiles, splits, share in row_plan(rows, use, wide, count):
+        parts = index, normalizer, normalizer, output
         if splits > 1:
-            peak = normalizer.new_empty((splits, height))
-            sums = peak if hard else peak.new_empty((splits, height, depth))
-            parts = index.new_empty((splits, height)), peak, torch.empty_like(peak), sums
+            peak = normalizer.new_empty(splits, height)
+            sums = peak if hard else peak.new_empty(splits, height, depth)
+            parts = index.new_empty(splits, height), peak, torch.empty_like(peak), sums
         _assign[(tiles, splits, wide)](
-            ready.x[here], ready.given[here], ready.entities, source, ready.rx[here], ready.sx[here], ready.re,
-            ready.se, tau,
-            noise[here] if kind == TENSOR else noise, seed, *parts, height, count, here.start, share, *strides,
-            source.stride(0),
+            ready.x, ready.given, ready.entities, source, ready.rx, ready.sx, ready.re, ready.se, tau,
+            noise, seed, *parts, height, count, above, share, *strides, source.stride(0),
             D=depth, NOISE=kind, SOFT=not hard, SPLIT=splits > 1, PRECISION=precision(dtype),
             BM=use["BM"], BK=use["BK"], BD=use["BD"], DV=use["DV"],
             num_warps=use["num_warps"], num_stages=use["num_stages"],
@@ -307,7 +307,7 @@ def gumbel_assignment(
         if splits > 1:
             width = min(128, round_up_to_power(depth))
             _join[(divide_up(height, 32), divide_up(depth, width))](
-                *parts, source, *results, height, splits, source.stride(0),
+                *parts, source, index, normalizer, output, height, above, splits, source.stride(0),
                 D=depth, SOFT=not hard, R=32, BC=width, num_warps=4, num_stages=1,
             )  # fmt: skip
     return output, index, normalizer

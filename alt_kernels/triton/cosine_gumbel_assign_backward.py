@@ -34,15 +34,27 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .cosine_gumbel_assign_delta import _delta, _join_delta, load_pair, pair_products, split_pair
+from .cosine_gumbel_assign_delta import (
+    BOUND_OF_DL,
+    CHOSEN,
+    DELTA,
+    NORMALIZER,
+    STATE,
+    SUMS,
+    Q,
+    _delta,
+    _join_delta,
+    load_pair,
+    pair_products,
+    split_pair,
+    state_of,
+)
 from .cosine_gumbel_assign_entities import STEM, _entity_values, _grad_entities, finish
 from .cosine_gumbel_assign_shared import (
     LOG2E,
-    TENSOR,
     draw_noise,
     load_rows,
     load_tile,
-    new_aligned,
     noise_arguments,
     noise_shift,
     power_below,
@@ -55,12 +67,12 @@ from .cosine_gumbel_assign_shared import (
     with_noise,
 )
 from .hardware import exp2_of
-from .host import divide_up, refuse_double
+from .host import divide_up, refuse_double, round_up_to_power
 from .launch import cache_launches
 from .philox import tile_columns
 
 
-@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
+@cache_launches(do_not_specialize=["rows", "count", "above", "all_rows", "per_split"])
 def _grad_x(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
@@ -72,21 +84,19 @@ def _grad_x(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M], corrected
-    chosen_ptr,  # [M]
-    delta_ptr,  # [M]
-    q_ptr,  # [M]
-    bound_ptr,  # [M] float32, read where BOUND: |dl| / |s| is at most this
-    part_ptr,  # [S, M, d] float32: sums over a split of dl v / (tau |x|), the first minus u q; dx where S is 1
-    rows,  # of this launch; pointers to rows are to its first
+    state_ptr,  # [5, M], as `_delta` leaves it
+    part_ptr,  # [M, d]: dx; where SPLIT [S, m, d] float32: sums over a split of dl v / (tau |x|), the first minus u q
+    rows,  # m, of this launch
     count,
     above,  # rows before this launch
+    all_rows,  # M
     per_split,
     noise_m,
     noise_k,
     D: tl.constexpr,
     NOISE: tl.constexpr,
     BOUND: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -97,22 +107,23 @@ def _grad_x(
     split = tl.program_id(1)
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
-    row = tl.minimum(place, rows - 1)
+    row = above + tl.minimum(place, rows - 1)
     rx = tl.load(rx_ptr + row)
-    normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
-    chosen = tl.load(chosen_ptr + row)
-    delta = tl.load(delta_ptr + row)
+    normalizer = tl.load(state_of(state_ptr, NORMALIZER, all_rows) + row) * LOG2E - noise_shift(NOISE)
+    chosen = tl.load(state_of(state_ptr, CHOSEN, all_rows) + row)
+    delta = tl.load(state_of(state_ptr, DELTA, all_rows) + row)
     sharpness = 1.0 / tl.load(tau_ptr).to(tl.float32)
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     value_start = tl.program_id(2) * DV
     unit = tl.full([BM], 1.0, tl.float32)
     if BOUND:
-        unit = power_below(tl.maximum(tl.load(bound_ptr + row), 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
+        bound = tl.load(state_of(state_ptr, BOUND_OF_DL, all_rows) + row)
+        unit = power_below(tl.maximum(bound, 1e-30)) * 0.0001220703125  # dl / unit <= 2^14
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
-        both = load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
+        both = load_pair(x_ptr, grad_ptr, above, tl.program_id(0) * BM, rows, D, BD, BM)
     # Subtract the component along x first; doing it last spills registers.
-    share = tl.load(q_ptr + row) * rx / unit
+    share = tl.load(state_of(state_ptr, Q, all_rows) + row) * rx / unit
     own = load_rows(x_ptr, row, value_start, D, DV).to(tl.float32)
     acc = own * tl.where(split == 0, -share, 0.0)[:, None]
     begin = tl.multiple_of(split * per_split, 16)
@@ -124,7 +135,7 @@ def _grad_x(
             cosine, da = pair_products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
-        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE, BM, BK)
         a = exp2_of(cosine * (rx * sharpness * LOG2E)[:, None] * re[None, :] - noise - normalizer[:, None])
         if first + BK > count:
             a = tl.where((first + tile_columns(BK) < count)[None, :], a, 0.0)
@@ -138,11 +149,54 @@ def _grad_x(
         acc = tl.dot(dl.to(values.dtype), values, acc, input_precision=PRECISION)
 
     factor = rx * sharpness / tl.load(sx_ptr + row)
-    out = split.to(tl.int64) * rows + place
+    if SPLIT:
+        out = split.to(tl.int64) * rows + place
+    else:
+        out = above.to(tl.int64) + place
     channel = value_start + tl.arange(0, DV)
     acc = acc * (unit * factor)[:, None]
     target = part_ptr + out[:, None] * D + channel[None, :]
     tl.store(target, acc.to(part_ptr.dtype.element_ty), mask=live[:, None] & (channel < D)[None, :])
+
+
+@cache_launches(do_not_specialize=["rows", "above", "all_rows", "splits"])
+def _finish_rows(
+    part_ptr,  # [S, m, d] float32
+    state_ptr,  # [5, M]
+    tau_ptr,  # 0-d
+    out_ptr,  # [M, d]: dx
+    grad_tau_ptr,  # 0-d
+    rows,  # m, whose partial sums are added; there may be none
+    above,  # rows before them
+    all_rows,  # M
+    splits,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """The first program: dtau. Every other: BC channels of R rows, the partial sums in ascending order."""
+    program = tl.program_id(0)
+    if program == 0:
+        SUM: tl.constexpr = 4096
+        q_ptr = state_of(state_ptr, Q, all_rows)
+        sums = tl.zeros([SUM], tl.float32)
+        for first in range(0, all_rows, SUM):
+            at = first + tl.arange(0, SUM)
+            sums += tl.load(q_ptr + at, mask=at < all_rows, other=0.0)
+        tau = tl.load(tau_ptr).to(tl.float32)
+        tl.store(grad_tau_ptr, (-tl.sum(sums, 0) / (tau * tau)).to(grad_tau_ptr.dtype.element_ty))
+    else:
+        ACROSS: tl.constexpr = (D + BC - 1) // BC
+        place = (program - 1) // ACROSS * R + tl.arange(0, R)
+        channel = (program - 1) % ACROSS * BC + tl.arange(0, BC)
+        inside = (place < rows)[:, None] & (channel < D)[None, :]
+        at = place.to(tl.int64)
+        acc = tl.zeros([R, BC], tl.float32)
+        for split in range(0, splits):
+            here = at + split * rows.to(tl.int64)
+            acc += tl.load(part_ptr + here[:, None] * D + channel[None, :], mask=inside, other=0.0)
+        target = out_ptr + (at + above)[:, None] * D + channel[None, :]
+        tl.store(target, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def gumbel_assignment_backward(
@@ -161,68 +215,74 @@ def gumbel_assignment_backward(
     refuse_double(x)
     refuse_double(entities)
     (rows, depth), count = x.shape, entities.shape[0]
-    grad_x = torch.empty((rows, depth), dtype=x.dtype, device=x.device)
-    grad_entities = torch.empty((count, depth) if need_entities else (0,), dtype=entities.dtype, device=x.device)
+    grad_x = x.new_empty(rows, depth)
+    grad_entities = entities.new_empty(*(count, depth) if need_entities else (0,))
+    grad_tau = tau.new_empty(())
     if rows == 0:
-        return grad_x, grad_entities.zero_(), torch.zeros_like(tau)
+        return grad_x, grad_entities.zero_(), grad_tau.zero_()
     ready = prepare(x, entities, copy_all=True)
-    grad = grad.to(ready.dtype).contiguous()
+    if grad.dtype != ready.dtype:
+        grad = grad.to(ready.dtype)
+    grad = grad.contiguous()
     saved, index = log_normalizer.contiguous(), index.contiguous()
     kind, noise, seed, *strides = noise_arguments(noise, seed, ready.rx)
     bounded = ready.dtype == torch.float16
     common = {"D": depth, "NOISE": kind, "BOUND": bounded, "PRECISION": precision(ready.dtype)}
+    state = saved.new_empty(STATE, rows)
 
     use = with_noise(select_config(STEM, "delta", depth, ready.dtype), kind)
-    normalizer, chosen, delta, q, bound = new_aligned(saved, 5, rows).unbind(0)
-    for here, tiles, splits, share in row_plan(rows, use, 1, count):
-        height = here.stop - here.start
-        sums = new_aligned(saved, 6, splits, height).unbind(0)
+    constants = common | tiling(use)
+    for above, height, tiles, splits, share in row_plan(rows, use, 1, count):
+        sums = saved.new_empty(SUMS, splits, height) if splits > 1 else state
         _delta[(tiles, splits)](
-            grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.se, tau,
-            noise[here] if kind == TENSOR else noise, seed, index[here], saved[here], chosen[here], *sums,
-            height, count, here.start, share, *strides, **common, **tiling(use),
+            grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, index, saved, state, sums,
+            height, count, above, rows, share, *strides, SPLIT=splits > 1, **constants,
         )  # fmt: skip
-        _join_delta[(divide_up(height, 128),)](
-            saved[here], *sums, normalizer[here], delta[here], q[here], bound[here], height, splits,
-            BOUND=bounded, R=128, num_warps=4, num_stages=1,
-        )  # fmt: skip
+        if splits > 1:
+            _join_delta[(divide_up(height, 128),)](
+                saved, sums, state, height, above, rows, splits, BOUND=bounded, R=128, num_warps=4, num_stages=1
+            )
 
     use = with_noise(select_config(STEM, "rows", depth, ready.dtype), kind)
+    constants = common | tiling(use)
     wide = divide_up(depth, use["DV"])
-    for here, tiles, splits, share in row_plan(rows, use, wide, count):
-        part = grad_x[here]
+    rest: tuple[Tensor, int, int, int] = state, 0, 0, 0  # the rows whose partial sums have still to be added
+    for above, height, tiles, splits, share in row_plan(rows, use, wide, count):
+        part = grad_x
         if splits > 1:
-            part = normalizer.new_empty((splits, here.stop - here.start, depth))
+            part = state.new_empty(splits, height, depth)
+            rest = part, height, above, splits
         _grad_x[(tiles, splits, wide)](
-            grad[here], ready.x[here], ready.entities, ready.rx[here], ready.re, ready.sx[here], ready.se, tau,
-            noise[here] if kind == TENSOR else noise, seed, normalizer[here], chosen[here], delta[here], q[here],
-            bound[here], part, here.stop - here.start, count, here.start, share, *strides, **common, **tiling(use),
+            grad, ready.x, ready.entities, ready.rx, ready.re, ready.sx, ready.se, tau, noise, seed, state, part,
+            height, count, above, rows, share, *strides, SPLIT=splits > 1, **constants,
         )  # fmt: skip
-        if splits > 1:
-            grad_x[here] = part.sum(0)
-    grad_tau = (-q.sum() / tau.float().square()).to(tau.dtype)
+    part, height, above, splits = rest
+    width = min(128, round_up_to_power(depth))
+    _finish_rows[(1 + divide_up(height, 16) * divide_up(depth, width),)](
+        part, state, tau, grad_x, grad_tau, height, above, rows, splits,
+        D=depth, R=16, BC=width, num_warps=4, num_stages=1,
+    )  # fmt: skip
     if not need_entities:
         return grad_x, grad_entities, grad_tau
 
-    if bounded:
-        bound = (bound * ready.rx).amax()
+    bound = (state[BOUND_OF_DL.value] * ready.rx).amax() if bounded else state
     use = with_noise(select_config(STEM, "entities", depth, ready.dtype), kind)
     tiles, wide = divide_up(count, use["BK"]), divide_up(depth, use["DV"])
-    splits, share = split_plan(rows, use["BM"], tiles * wide, use.pop("programs"))
+    splits, share = split_plan(rows, use["BM"], tiles * wide, use["programs"])
     value_use = with_noise(select_config(STEM, "values", depth, ready.dtype), kind)
     value_tiles, value_wide = divide_up(count, value_use["BK"]), divide_up(depth, value_use["DV"])
-    value_splits, value_share = split_plan(rows, value_use["BM"], value_tiles * value_wide, value_use.pop("programs"))
-    part = normalizer.new_empty((splits + value_splits, count, depth))
-    along = normalizer.new_zeros((splits + value_splits, count))  # 0 for the value path, which is not projected
+    value_splits, value_share = split_plan(rows, value_use["BM"], value_tiles * value_wide, value_use["programs"])
+    part = state.new_empty((splits + value_splits, count, depth))
+    along = state.new_zeros((splits + value_splits, count))  # 0 for the value path, which is not projected
     _grad_entities[(tiles, splits, wide)](
-        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, normalizer,
-        chosen, delta, bound, part, along, rows, count, share, *strides, **common, **use,
+        grad, ready.x, ready.entities, ready.rx, ready.re, ready.se, tau, noise, seed, state, bound,
+        part, along, rows, count, share, *strides, **common, **tiling(use),
     )  # fmt: skip
     del common["BOUND"]
     _entity_values[(value_tiles, value_splits, value_wide)](
-        grad, ready.x, ready.entities, ready.rx, ready.re, tau, noise, seed, index, normalizer,
+        grad, ready.x, ready.entities, ready.rx, ready.re, tau, noise, seed, index, state,
         part[splits:], rows, count, value_share, *strides,
-        HARD=hard, SPARSE=hard and count > value_use["BM"] * value_use["BK"], **common, **value_use,
+        HARD=hard, SPARSE=hard and count > value_use["BM"] * value_use["BK"], **common, **tiling(value_use),
     )  # fmt: skip
     finish(part, along, ready.entities, ready.re, ready.se, tau, grad_entities)
     return grad_x, grad_entities, grad_tau

@@ -15,14 +15,16 @@ from .philox import NATURAL, place_of, tile_columns
 
 
 @triton.jit
-def load_pair(x_ptr, grad_ptr, first, rows, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
+def load_pair(x_ptr, grad_ptr, above, first, rows, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr):
     """Loads BM rows of x and of dO as one operand ``[2 BM, BD]``: eight of x, the same eight of dO, the next of x.
+
+    They are the rows ``first`` and following of ``rows`` below ``above``; the last one stands for those past the end.
 
     A thread holds the places i and i + 8 of 16 rows of a product, so it has both the cosine and the dA of a row. A warp
     group reads one operand of 128 rows from shared memory twice as fast as two of 64.
     """
     place = tl.arange(0, 2 * BM)
-    row = tl.minimum(first + (place // 16) * 8 + place % 8, rows - 1)
+    row = above + tl.minimum(first + (place // 16) * 8 + place % 8, rows - 1)
     channel = tl.arange(0, BD)
     at = row.to(tl.int64)[:, None] * D + channel[None, :]
     at = tl.where((place // 8 % 2 == 0)[:, None], x_ptr + at, grad_ptr + at)
@@ -71,7 +73,44 @@ def _chosen_grad(grad_ptr, e_ptr, se_ptr, index_ptr, row, count, D: tl.constexpr
     return total * tl.load(se_ptr + place)
 
 
-@cache_launches(do_not_specialize=["rows", "count", "above", "per_split"])
+# What is kept of every row for the sweeps after this one: the places in ``state`` [5, M] float32.
+Q: tl.constexpr = tl.constexpr(0)  # first, where it is aligned
+CHOSEN: tl.constexpr = tl.constexpr(1)  # c
+NORMALIZER: tl.constexpr = tl.constexpr(2)  # the log-normalizer with which A sums to 1
+DELTA: tl.constexpr = tl.constexpr(3)
+BOUND_OF_DL: tl.constexpr = tl.constexpr(4)  # |dl| / |s| is at most this; kept where BOUND
+STATE = 5
+SUMS = 6  # of a row in a split
+
+
+@triton.jit
+def state_of(state_ptr, WHICH: tl.constexpr, all_rows):
+    """Returns the pointer to one kind of what is kept of ``all_rows`` rows."""
+    return state_ptr + WHICH * all_rows.to(tl.int64)
+
+
+@triton.jit
+def _store_state(
+    state_ptr, all_rows, row, live, saved, total, delta, mean, along, largest, heaviest, BOUND: tl.constexpr
+):
+    """Stores what follows from the sums over all entities, and the log-normalizer as ``saved``."""
+    # A tau below about 2.4e-7 leaves logits without a digit after the point, of which no two sweeps make the same sum.
+    # Then A is one-hot to the last digit, its gradient is 0, and so is a = exp(l - inf) of the next sweeps. NaN stays.
+    lost = (total == 0.0) | (total == float("inf")) | (tl.abs(saved) >= 4194304.0)
+    lost = lost & (total == total)
+    safe = tl.where(lost, 1.0, total)
+    delta = tl.where(lost, 0.0, delta / safe)
+    q = tl.where(lost, 0.0, (along - delta * mean) / safe)
+    correction = tl.where(lost, float("inf"), tl.log2(safe) * NATURAL)
+    tl.store(state_of(state_ptr, NORMALIZER, all_rows) + row, saved + correction, mask=live)
+    tl.store(state_of(state_ptr, DELTA, all_rows) + row, delta, mask=live)
+    tl.store(state_of(state_ptr, Q, all_rows) + row, q, mask=live)
+    if BOUND:
+        bound = tl.where(lost, 0.0, (largest + tl.abs(delta) * heaviest) / safe)
+        tl.store(state_of(state_ptr, BOUND_OF_DL, all_rows) + row, bound, mask=live)
+
+
+@cache_launches(do_not_specialize=["rows", "count", "above", "all_rows", "per_split"])
 def _delta(
     grad_ptr,  # [M, d] contiguous
     x_ptr,  # [M, d] prepared
@@ -84,22 +123,20 @@ def _delta(
     seed_ptr,  # 0-d, read where NOISE is 2
     index_ptr,  # [M] int64, b
     normalizer_ptr,  # [M]
-    chosen_ptr,  # [M] float32: c
-    total_ptr,  # [S, M] float32: sum over the split of a
-    delta_ptr,  # [S, M] float32: of a (dA - c)
-    mean_ptr,  # [S, M] float32: of a w
-    along_ptr,  # [S, M] float32: of a (dA - c) w
-    largest_ptr,  # [S, M] float32, written where BOUND: max of a |dA - c| / |s|
-    weight_ptr,  # [S, M] float32, written where BOUND: max of a / |s|
-    rows,  # of this launch; pointers to rows are to its first
+    state_ptr,  # [5, M] float32, all of it written but where SPLIT, where only c is
+    sums_ptr,  # [6, S, m] float32, written where SPLIT: sums over the split of a, a (dA - c), a w and a (dA - c) w,
+    # and where BOUND the largest a |dA - c| / |s| and a / |s|
+    rows,  # m, of this launch
     count,
     above,  # rows before this launch
+    all_rows,  # M
     per_split,
     noise_m,
     noise_k,
     D: tl.constexpr,
     NOISE: tl.constexpr,
     BOUND: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BK: tl.constexpr,
@@ -109,13 +146,14 @@ def _delta(
     split = tl.program_id(1)
     place = tl.program_id(0) * BM + tl.arange(0, BM)
     live = place < rows
-    row = tl.minimum(place, rows - 1)
-    normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
+    row = above + tl.minimum(place, rows - 1)
+    saved = tl.load(normalizer_ptr + row)
+    normalizer = saved * LOG2E - noise_shift(NOISE)
     rx = tl.load(rx_ptr + row)
     scale = rx * (LOG2E / tl.load(tau_ptr).to(tl.float32))
     seed = tl.load(seed_ptr) if NOISE == 2 else 0
     chosen = _chosen_grad(grad_ptr, e_ptr, se_ptr, index_ptr, row, count, D, BM)
-    tl.store(chosen_ptr + place, chosen, mask=live & (split == 0))
+    tl.store(state_of(state_ptr, CHOSEN, all_rows) + row, chosen, mask=live & (split == 0))
     total = tl.zeros([BM], tl.float32)
     delta = tl.zeros([BM], tl.float32)
     mean = tl.zeros([BM], tl.float32)
@@ -124,7 +162,7 @@ def _delta(
     heaviest = tl.zeros([BM], tl.float32)
     WHOLE: tl.constexpr = BD >= D
     if WHOLE:
-        both = load_pair(x_ptr, grad_ptr, tl.program_id(0) * BM, rows, D, BD, BM)
+        both = load_pair(x_ptr, grad_ptr, above, tl.program_id(0) * BM, rows, D, BD, BM)
         products = tl.zeros([2 * BM, BK], tl.float32)
     always = count + rows  # above any column, but the compiler cannot know it
     begin = tl.multiple_of(split * per_split, 16)
@@ -136,7 +174,7 @@ def _delta(
             z, da = pair_products(x_ptr, grad_ptr, e_ptr, row, first, D, BM, BK, BD, PRECISION)
         re = tl.load(re_ptr + first + tl.arange(0, BK))
         se = tl.load(se_ptr + first + tl.arange(0, BK))
-        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE, BM, BK)
+        noise = draw_noise(noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE, BM, BK)
         if WHOLE:
             z = noise
             da = noise
@@ -155,64 +193,55 @@ def _delta(
         if BOUND:
             largest = tl.maximum(largest, tl.max(tl.abs(product) * re[None, :], 1))
             heaviest = tl.maximum(heaviest, tl.max(a * re[None, :], 1))
-    out = split.to(tl.int64) * rows + place
-    tl.store(total_ptr + out, total, mask=live)
-    tl.store(delta_ptr + out, delta, mask=live)
-    tl.store(mean_ptr + out, mean * rx, mask=live)
-    tl.store(along_ptr + out, along * rx, mask=live)
-    if BOUND:
-        tl.store(largest_ptr + out, largest, mask=live)
-        tl.store(weight_ptr + out, heaviest, mask=live)
+    mean *= rx
+    along *= rx
+    if SPLIT:
+        size = tl.num_programs(1).to(tl.int64) * rows
+        at = sums_ptr + split.to(tl.int64) * rows + place
+        tl.store(at, total, mask=live)
+        tl.store(at + size, delta, mask=live)
+        tl.store(at + 2 * size, mean, mask=live)
+        tl.store(at + 3 * size, along, mask=live)
+        if BOUND:
+            tl.store(at + 4 * size, largest, mask=live)
+            tl.store(at + 5 * size, heaviest, mask=live)
+    else:
+        _store_state(
+            state_ptr, all_rows, row, live, saved, total, delta, mean, along, largest, heaviest, BOUND
+        )  # fmt: skip
 
 
-@cache_launches(do_not_specialize=["rows", "splits"])
+@cache_launches(do_not_specialize=["rows", "above", "all_rows", "splits"])
 def _join_delta(
     normalizer_ptr,  # [M] as saved
-    total_ptr,  # [S, M] float32; this and the next five as `_delta` writes them
-    delta_part_ptr,
-    mean_ptr,
-    along_ptr,
-    largest_ptr,
-    weight_ptr,
-    corrected_ptr,  # [M] float32: the log-normalizer with which A sums to 1
-    delta_ptr,  # [M] float32
-    q_ptr,  # [M] float32
-    bound_ptr,  # [M] float32, written where BOUND: |dl| / |s| is at most this
-    rows,
+    sums_ptr,  # [6, S, m] float32, as `_delta` writes them
+    state_ptr,  # [5, M] float32
+    rows,  # m, which are joined
+    above,  # rows before them
+    all_rows,  # M
     splits,
     BOUND: tl.constexpr,
     R: tl.constexpr,
 ):
     """One program: joins the sums of all splits in ascending order for R rows."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    live = row < rows
+    place = tl.program_id(0) * R + tl.arange(0, R)
+    live = place < rows
     total = tl.zeros([R], tl.float32)
     delta = tl.zeros([R], tl.float32)
     mean = tl.zeros([R], tl.float32)
     along = tl.zeros([R], tl.float32)
     largest = tl.zeros([R], tl.float32)
     heaviest = tl.zeros([R], tl.float32)
+    size = splits.to(tl.int64) * rows
     for split in range(0, splits):
-        here = row.to(tl.int64) + split * rows.to(tl.int64)
-        total += tl.load(total_ptr + here, mask=live, other=1.0)
-        delta += tl.load(delta_part_ptr + here, mask=live, other=0.0)
-        mean += tl.load(mean_ptr + here, mask=live, other=0.0)
-        along += tl.load(along_ptr + here, mask=live, other=0.0)
+        at = sums_ptr + place.to(tl.int64) + split * rows.to(tl.int64)
+        total += tl.load(at, mask=live, other=1.0)
+        delta += tl.load(at + size, mask=live, other=0.0)
+        mean += tl.load(at + 2 * size, mask=live, other=0.0)
+        along += tl.load(at + 3 * size, mask=live, other=0.0)
         if BOUND:
-            largest = tl.maximum(largest, tl.load(largest_ptr + here, mask=live, other=0.0))
-            heaviest = tl.maximum(heaviest, tl.load(weight_ptr + here, mask=live, other=0.0))
-    # A tau below about 2.4e-7 leaves logits without a digit after the point, of which no two sweeps make the same sum.
-    # Then A is one-hot to the last digit, its gradient is 0, and so is a = exp(l - inf) of the next sweeps. NaN stays.
+            largest = tl.maximum(largest, tl.load(at + 4 * size, mask=live, other=0.0))
+            heaviest = tl.maximum(heaviest, tl.load(at + 5 * size, mask=live, other=0.0))
+    row = above + place
     saved = tl.load(normalizer_ptr + row, mask=live, other=0.0)
-    lost = (total == 0.0) | (total == float("inf")) | (tl.abs(saved) >= 4194304.0)
-    lost = lost & (total == total)
-    safe = tl.where(lost, 1.0, total)
-    delta = tl.where(lost, 0.0, delta / safe)
-    q = tl.where(lost, 0.0, (along - delta * mean) / safe)
-    correction = tl.where(lost, float("inf"), tl.log2(safe) * NATURAL)
-    tl.store(corrected_ptr + row, saved + correction, mask=live)
-    tl.store(delta_ptr + row, delta, mask=live)
-    tl.store(q_ptr + row, q, mask=live)
-    if BOUND:
-        bound = tl.where(lost, 0.0, (largest + tl.abs(delta) * heaviest) / safe)
-        tl.store(bound_ptr + row, bound, mask=live)
+    _store_state(state_ptr, all_rows, row, live, saved, total, delta, mean, along, largest, heaviest, BOUND)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton.language as tl
 from torch import Tensor
 
+from .cosine_gumbel_assign_delta import CHOSEN, DELTA, NORMALIZER, state_of
 from .cosine_gumbel_assign_shared import (
     LOG2E,
     draw_noise,
@@ -35,9 +36,7 @@ def _grad_entities(
     tau_ptr,  # 0-d
     noise_ptr,  # [M, K], read where NOISE is 1
     seed_ptr,  # 0-d, read where NOISE is 2
-    normalizer_ptr,  # [M], corrected
-    chosen_ptr,  # [M]
-    delta_ptr,  # [M]
+    state_ptr,  # [5, M], as `_delta` leaves it
     bound_ptr,  # 0-d float32, read where BOUND: |dl| / (|s| |x|) is at most this
     part_ptr,  # [T, K, d] float32: sum over the split of dl u / (tau |s|)
     along_ptr,  # [T, K] float32: h
@@ -94,15 +93,15 @@ def _grad_entities(
                 cosine = tl.dot(es, tl.trans(xs), cosine, input_precision=PRECISION)
                 grads = load_rows(grad_ptr, row, start, D, BD)
                 da = tl.dot(es, tl.trans(grads), da, input_precision=PRECISION)
-        da = da * se[:, None] - tl.load(chosen_ptr + row)[None, :]
+        da = da * se[:, None] - tl.load(state_of(state_ptr, CHOSEN, rows) + row)[None, :]
         rx = tl.load(rx_ptr + row)
         cosine = cosine * re[:, None] * rx[None, :]
         z = cosine * (sharpness * LOG2E)
         if NOISE != 0:
-            z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
-        normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
+            z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE, BM, BK))
+        normalizer = tl.load(state_of(state_ptr, NORMALIZER, rows) + row) * LOG2E - noise_shift(NOISE)
         a = tl.where(live[None, :], exp2_of(z - normalizer[None, :]), 0.0)
-        dl = a * (da - tl.load(delta_ptr + row)[None, :])
+        dl = a * (da - tl.load(state_of(state_ptr, DELTA, rows) + row)[None, :])
         along += tl.sum(dl * cosine, 1)
         dl = dl * rx[None, :]
         if BOUND:
@@ -137,7 +136,7 @@ def _entity_values(
     noise_ptr,  # [M, K], where NOISE is 1
     seed_ptr,  # 0-d, where NOISE is 2
     index_ptr,  # [M] int64, read where HARD
-    normalizer_ptr,  # [M], corrected, read where soft
+    state_ptr,  # [5, M], as `_delta` leaves it, read where soft
     part_ptr,  # [T, K, d] float32: sum over the split of W dO
     rows,
     count,
@@ -187,8 +186,8 @@ def _entity_values(
                 z = tl.dot(es, tl.trans(load_rows(x_ptr, row, start, D, BD)), z, input_precision=PRECISION)
             z = z * (re * (sharpness * LOG2E))[:, None] * tl.load(rx_ptr + row)[None, :]
             if NOISE != 0:
-                z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, 0, first, count, NOISE, BM, BK))
-            normalizer = tl.load(normalizer_ptr + row) * LOG2E - noise_shift(NOISE)
+                z -= tl.trans(draw_noise(noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE, BM, BK))
+            normalizer = tl.load(state_of(state_ptr, NORMALIZER, rows) + row) * LOG2E - noise_shift(NOISE)
             w = tl.where(live[None, :], exp2_of(z - normalizer[None, :]), 0.0)
             if grad_ptr.dtype.element_ty == tl.float16:
                 w = w * 32768.0  # otherwise most of many entities would be float16 subnormals

@@ -10,7 +10,7 @@ zero-padded to whole tiles, so that kernels read them without masks.
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import launch_configs
 from .host import divide_up, round_up_to_power, unit_stride
 from .launch import cache_launches
-from .launch_configs import config
 from .philox import SHIFT, noise_tile, place_of, tile_columns
 
 NONE, TENSOR, SEED = 0, 1, 2  # the source of the noise
@@ -144,15 +144,15 @@ def load_tile(ptr, first, start, D: tl.constexpr, BK: tl.constexpr, BD: tl.const
 
 @triton.jit
 def draw_noise(
-    noise_ptr, noise_m, noise_k, seed, row, above, first, count, NOISE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
+    noise_ptr, noise_m, noise_k, seed, row, first, count, NOISE: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr
 ):
-    """Returns minus the noise ``[BM, BK]`` of a tile, over log 2; ``above``: the number of rows before the launch."""
+    """Returns minus the noise ``[BM, BK]`` of a tile, over log 2."""
     if NOISE == 1:
         column = tl.minimum(first + tile_columns(BK), count - 1)
         at = noise_ptr + row.to(tl.int64)[:, None] * noise_m + column.to(tl.int64)[None, :] * noise_k
         return tl.load(at).to(tl.float32) * -LOG2E
     elif NOISE == 2:
-        return noise_tile(seed, row.to(tl.int64) + above, first, BK)
+        return noise_tile(seed, row.to(tl.int64), first, BK)
     else:
         return tl.zeros([BM, BK], tl.float32)
 
@@ -194,9 +194,9 @@ def prepare(x: Tensor, entities: Tensor, *, copy_all: bool) -> Prepared:
     padded = divide_up(count, PAD) * PAD
     usable = given.dtype == dtype and given.is_contiguous()
     copy = COPY_ALL if not usable or (rescale and copy_all) else COPY_EXTREME if rescale else COPY_NONE
-    ready = torch.empty((rows, depth), dtype=dtype, device=x.device) if copy else given
-    places = torch.empty((padded, depth), dtype=dtype, device=x.device)
-    rx, re = (torch.empty(n, dtype=torch.float32, device=x.device) for n in (rows, padded))
+    ready = x.new_empty(rows, depth, dtype=dtype) if copy else given
+    places = x.new_empty(padded, depth, dtype=dtype)
+    rx, re = x.new_empty(rows, dtype=torch.float32), x.new_empty(padded, dtype=torch.float32)
     sx, se = torch.empty_like(rx), torch.empty_like(re)
     width = round_up_to_power(depth)
     tile = max(1, min(PAD, 4096 // width))
@@ -207,15 +207,6 @@ def prepare(x: Tensor, entities: Tensor, *, copy_all: bool) -> Prepared:
     return Prepared(dtype, ready, ready if copy == COPY_ALL else given, source, places, rx, re, sx, se)
 
 
-def new_aligned(like: Tensor, count: int, *shape: int) -> Tensor:
-    """Returns ``count`` new tensors of ``shape`` in one allocation, each at a multiple of four elements.
-
-    Triton compiles a kernel again for a pointer that is no multiple of 16 bytes.
-    """
-    elements = math.prod(shape)
-    return like.new_empty((count, divide_up(elements, 4) * 4))[:, :elements].unflatten(1, shape)
-
-
 def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) -> tuple[int, Tensor, Tensor, int, int]:
     """Returns NOISE, noise, seed and the strides of noise; ``other`` replaces an absent tensor."""
     if noise is not None:
@@ -224,11 +215,21 @@ def noise_arguments(noise: Tensor | None, seed: Tensor | None, other: Tensor) ->
 
 
 def select_config(stem: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns one kernel's part of an op's configuration, with widths no larger than ``depth`` needs."""
-    return kernel_fields(config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
+    """Returns one kernel's part of an op's configuration, with widths no larger than ``depth`` needs.
+
+    All launches share it, so it must not be changed.
+    """
+    if launch_configs.is_forced(stem):
+        return kernel_fields(launch_configs.config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
+    return _select_config(stem, launch_configs.device_name(), prefix, depth, dtype)
 
 
-def kernel_fields(tuned: dict[str, int], prefix: str, depth: int) -> dict[str, int]:
+@functools.cache
+def _select_config(stem: str, device: str, prefix: str, depth: int, dtype: torch.dtype) -> dict[str, int]:
+    return kernel_fields(launch_configs.config(stem, depth=depth, bits=torch.finfo(dtype).bits), prefix, depth)
+
+
+def kernel_fields(tuned: Mapping[str, int], prefix: str, depth: int) -> dict[str, int]:
     """Returns the fields of one kernel, which start with ``prefix``."""
     use = {key.removeprefix(f"{prefix}_"): value for key, value in tuned.items() if key.startswith(f"{prefix}_")}
     width = max(16, round_up_to_power(depth))
@@ -272,24 +273,30 @@ def split_plan(length: int, tile: int, others: int, programs: int) -> tuple[int,
 class Part(NamedTuple):
     """Rows that one launch covers, and the split of the entities among its programs."""
 
-    rows: slice
+    above: int  # rows before them
+    rows: int
     tiles: int
     splits: int
     share: int  # entities of a split
 
 
-def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> list[Part]:
+def row_plan(rows: int, use: dict[str, int], across: int, count: int) -> tuple[Part, ...]:
     """Returns the launches: full waves of programs that each pass over all entities, then the remaining rows, split.
 
     ``across`` is the number of programs on one tile of rows and one split.
     """
-    height, at_once = use["BM"], max(1, use["programs"] // across)
+    return _row_plan(rows, use["BM"], use["BK"], use["programs"], across, count)
+
+
+@functools.lru_cache(2048)
+def _row_plan(rows: int, height: int, tile: int, programs: int, across: int, count: int) -> tuple[Part, ...]:
+    at_once = max(1, programs // across)
     tiles = divide_up(rows, height)
     full = tiles // at_once * at_once
     plan = []
     if full:
-        plan.append(Part(slice(0, min(rows, full * height)), full, 1, divide_up(count, use["BK"]) * use["BK"]))
+        plan.append(Part(0, min(rows, full * height), full, 1, divide_up(count, tile) * tile))
     if left := tiles - full:
-        split = split_plan(count, use["BK"], left * across, use["programs"])
-        plan.append(Part(slice(full * height, rows), left, *split))
-    return plan
+        split = split_plan(count, tile, left * across, programs)
+        plan.append(Part(full * height, rows - full * height, left, *split))
+    return tuple(plan)

@@ -98,6 +98,11 @@ def config(stem: str, **sizes: int) -> Mapping[str, Any]:
     return _forced.get(stem) or _config(stem, device_name(), tuple(sizes.items()))
 
 
+def is_forced(stem: str) -> bool:
+    """True inside :func:`force_config` of this op: what was derived from another configuration does not hold."""
+    return stem in _forced
+
+
 @contextlib.contextmanager
 def force_config(stem: str, use: dict[str, Any]) -> Iterator[None]:
     """Makes launches of op ``stem`` inside take ``use``, whatever their sizes; for the search of ``tools/tune.py``."""

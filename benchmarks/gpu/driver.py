@@ -23,7 +23,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WAYS = (
     *(("_backward_keys", "WHOLE_HEAD"), ("_forward_resident", "TILES"), ("_assign", "SPLIT"), ("_assign", "SOFT")),
     *(("_entity_values", "HARD"), ("_entity_values", "SPARSE"), ("_spread_rows", "SHARE"), ("_reduce_rows", "MEAN")),
-    *(("_prepare", "RESCALE"), ("_delta", "BOUND"), ("_merge_norm", "HAS_SIZE")),
+    *(("_prepare", "RESCALE"), ("_delta", "BOUND"), ("_delta", "SPLIT"), ("_grad_x", "SPLIT")),
+    ("_merge_norm", "HAS_SIZE"),
 )
 Launches = list[tuple[str, dict[str, Any]]]
 

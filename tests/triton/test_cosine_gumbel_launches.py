@@ -23,12 +23,12 @@ def test_a_launch_covers_every_row_once_and_no_split_is_empty() -> None:
     ):
         use = {"BM": height, "BK": 32, "programs": programs}
         at = 0
-        for here, tiles, splits, share in shared.row_plan(rows, use, across, count):
-            assert here.start == at
-            assert tiles == -(-(here.stop - at) // height)
+        for above, part, tiles, splits, share in shared.row_plan(rows, use, across, count):
+            assert above == at
+            assert tiles == -(-part // height)
             assert share % 32 == 0
             assert (splits - 1) * share < count <= splits * share
-            at = here.stop
+            at += part
         assert at == rows
     plan = shared.row_plan(25_856, {"BM": 64, "BK": 32, "programs": 132}, 1, 913)
     assert [(part.tiles, part.splits > 1) for part in plan] == [(396, False), (8, True)]

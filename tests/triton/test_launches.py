@@ -38,7 +38,7 @@ def test_nothing_recompiles_as_tokens_merge_away_or_the_seed_changes() -> None:
     # Attention has a tile for each bucket of keys, the assignment one for hard and one for soft, and a preparation for
     # each direction.
     assert max(found["first"].values()) == 4
-    assert sum(found["first"].values()) <= 29
+    assert sum(found["first"].values()) <= 30
 
 
 def test_launchers_keep_to_the_device_and_never_wait_for_it() -> None:

@@ -67,7 +67,14 @@ def _aot_case(
     use, targets = with_noise(entry.use, rest.get("NOISE", NONE)), entry.targets
     if rest.get("NOISE") == TENSOR:
         rest = {**rest, "noise_k": 1}  # of a contiguous noise tensor
-    constants = {"D": depth, "PRECISION": precision(NAMES[dtype]), "BOUND": dtype == "fp16", **use, **rest}
+    constants = {
+        "D": depth,
+        "PRECISION": precision(NAMES[dtype]),
+        "BOUND": dtype == "fp16",
+        "SPLIT": False,
+        **use,
+        **rest,
+    }
     constants = {name: constants[name] for name in kernel.arg_names if name in constants}
     types = signature(kernel, dtype, constants, **{"acc_ptr": f"*{dtype}", **pointers})
     if targets:
