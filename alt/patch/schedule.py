@@ -162,13 +162,15 @@ def make_schedule(r: Reduction, inflection: float, num_blocks: int, num_tokens: 
     removed, tokens, clipped = [], [], []
     count = num_tokens
     for i in range(num_blocks):
-        free = max(count - num_protected, 0)
-        if wanted is None:
-            take = min(math.floor(r * free + _SHARE_SLACK), free // 2)  # type: ignore[operator]
-        else:
-            take = min(wanted[i], free // 2)
-            if take < wanted[i]:
+        free = count - num_protected if count > num_protected else 0
+        take = math.floor(r * free + _SHARE_SLACK) if wanted is None else wanted[i]  # type: ignore[operator]
+        if take > free // 2:
+            if wanted is not None:
                 clipped.append(i)
+            take = free // 2
+        # Under torch.compile(dynamic=True) counts are expressions, and so would be what is removed: min() and floor()
+        # would nest from block to block. index() makes it a constant of the graph, for one guard.
+        take = operator.index(take)
         count -= take
         removed.append(take)
         tokens.append(count)

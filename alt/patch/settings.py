@@ -132,16 +132,33 @@ class PatchSettings:
         embedded = self.host.embed(tower, images)
         if frames > 1:
             joined = [None if part is None else self._join(part, frames) for part in embedded[1:]]
-            embedded = Embedded(self._join(embedded.x, frames), *joined)
+            embedded = Embedded(self._join(self._fix_length(tower, embedded.x), frames), *joined)
         return self.run(tower, embedded, frames=frames)
 
     def run(
         self, tower: Any, embedded: Embedded, take: tuple[int, ...] = (), frames: int = 1
     ) -> tuple[Tensor, TrunkCall]:
         """Sends embedded tokens through the blocks; see :class:`alt.hosts.merging.TowerMerge`."""
+        if frames == 1:
+            embedded = embedded._replace(x=self._fix_length(tower, embedded.x))
         call = self.begin(tower, embedded, frames)
         call.take = take
         return self.finish(self.host.run_blocks(tower, embedded.x, call), call), call
+
+    def _fix_length(self, tower: Any, x: Tensor) -> Tensor:
+        """Returns tokens ``x``; in a graph that only fits the tower's own token count, that count is a plain number.
+
+        With ``torch.compile(dynamic=True)`` it is an expression in height and width, although the sum with the position
+        embedding admits one value. Tracing would reason about that expression in every operation of every block.
+        """
+        if not torch.compiler.is_compiling():
+            return x
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # imports SymPy
+
+        native = self.host.num_tokens(tower)
+        if native is None or not statically_known_true(x.shape[1] == native):
+            return x
+        return x.expand(-1, native, -1)
 
     def begin(self, tower: Any, embedded: Embedded, frames: int = 1) -> TrunkCall:
         """Starts a run of embedded tokens over the blocks."""
