@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from typing import Any
 
 import torch
@@ -132,8 +136,28 @@ class ClipData(LightningDataModule):
             dataset,
             batch_sampler=sampler,
             num_workers=workers,
+            worker_init_fn=_outlive_signals,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
             # Unused, but without it DataLoader would draw from the global generator.
             generator=torch.Generator().manual_seed(self.config.seed),
         )
+
+
+def _outlive_signals(worker: int) -> None:
+    """Leaves SIGTERM and SIGUSR1 to the process that trains, which needs clips until its step and checkpoint are done.
+
+    Schedulers send them to all processes of a job. A loading process ends when the process that started it sends one.
+    """
+    trainer = multiprocessing.parent_process()
+    if trainer is None or not hasattr(signal, "sigwaitinfo"):  # macOS: the sender is unknown
+        return
+    numbers = {signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    threading.Thread(target=_obey, args=(trainer.pid, numbers), daemon=True).start()
+
+
+def _obey(sender: int, numbers: set[signal.Signals]) -> None:
+    while signal.sigwaitinfo(numbers).si_pid != sender:
+        pass
+    os._exit(0)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from alt.data.clips import ClipError
-from alt.errors import UserError, one_line
+from alt.errors import Terminated, UserError, one_line
 from alt.models.weights import model_file
 
 from .build import build_model, check_files, export
@@ -25,6 +25,7 @@ from .module import VideoLearner
 from .optim import describe_groups
 from .origin import describe_change, describe_origin
 from .processes import is_first_process
+from .saving import was_signalled
 from .trainer import Say, build_trainer, run_trainer
 
 
@@ -73,7 +74,7 @@ def fit(
         origin = describe_origin(config, data)
         if earlier is not None:
             _check_origin(earlier, origin, folder, report)
-            if earlier.step >= data.total_steps:
+            if earlier.step >= data.total_steps and model_file(folder).exists():  # else killed before it was written
                 raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {earlier.step}.")
         trainer.loggers = open_folder(config, folder, earlier)
         model = build_model(config, data.class_names, data.world, say=report)
@@ -112,6 +113,8 @@ def _train(trainer: Trainer, learner: VideoLearner, data: ClipData, resume_from:
         raise UserError(f"{error}.") from None
     except (WriteError, RuntimeError) as error:
         killed = _find_killed_loader(error)
+        if killed is not None and was_signalled(trainer):  # before the loading process could ignore it
+            raise Terminated("Terminated; go on from the last checkpoint with --resume.") from None
         if killed is not None:
             raise UserError(
                 f"{one_line(killed)}; if memory ran out, lower data.workers. Go on with --resume."

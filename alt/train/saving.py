@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from alt.errors import Terminated
 
-__all__ = ["KeepLast"]
+__all__ = ["KeepLast", "was_signalled"]
 
 
 class KeepLast(Checkpoint):
@@ -32,14 +32,15 @@ class KeepLast(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._received = False
+        self.received = False
         self._step = self._saved = -1
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        self.received = True
 
     def on_train_start(self, trainer: Trainer, learner: Any) -> None:
         self._step = trainer.global_step
+        self.received = trainer.received_sigterm  # while the Trainer got ready
         if threading.current_thread() is threading.main_thread():  # the only one that may
             for number in (signal.SIGTERM, signal.SIGUSR1):  # Lightning puts back what was there before it
                 signal.signal(number, self._remember)
@@ -62,7 +63,12 @@ class KeepLast(Checkpoint):
             self._stop()
 
     def _stop_wanted(self, trainer: Trainer) -> bool:
-        return bool(trainer.strategy.reduce_boolean_decision(self._received, all=False))
+        return bool(trainer.strategy.reduce_boolean_decision(self.received, all=False))
 
     def _stop(self) -> None:
         raise Terminated(f"Terminated; the checkpoint is of step {self._saved}, go on from it with --resume.")
+
+
+def was_signalled(trainer: Trainer) -> bool:
+    """Returns True if this process was told to end its run."""
+    return any(isinstance(callback, KeepLast) and callback.received for callback in trainer.callbacks)  # type: ignore[attr-defined]

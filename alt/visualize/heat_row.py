@@ -62,7 +62,7 @@ def heat_rows(
     rows = []
     for text in dict.fromkeys(texts):
         embedding = text_of(model, text)
-        name = re.sub(r"\W+", "_", text.lower()).strip("_")
+        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:60] or "text"
         rows.append(HeatRow("cosine", name, f"likeness to “{text}”", text_heat_map(explanation, embedding)))
         rows.append(HeatRow("gradient", name, f"where “{text}” comes from", gradient_heat_map(model, clip, embedding)))
     return rows

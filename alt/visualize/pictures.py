@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def write_pictures(folder: str | os.PathLike[str], explanation: Explanation, row
     """Writes the merged regions, the entity of every region, the ranked entities, and each heat map.
 
     Returns:
-        the files: ``regions.png``, ``entities.png`` and ``ranked.png`` where the model aligns, and one per row.
+        the files: ``regions.png``, ``entities.png`` and ``ranked.png`` where the model aligns, and one per row. Rows of
+        one name ("C" and "C++") are numbered.
 
     Raises:
         OSError: they could not be written.
@@ -54,7 +56,8 @@ def write_pictures(folder: str | os.PathLike[str], explanation: Explanation, row
         low, high = (f"{value:.2f}" for value in row.scale)
         title = f"{row.title}: {row.kind_in_words}"
         scale = (scale_colours(), low, high)
-        sheets[f"{row.kind}_{row.name}"] = draw_sheet(heats, captions, title=title, columns=4, scale=scale)
+        name = _unused(f"{row.kind}_{row.name}", sheets)
+        sheets[name] = draw_sheet(heats, captions, title=title, columns=4, scale=scale)
     paths = []
     for name, image in sheets.items():
         paths.append(folder / f"{name}.png")
@@ -64,6 +67,12 @@ def write_pictures(folder: str | os.PathLike[str], explanation: Explanation, row
         paths.append(folder / "ranked.png")
         _draw_ranked(paths[-1], explanation)
     return paths
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """Returns ``name``, numbered if it is taken."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(found for found in itertools.chain([name], numbered) if found not in taken)
 
 
 def _legend(explanation: Explanation, keys: dict[int, Key]) -> list[Swatch]:

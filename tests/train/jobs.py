@@ -8,6 +8,7 @@ import pickle
 import queue as queue_module
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -39,12 +40,17 @@ class Killed(Exception):
 
 
 def kill_at(step: int, place: str, number: int = signal.SIGKILL) -> Any:
-    """A Lightning callback that sends its process a signal at a place of a step (counted from 0)."""
+    """A Lightning callback that sends its process a signal at a place of a step (counted from 0).
+
+    SIGTERM goes to its loading processes too, as from SLURM.
+    """
     from lightning.pytorch.callbacks import Callback
 
     class Kill(Callback):
         def _here(self, name: str, trainer: Any) -> None:
             if name == place and trainer.global_step == step:
+                for child in multiprocessing.active_children() if number == signal.SIGTERM else ():
+                    subprocess.run(["kill", f"-{number}", str(child.pid)], check=True)  # not from its parent
                 os.kill(os.getpid(), number)
 
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
@@ -151,6 +157,9 @@ def finish(started: Any, timeout: float = 300) -> Any:
                 process.kill()
                 raise TimeoutError("the process did not end") from None
     process.join(timeout=30)
+    if process.is_alive():
+        process.kill()
+        raise TimeoutError("the process answered but did not end")
     if kind == "error":
         raise RuntimeError(answer)
     return pickle.loads(answer)

@@ -53,7 +53,7 @@ def test_killed_between_the_parts_of_a_step(whole: Path, tmp_path: Path) -> None
     ],
 )
 def test_sigterm_writes_a_checkpoint(whole: Path, tmp_path: Path, step: int, place: str, every: int, kept: int) -> None:
-    changes = [*PARTS, f"trainer.checkpoint_every={every}"]
+    changes = [*PARTS, f"trainer.checkpoint_every={every}", f"data.workers={int(place == 'batch')}"]
     with pytest.raises(RuntimeError, match=r"^Terminated: 143$"):
         jobs.run(jobs.train, str(tmp_path), changes, kill=(step, place, signal.SIGTERM))
     assert not (tmp_path / "model.safetensors").exists()
@@ -115,9 +115,15 @@ def test_what_cannot_be_resumed_is_said(whole: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_save_left_is_swept(whole: Path, tmp_path: Path) -> None:
+    """A run that was killed before it wrote its weights is not complete."""
     shutil.copytree(whole, folder := tmp_path / "run")
     left = folder / "checkpoints" / ".last.ckpt.abc.tmp"
     left.write_bytes(b"half")
     with pytest.raises(RuntimeError, match="complete"):
         jobs.run(jobs.train, str(folder), PARTS, resume=True)
     assert not left.exists()
+    weights = folder / "model.safetensors"
+    expected = weights.read_bytes()
+    weights.unlink()
+    assert jobs.run(jobs.train, str(folder), PARTS, resume=True)["steps"] == 8
+    assert weights.read_bytes() == expected

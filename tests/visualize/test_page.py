@@ -206,11 +206,14 @@ def test_pictures_of_names_with_dollars_and_quotes(scene: Scene, tmp_path: Path)
         entities=tuple(e._replace(unit=odd, category="$\\x$") for e in found.entities),
         units=(odd,) * len(found.units),
     )
-    paths = write_pictures(tmp_path, found, heat_rows(model, scene.clips.frames[0], found, ["cup"]))
-    names = ["regions", "entities", "cosine_cup", "gradient_cup", "ranked"]
+    rows = heat_rows(model, scene.clips.frames[0], found, ["cup"])
+    another = rows[0]._replace(heat=-rows[0].heat)  # of a text with the same file name
+    paths = write_pictures(tmp_path, found, [*rows, another])
+    names = ["regions", "entities", "cosine_cup", "gradient_cup", "cosine_cup_2", "ranked"]
     assert [path.name for path in paths] == [f"{name}.png" for name in names]
     for path in paths:
         assert np.asarray(Image.open(path).convert("L")).std() > 5, path
+    assert paths[2].read_bytes() != paths[4].read_bytes()
 
 
 @pytest.fixture(scope="module")
