@@ -43,6 +43,7 @@ SLOW = {
     "docs/entity_world.md",
     "docs/index.md",
     "docs/models.md",
+    "docs/xclip.md",
 }
 
 #: Packages inside alt whose exported names have a place in docs/api/rooms.md.

@@ -28,10 +28,9 @@ class ClassTexts(NamedTuple):
             UserError: two names have the same tokens, so the tower cannot tell them apart.
         """
         try:
-            embedded = self.encoder.embed_classes(names, templates=self.templates)
+            model.name_classes(names, self.encoder, self.templates)
         except ValueError as error:
             raise UserError(f"The class names of {where} cannot be embedded: {one_line(error)}.") from None
-        model.set_classes(names, embedded, model.class_texts)
 
 
 def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[str], None]) -> ClassTexts:

@@ -329,8 +329,23 @@ class Host(ABC):
         raise TypeError(f"{type(model).__name__} has no text tower")
 
     def drop_tower(self, model: Any) -> None:
-        """Removes the image tower, to free its memory if only the text tower is needed."""
+        """Removes the image tower and the scale of logits, if only the text tower is needed."""
         raise TypeError(f"{type(model).__name__} has no text tower")
+
+    def describe_text(self, model: Any) -> dict[str, Any]:
+        """Returns the sizes from which :meth:`build_text` makes a text tower with the same parameters, as JSON values.
+
+        Raises:
+            TypeError: the model has no text tower, or one of another kind.
+        """
+        raise TypeError(f"{type(model).__name__} has no text tower that a video model can hold")
+
+    def build_text(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
+        """Returns a model without image tower whose text tower has these sizes, on torch's default device.
+
+        Its buffers that are not saved are on the CPU, with their values.
+        """
+        raise TypeError(f"a text tower of {self.supports} cannot be built: the host has no build_text()")
 
     def token_embedding(self, model: Any) -> nn.Module:
         """Returns the module that turns token ids into vectors.

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .baselines import ClipJoint as ClipJoint
     from .baselines import ClipMean as ClipMean
     from .baselines import ClipOne as ClipOne
+    from .baselines import ViFiClip as ViFiClip
     from .clip_weights import load_backbone as load_backbone
     from .config import AltConfig as AltConfig
+    from .config import XClipConfig as XClipConfig
     from .entity_alignment import EntityAlignment as EntityAlignment
     from .families import list_models as list_models
     from .frame_integration import FrameIntegration as FrameIntegration
@@ -34,5 +36,8 @@ if TYPE_CHECKING:
     from .weights import load_model as load_model
     from .weights import load_weights as load_weights
     from .weights import save_model as save_model
+    from .xclip import XClip as XClip
+    from .xclip_weights import load_xclip as load_xclip
+    from .xclip_weights import save_xclip as save_xclip
 
 __getattr__, __dir__, __all__ = attach(__name__)

@@ -13,6 +13,7 @@ from alt.corpus import Corpus, check_encoders
 from .blocks import Mlp
 from .config import AltConfig
 from .entity_alignment import EntityAlignment
+from .text_tower import TextTower
 from .video_adapter import VideoAdapter
 from .video_model import Tokens, VideoModel
 
@@ -41,8 +42,14 @@ class AltModel(VideoModel):
 
     config: AltConfig
 
-    def __init__(self, config: AltConfig, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
-        super().__init__(config, visual, logit_scale)
+    def __init__(
+        self,
+        config: AltConfig,
+        visual: nn.Module,
+        logit_scale: Tensor | float = 100.0,
+        text: TextTower | None = None,
+    ) -> None:
+        super().__init__(config, visual, logit_scale, text)
         width, residual = self.width, config.init == "residual"
         if config.align_tokens == "cls" and config.keys == "cls":
             self.rows = "class"

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import BaselineConfig
+from .config import BaselineConfig, ViFiConfig
 from .video_model import Tokens, VideoModel, VideoOutput
 
-__all__ = ["ClipJoint", "ClipMean", "ClipOne"]
+__all__ = ["ClipJoint", "ClipMean", "ClipOne", "ViFiClip"]
 
 
 class ClipMean(VideoModel):
@@ -26,6 +26,13 @@ class ClipMean(VideoModel):
 
     def embed(self, tokens: Tokens, *, seed: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return tokens.frame.mean(1), None
+
+
+class ViFiClip(ClipMean):
+    """ViFi-CLIP: CLIP-Mean with both towers trained. Source: arXiv 2212.03640."""
+
+    config_class = ViFiConfig
+    templates = "photo"
 
 
 class ClipOne(VideoModel):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["AttentionBlock", "Mlp"]
+__all__ = ["AttentionBlock", "Mlp", "quick_gelu"]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Returns ``x sigmoid(1.702 x)``, the activation of OpenAI's CLIP and of X-CLIP's own layers."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 class Mlp(nn.Module):
-    """Two-layer MLP ``x -> W2 GELU(W1 x + b1) + b2`` with 2 d h + d + h parameters.
+    """Two-layer MLP ``x -> W2 f(W1 x + b1) + b2`` with 2 d h + d + h parameters.
 
     Layers are named by their effect on the width: ``up`` then ``down`` if h > d, ``down`` then ``up`` in a bottleneck.
     Weights start from a truncated normal distribution with standard deviation 0.02, biases at zero.
@@ -17,10 +25,19 @@ class Mlp(nn.Module):
     Args:
         width: d. hidden: h; None: 4 d.
         zero_output: W2 starts at zero, so a residual ``x + mlp(x)`` starts as the identity.
+        activation: f.
     """
 
-    def __init__(self, width: int, hidden: int | None = None, *, zero_output: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int | None = None,
+        *,
+        zero_output: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         hidden = 4 * width if hidden is None else hidden
         self.is_bottleneck = hidden < width
         first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -36,7 +53,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = (self.down, self.up) if self.is_bottleneck else (self.up, self.down)
-        return second(F.gelu(first(x)))
+        return second(self.activation(first(x)))
 
 
 class AttentionBlock(nn.Module):

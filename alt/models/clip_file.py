@@ -46,8 +46,8 @@ def read_clip_weights(path: str | os.PathLike[str]) -> ClipWeights:
     """Reads the tensors of a checkpoint.
 
     Args:
-        path: a .safetensors file, a state dict or a dict with ``state_dict`` that ``torch.save`` wrote, or one of
-            OpenAI's archives (TorchScript), which were trained with QuickGELU.
+        path: a .safetensors file, a state dict or a dict with ``state_dict`` or ``model`` that ``torch.save`` wrote, or
+            one of OpenAI's archives (TorchScript), which were trained with QuickGELU.
 
     Raises:
         OSError: it cannot be read. ValueError: it is none of these, or two of its names are one without wrappers.
@@ -60,7 +60,8 @@ def read_clip_weights(path: str | os.PathLike[str]) -> ClipWeights:
     if archive is not None:
         return ClipWeights(_unwrap(_read_script(file, archive), file), {}, True)
     content = read_torch(file)
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    if isinstance(content, Mapping):  # "model" is the key of X-CLIP's authors
+        content = next((content[key] for key in ("state_dict", "model") if key in content), content)
     found = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(name): value for name, value in found if isinstance(value, Tensor)}
     _check_plain(tensors, file)

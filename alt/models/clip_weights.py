@@ -51,6 +51,8 @@ def load_backbone(model: Any, pretrained: str | os.PathLike[str], *, quick_gelu:
     own, state, unused = model.state_dict(), {}, []
     for name, tensor in file.items():
         target = f"backbone.visual.{name.removeprefix(prefix)}" if name.startswith(prefix) else ""
+        if target not in own:  # of the text tower, if the model holds one
+            target = name if name.startswith("text.clip.") else f"text.clip.{name}"
         if name == "logit_scale":
             target, tensor = "logit_scale", tensor if prefix.startswith("backbone") else tensor.exp()
         if target in own:
@@ -65,6 +67,7 @@ def load_backbone(model: Any, pretrained: str | os.PathLike[str], *, quick_gelu:
             )
     check_activation(pretrained, trained, bool(model.config.quick_gelu))
     model.load_state_dict(state, strict=False)
+    model.refresh_texts()
     missing = tuple(name for name, _ in model.named_parameters() if name not in state)
     return BackboneReport(tuple(state), missing, tuple(unused))
 

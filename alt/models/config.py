@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from alt.validation import Count, Finite, Flag, Positive, Reduction, Text, checked, expected, plain
+from alt.validation import Count, Finite, Flag, Natural, Positive, Reduction, Text, checked, expected, plain
 
-__all__ = ["AltConfig", "BaselineConfig", "FrameIntegrationConfig", "VideoConfig", "num_heads"]
+__all__ = [
+    "AltConfig",
+    "BaselineConfig",
+    "FrameIntegrationConfig",
+    "ViFiConfig",
+    "VideoConfig",
+    "XClipConfig",
+    "num_heads",
+]
 
 
 def _odd(value: int) -> int:
@@ -30,6 +38,8 @@ class VideoConfig:
     head: "cosine" (times CLIP's logit scale), "literal" (the plain product c z, Eq. 10), "linear" (no texts).
     strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm" in a frozen tower.
     grad_checkpointing: recompute the tower's blocks in the backward.
+    text: "cached": the model holds the embeddings of the class texts alone; "held": also the text tower, which is saved
+        with it and not trained; "trained": the text tower is trained, and every training step embeds the class texts.
 
     Raises:
         TypeError, ValueError: one sentence that names the field, the expected and the actual value.
@@ -44,6 +54,7 @@ class VideoConfig:
     head: Literal["cosine", "literal", "linear"] = "cosine"
     strategy: Literal["full", "frozen", "s", "sm", "stm"] = "full"
     grad_checkpointing: Flag = False
+    text: Literal["cached", "held", "trained"] = "cached"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON and YAML; ``type(config)(**config.to_dict())`` is the same configuration."""
@@ -64,6 +75,32 @@ class FrameIntegrationConfig(BaselineConfig):
 
     layers: Count = 1
     heads: Count | None = None
+
+
+@checked
+class XClipConfig(BaselineConfig):
+    """X-CLIP (arXiv 2208.02816). ``r`` is 0, as published.
+
+    messages: one message token per frame in every block. layers, heads: of the integration transformer; with 0 layers
+        the video embedding is the mean of the frames. prompt_layers, prompt_heads: of the video-specific prompts; 0
+        layers: the class texts are those of every other model. alpha: start of the prompts' learned factor.
+
+    heads, prompt_heads: None: the default of :func:`num_heads`.
+    """
+
+    messages: Flag = True
+    layers: Natural = 1
+    heads: Count | None = None
+    prompt_layers: Natural = 2
+    prompt_heads: Count | None = None
+    alpha: Finite = 0.1
+
+
+@checked
+class ViFiConfig(BaselineConfig):
+    """ViFi-CLIP: CLIP-Mean whose text tower is trained too."""
+
+    text: Literal["cached", "held", "trained"] = "trained"
 
 
 @checked
@@ -116,8 +153,8 @@ class AltConfig(VideoConfig):
         return num_heads(self.heads, width)
 
 
-def num_heads(heads: int | None, width: int) -> int:
-    """Returns ``heads``, or by default d // 64 as in X-CLIP; below 256 channels gcd(d, 4).
+def num_heads(heads: int | None, width: int, field: str = "heads") -> int:
+    """Returns ``heads``, or by default d // 64 as in X-CLIP; below 256 channels gcd(d, 4). ``field``: its name.
 
     Raises:
         ValueError: ``heads`` does not divide ``width``.
@@ -125,5 +162,5 @@ def num_heads(heads: int | None, width: int) -> int:
     if heads is None:
         heads = width // 64 if width >= 256 else math.gcd(width, 4)
     if width % heads:
-        raise ValueError(f"heads: expected a divisor of the joint width {width}, got {heads}")
+        raise ValueError(f"{field}: expected a divisor of the joint width {width}, got {heads}")
     return heads

@@ -6,14 +6,14 @@ import fnmatch
 import importlib
 from typing import Any, NamedTuple
 
-from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig
+from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig, ViFiConfig, XClipConfig
 
 __all__ = ["BACKBONES", "FAMILIES", "Family", "list_models", "load_family", "parse_name"]
 
 
 class Family(NamedTuple):
-    """home: "module:class" of a VideoModel, called ``(config, visual, logit_scale)``; config: the type of its first
-    argument."""
+    """home: "module:class" of a VideoModel, called ``(config, visual, logit_scale, text)``; config: the type of its
+    first argument."""
 
     home: str
     config: type[VideoConfig]
@@ -24,6 +24,8 @@ FAMILIES = {
     "clip-mean": Family("alt.models.baselines:ClipMean", BaselineConfig),
     "clip-one": Family("alt.models.baselines:ClipOne", BaselineConfig),
     "clip-joint": Family("alt.models.baselines:ClipJoint", BaselineConfig),
+    "vifi": Family("alt.models.baselines:ViFiClip", ViFiConfig),
+    "xclip": Family("alt.models.xclip:XClip", XClipConfig),
     "mit": Family("alt.models.frame_integration:FrameIntegrationModel", FrameIntegrationConfig),
 }
 
@@ -31,6 +33,7 @@ BACKBONES: dict[str, tuple[str, int, int, int]] = {
     "b32": ("ViT-B-32", 8, 2, 4),
     "b16": ("ViT-B-16", 8, 8, 4),
     "l14": ("ViT-L-14", 8, 8, 6),
+    "l14-336": ("ViT-L-14-336", 16, 8, 6),
     "mini": ("mini", 4, 2, 2),
 }
 """suffix -> (backbone, default frames T, and for ALT default tokens r merged per block and adapter blocks M)."""
@@ -47,15 +50,19 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """Splits ``"alt-b16"`` into ``("alt", "b16")``.
+    """Splits ``"alt-b16"`` into ``("alt", "b16")``. A family alone is that of B/16.
 
     Raises:
         ValueError: the name is not in :func:`list_models`.
     """
-    family, _, suffix = name.rpartition("-") if isinstance(name, str) else ("", "", "")
-    if family not in FAMILIES or suffix not in BACKBONES:
-        raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
-    return family, suffix
+    if isinstance(name, str):
+        if name in FAMILIES:
+            return name, "b16"
+        for family in FAMILIES:
+            suffix = name.removeprefix(f"{family}-")
+            if suffix != name and suffix in BACKBONES:
+                return family, suffix
+    raise ValueError(f"name: expected one of {', '.join(list_models())}, got {name!r}")
 
 
 def load_family(family: str) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, Mlp
+from .blocks import AttentionBlock, Mlp, quick_gelu
 from .config import FrameIntegrationConfig, num_heads
+from .text_tower import TextTower
 from .video_model import Tokens, VideoModel
 
 __all__ = ["FrameIntegration", "FrameIntegrationModel"]
@@ -20,8 +21,7 @@ class _Block(AttentionBlock):
         self.up, self.down = layers.up, layers.down
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.up(x)
-        return self.down(hidden * torch.sigmoid(1.702 * hidden))  # QuickGELU
+        return self.down(quick_gelu(self.up(x)))
 
 
 class FrameIntegration(nn.Module):
@@ -59,8 +59,14 @@ class FrameIntegrationModel(VideoModel):
     config_class = FrameIntegrationConfig
     rows = "class"
 
-    def __init__(self, config: FrameIntegrationConfig, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
-        super().__init__(config, visual, logit_scale)
+    def __init__(
+        self,
+        config: FrameIntegrationConfig,
+        visual: nn.Module,
+        logit_scale: Tensor | float = 100.0,
+        text: TextTower | None = None,
+    ) -> None:
+        super().__init__(config, visual, logit_scale, text)
         heads = num_heads(config.heads, self.width)
         self.integration = FrameIntegration(self.width, config.layers, heads, config.frames)
 

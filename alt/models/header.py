@@ -33,14 +33,14 @@ __all__ = [
 FORMAT = 2
 """2 has ``texts``, ``text_encoder`` and all fields of the entities. Files of format 1 are read as well."""
 HEADER_KEY = "alt_model"
-OF_DATA = ("head.", "alignment.entities")  # tensors that depend on classes and corpus
+OF_DATA = ("head.", "text.ids", "alignment.entities")  # tensors that depend on classes and corpus
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a saved model's description.
 
-    Its keys are ``family``, ``config``, ``host``, ``tower``, ``classes``, ``texts`` (how the class names were
-    embedded), ``corpus`` and ``text_encoder`` (of the joint space).
+    Its keys are ``family``, ``config``, ``host``, ``tower``, ``text_tower`` (if the model holds one), ``classes``,
+    ``texts`` (how the class names were embedded), ``corpus`` and ``text_encoder`` (of the joint space).
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is not a model of this package, or of a newer version.
@@ -76,12 +76,13 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     header.setdefault("host", "open_clip")  # files of version 0.1 do not name it
     header.setdefault("texts", None)
     header.setdefault("text_encoder", None)
-    corpus = header.get("corpus")
+    corpus, held = header.get("corpus"), header.setdefault("text_tower", None)
     right = {
         "family": isinstance(header.get("family"), str) and header["family"] in FAMILIES,
         "config": isinstance(header.get("config"), dict),
         "host": isinstance(header["host"], str),
         "tower": isinstance(header.get("tower"), dict),
+        "text_tower": held is None or isinstance(held, dict),
         "classes": _are_texts(header.get("classes")),
         "texts": _is_source(header["texts"]),
         "corpus": corpus is None or (isinstance(corpus, list) and all(map(_is_entity, corpus))),
@@ -131,8 +132,8 @@ def check_sizes(header: Mapping[str, Any], state: Mapping[str, Tensor], path: st
     Raises:
         ValueError: the file describes more than it holds.
     """
-    for group in ("tower", "config"):
-        for name, value in header[group].items():
+    for group in ("tower", "text_tower", "config"):
+        for name, value in (header[group] or {}).items():
             if "layers" in name and isinstance(value, int) and value > len(state):
                 raise ValueError(f"{path}: {group}.{name} is {value:.3g}, and the file has {len(state)} tensors")
     rows = [len(tensor) for name, tensor in state.items() if name.startswith("head.") and tensor.dim()]

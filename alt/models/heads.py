@@ -20,7 +20,8 @@ class ClassHead(nn.Module):
     "linear"   :math:`w_i^\top z + b_i`                learned, no texts (the linear probe)
     ========== ======================================= =================================================
 
-    c are the text embeddings of the classes, a buffer that is saved with the model. Without classes C is 0.
+    c are the text embeddings of the classes, a buffer that is saved with the model. Without classes C is 0. A model
+    may pass other texts to a call, also other ones for every video.
 
     Args:
         kind: which of the three. width: d.
@@ -59,13 +60,18 @@ class ClassHead(nn.Module):
             )
         self.embeddings = embeddings.detach().to(self.embeddings).clone()
 
-    def forward(self, z: Tensor, logit_scale: Tensor) -> Tensor:
-        """Returns logits ``[B, C]`` of z ``[B, d]``; logit_scale is 0-d."""
+    def forward(self, z: Tensor, logit_scale: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Returns logits ``[B, C]`` of z ``[B, d]``; logit_scale is 0-d.
+
+        texts: c of this call, ``[C, d]``, or ``[B, C, d]`` if they differ per video; None: the stored ones. A linear
+        head reads none.
+        """
         if self.kind == "linear":
             return F.linear(z, self.weight, self.bias)
+        texts = self.embeddings if texts is None else texts
         if self.kind == "literal":
-            return F.linear(z, self.embeddings)
-        return logit_scale * F.linear(F.normalize(z, dim=-1), F.normalize(self.embeddings, dim=-1))
+            return _products(z, texts)
+        return logit_scale * _products(F.normalize(z, dim=-1), F.normalize(texts, dim=-1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         names = ("weight", "bias") if self.kind == "linear" else ("embeddings",)
@@ -74,6 +80,11 @@ class ClassHead(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, width={self.width}, classes={self.num_classes}"
+
+
+def _products(z: Tensor, texts: Tensor) -> Tensor:
+    """Returns ``z_b . c_i`` ``[B, C]`` for texts ``[C, d]``, or ``z_b . c_bi`` for ``[B, C, d]``."""
+    return F.linear(z, texts) if texts.dim() == 2 else (texts @ z.unsqueeze(-1)).squeeze(-1)
 
 
 def adopt_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, names: tuple[str, ...]) -> None:

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from alt.hosts import find_host
 
-__all__ = ["ALT16", "KINETICS28", "NONE", "TEMPLATE_SETS", "LearnedPrompts", "draw", "ensemble", "fill", "templates_of"]
+__all__ = [
+    "ALT16",
+    "KINETICS28",
+    "NONE",
+    "PHOTO",
+    "TEMPLATE_SETS",
+    "LearnedPrompts",
+    "draw",
+    "ensemble",
+    "fill",
+    "templates_of",
+]
 
 ALT16 = (
     "a photo of action {}",
@@ -52,11 +63,14 @@ KINETICS28 = tuple(
 NONE = ("{}",)
 """The bare class name."""
 
-TEMPLATE_SETS = {"alt16": ALT16, "kinetics28": KINETICS28, "none": NONE}
+PHOTO = ("a photo of a {}.",)
+"""The one template of ViFi-CLIP and MAXI."""
+
+TEMPLATE_SETS = {"alt16": ALT16, "kinetics28": KINETICS28, "none": NONE, "photo": PHOTO}
 
 
 def templates_of(templates: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the templates of a set (``alt16``, ``kinetics28``, ``none``), or a checked sequence of templates.
+    """Returns the templates of a set (a key of ``TEMPLATE_SETS``), or a checked sequence of templates.
 
     Raises:
         ValueError: the name is unknown, there is no template, or a template does not have exactly one ``{}``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,11 +26,13 @@ class Tokens(NamedTuple):
             were passed in without sizes.
         source: ``[B, T, 1 + N]`` int64, the row of x for every patch, in row-major order after a 0 for the frame;
             None unless requested.
+        context: ``[B, N, e]``, what else a model reads of a clip's N places; None for models that read nothing else.
     """
 
     x: Tensor
     size: Tensor | None = None
     source: Tensor | None = None
+    context: Tensor | None = None
 
     @property
     def frame(self) -> Tensor:
@@ -137,7 +139,13 @@ class RegionEncoder(nn.Module):
         return 1 + self.handle.schedule().tokens[-1] - self.host.num_protected(self.visual)
 
     def forward(
-        self, clips: Tensor, *, rows: Literal["all", "class"] = "all", trace: bool = False, joint: bool = False
+        self,
+        clips: Tensor,
+        *,
+        rows: Literal["all", "class"] = "all",
+        trace: bool = False,
+        joint: bool = False,
+        read: Callable[[Tensor], Tensor] | None = None,
     ) -> Tokens:
         """Returns the tokens of every frame.
 
@@ -147,9 +155,13 @@ class RegionEncoder(nn.Module):
             trace: also return the source map, with all rows.
             joint: put the patches of all frames into one sequence. It loses T r tokens per block, and T is 1 in the
                 result. The protected tokens are those of the first frame.
+            read: maps the last block's tokens ``[B T, n, w]``, before the final norm, to ``[B T, n, e]``. Their mean
+                over the frames of a clip, place by place, becomes ``context``. A merged token stands at every place
+                that it covers, so it counts by its size.
 
         Returns:
-            Tokens: x ``[B, T, 1 + n, d]``, size ``[B, T, 1 + n]``, source ``[B, T, 1 + N]`` with ``trace`` (else None).
+            Tokens: x ``[B, T, 1 + n, d]``, size ``[B, T, 1 + n]``, source ``[B, T, 1 + N]`` with ``trace`` (else None),
+            context ``[B, N, e]`` with ``read`` (else None).
 
         Raises:
             TypeError: clips are not a float tensor. ValueError: they have another shape or image size.
@@ -159,9 +171,11 @@ class RegionEncoder(nn.Module):
         host, protected = handle.host, handle.host.num_protected(tower)
         lead = (clips.shape[0], 1) if joint else tuple(clips.shape[:2])
         x, call = handle.encode(clips.flatten(0, 1), clips.shape[1] if joint else 1)
+        context = None if read is None else call.restore(read(x))[:, protected:].unflatten(0, lead).mean(1)
         if rows == "class" and not trace:
             z = host.pool(tower, x, call.size)[:, None]
-            return Tokens(z.unflatten(0, lead), z.new_ones(z.shape[:2], dtype=torch.float32).unflatten(0, lead))
+            size = z.new_ones(z.shape[:2], dtype=torch.float32)
+            return Tokens(z.unflatten(0, lead), size.unflatten(0, lead), None, context)
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if call.size is None else call.size
         size = torch.cat([size.new_ones(len(size), 1), size[:, protected:]], 1)
         source = None
@@ -171,7 +185,7 @@ class RegionEncoder(nn.Module):
             patches = (source_map(plans) if plans else identity)[:, protected:] - protected + 1
             source = torch.cat([patches.new_zeros(len(patches), 1), patches], 1).unflatten(0, lead)
         x = host.project(tower, x, call.size)
-        return Tokens(x.unflatten(0, lead), size.unflatten(0, lead), source)
+        return Tokens(x.unflatten(0, lead), size.unflatten(0, lead), source, context)
 
     def _check(self, clips: Tensor) -> None:
         height, width = self.image_size

@@ -15,7 +15,8 @@ from alt.hosts import find_host, find_tower
 
 from .clip import LoadedClip, build_clip
 from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
-from .text import TextEncoder, TextSource
+from .text import TextEncoder
+from .text_tower import TextTower
 
 if TYPE_CHECKING:
     from .video_model import VideoModel
@@ -36,17 +37,19 @@ def create_model(
     """Creates a video model by name.
 
     Args:
-        name: one of :func:`list_models`, for example "alt-b16", "alt-l14", "alt-mini", "clip-mean-b16".
+        name: one of :func:`list_models`, for example "alt-b16", "xclip-l14-336", "alt-mini", "clip-mean-b16"; a
+            family alone is that of B/16: "xclip".
         pretrained: weights of CLIP: None for random ones, a tag of open_clip ("openai"), or the path of a
             checkpoint; for "mini" also "entity-world", the weights that ship with the package.
-        frames: T of a clip; None: 8, and 4 for "mini".
+        frames: T of a clip; None: 8, 16 for L/14 at 336 pixels, and 4 for "mini".
         r: tokens merged away per block. None: 8 for ALT, or 2 if a frame has few tokens (B/32 and "mini"); 0 for the
             baselines.
         corpus: for ALT's entity queries: a ``Corpus``, the path of a saved one, or embeddings ``[K, d]``. A corpus
             without embeddings is embedded with this CLIP's text encoder. ``set_corpus`` sets one later.
-        classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. ``set_classes``
-            sets them later; without classes the logits are ``[B, 0]``.
-        options: fields of :class:`AltConfig`; ``backbone`` takes any open_clip ViT.
+        classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. ``name_classes``
+            and ``set_classes`` set them later; without classes the logits are ``[B, 0]``.
+        options: fields of the family's configuration (:class:`AltConfig`, :class:`XClipConfig`, ...); ``backbone``
+            takes any open_clip ViT.
 
     Returns:
         The model, in training mode, on torch's default device. Under ``torch.device("meta")`` it needs no memory.
@@ -62,7 +65,10 @@ def create_model(
     if corpus is not None:
         model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
-        model.set_classes(*_classes(classes, loaded, model.config))
+        if isinstance(classes, tuple) and len(classes) == 2 and isinstance(classes[1], Tensor):
+            model.set_classes(*classes)
+        else:  # a small CLIP knows no words of templates
+            model.name_classes(classes, loaded.text_encoder(), _templates(model, loaded))
     return model
 
 
@@ -89,7 +95,9 @@ def build_with_clip(
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
     text_source = loaded.text_source()  # before the tower is patched
-    model = load_family(family)(config, find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp())
+    visual, scale = find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp()
+    text = None if config.text == "cached" else TextTower(loaded.clip)
+    model = load_family(family)(config, visual, scale, text)
     model.text_source = text_source
     return model, loaded
 
@@ -115,7 +123,7 @@ def create_text_encoder(
     Raises:
         ValueError: there is no model of that name, or its weights could not be loaded.
     """
-    backbone = BACKBONES[name.rpartition("-")[2]][0] if name in list_models() else name
+    backbone = BACKBONES[parse_name(name)[1]][0] if name in FAMILIES or name in list_models() else name
     loaded = build_clip(backbone, pretrained, quick_gelu=quick_gelu)
     clip = loaded.clip
     find_host(clip).drop_tower(clip)  # keep only the text side in memory
@@ -134,10 +142,6 @@ def _with_embeddings(corpus: Any, loaded: LoadedClip) -> Any:
     return corpus
 
 
-def _classes(classes: Any, loaded: LoadedClip, config: Any) -> tuple[Sequence[str], Tensor | None, TextSource | None]:
-    if isinstance(classes, tuple) and len(classes) == 2 and isinstance(classes[1], Tensor):
-        return (*classes, None)
-    if config.head == "linear":
-        return classes, None, None
-    encoder = loaded.text_encoder()
-    return classes, encoder.embed_classes(classes, loaded.templates), encoder.source(loaded.templates)
+def _templates(model: VideoModel, loaded: LoadedClip) -> str:
+    """Returns the templates of the class texts: the model's published ones, or bare names for a CLIP trained so."""
+    return loaded.templates if loaded.templates == "none" else model.templates or loaded.templates

@@ -27,8 +27,8 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
     """Sets ``requires_grad`` by a strategy, and inserts or removes adapters in the tower.
 
     ======== ============================================================================ ==================
-    full     every parameter
-    frozen   all but the tower's
+    full     every parameter; those of a text tower only with text="trained"
+    frozen   all but the towers'
     s        as frozen, and an adapter after the attention of every block                 3.550 M at ViT-B/16
     sm       as s, and one beside every MLP                                               7.101 M
     stm      as sm, and one after attention over the frames, see :class:`BlockAdapter`    10.651 M
@@ -59,7 +59,8 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
         if wanted is not None:
             insert_adapters(tower, wanted, frames or 1)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(strategy == "full" or not model.is_backbone_parameter(name))
+        trains = strategy == "full" and (not name.startswith("text.") or model.config.text == "trained")
+        parameter.requires_grad_(trains or not model.is_backbone_parameter(name))
     if model.config.strategy != strategy:
         model.change_config(strategy=strategy)
     return split_parameters(model)

@@ -103,14 +103,14 @@ class TextEncoder:
             )
         return ids
 
-    def _embed_ids(self, ids: Tensor) -> Tensor:
+    def _embed_ids(self, ids: Tensor, unit: bool = True) -> Tensor:
         device = next(self.clip.parameters()).device
         training = self.clip.training
         self.clip.eval()
         try:
             with torch.inference_mode(False), torch.no_grad():
                 parts = (self.clip.encode_text(part.to(device)).float() for part in ids.split(self.batch_size))
-                rows = [F.normalize(part, dim=-1) for part in parts]
+                rows = [F.normalize(part, dim=-1) if unit else part for part in parts]
         finally:
             self.clip.train(training)
         return torch.cat(rows)
@@ -122,13 +122,18 @@ class TextEncoder:
             TypeError: ``names`` is one str or a set.
             ValueError: two names are the same, or have the same tokens in a template, so that no text tells them apart.
         """
+        ids = self.tokenise_classes(names, templates)
+        return self._embed_ids(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+
+    def tokenise_classes(self, names: Sequence[str], templates: str | Sequence[str] = "alt16") -> Tensor:
+        """Returns the ids of every name in every template, int64 ``[P, C, length]``; errors as in embed_templates."""
         chosen = templates_of(templates)
         refuse_unordered(names, "names")
         if isinstance(names, str):
             raise TypeError("names must be a sequence of str, got one str")
         texts = [text for template in chosen for text in fill(template, names)]
         if not texts:
-            return self.embed(texts)  # raises
+            self.embed(texts)  # raises
         ids = self._tokenise(texts)
         for part in ids.split(len(names)):
             same = find_same(part, range(len(names)))
@@ -138,7 +143,7 @@ class TextEncoder:
                     f"names: {first!r} and {second!r} have the same tokens for the text tower, so it cannot tell the "
                     "two classes apart"
                 )
-        return self._embed_ids(ids).view(len(chosen), len(names), -1)
+        return ids.view(len(chosen), len(names), -1)
 
     def embed_classes(
         self,
@@ -146,14 +151,16 @@ class TextEncoder:
         templates: str | Sequence[str] = "alt16",
         mode: str = "ensemble",
         seed: int = 0,
+        unit: bool = True,
     ) -> Tensor:
-        """Returns class embeddings ``[C, d]`` with unit rows.
+        """Returns class embeddings ``[C, d]``.
 
         Args:
             names: C class names.
             templates: ``alt16``, ``kinetics28``, ``none`` or a list, see :mod:`alt.models.prompts`.
             mode: ``ensemble``: normalised mean over templates; ``random``: one template, drawn by ``seed``.
             seed: of the draw. The same seed gives the same template.
+            unit: rows of length 1, also before the mean over templates; False: of the length that the tower gives them.
 
         Raises:
             TypeError: ``names`` is one str or a set.
@@ -161,11 +168,14 @@ class TextEncoder:
         """
         if mode not in ("ensemble", "random"):
             raise ValueError(f"mode must be 'ensemble' or 'random', got {mode!r}")
-        if mode == "ensemble":
-            return ensemble(self.embed_templates(names, templates))
         chosen = templates_of(templates)
-        picked = int(draw(torch.arange(len(chosen)), seed))
-        return self.embed_templates(names, [chosen[picked]])[0]
+        if mode == "random":
+            chosen = (chosen[int(draw(torch.arange(len(chosen)), seed))],)
+        ids = self.tokenise_classes(names, chosen)
+        stack = self._embed_ids(ids.flatten(0, 1), unit).unflatten(0, ids.shape[:2])
+        if len(stack) == 1:
+            return stack[0]
+        return ensemble(stack) if unit else stack.mean(0)
 
 
 def fingerprint_text_tower(clip: nn.Module) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from .heads import ClassHead
 from .hub import HubModel
 from .region_encoder import RegionEncoder, Tokens
 from .strategy import apply_strategy
-from .text import TextSource
+from .text import TextEncoder, TextSource
+from .text_tower import TextTower
 
 __all__ = ["Tokens", "VideoModel", "VideoOutput"]
 
@@ -39,9 +40,11 @@ class VideoModel(nn.Module, HubModel):
         config: the model's configuration, an instance of ``config_class``.
         visual: the CLIP image tower, which is patched in place.
         logit_scale: CLIP's factor of cosines (not its logarithm), a buffer that is not trained.
+        text: the text tower; None: the model holds the embeddings of class texts alone.
 
     Attributes:
         backbone: the tower; its parameters are named ``backbone.*``.
+        text: the text tower or None; its parameters are named ``text.*``.
         head: scores of the classes. classes: their names, [] before :meth:`set_classes`.
         class_texts: how the names were embedded, None if that is not known.
         text_source: the text encoder of the joint space, which must be a corpus's too; None if that is not known.
@@ -49,10 +52,22 @@ class VideoModel(nn.Module, HubModel):
 
     config_class: type[Any] = AltConfig
     rows: Literal["all", "class"] = "all"  # which rows of a frame the model reads; "class" saves projecting the others
+    unit_texts = True  # class texts have length 1; False: the length that the text tower gives them
+    templates: str | None = None  # the published prompts of the class texts; None: those of the CLIP
     logit_scale: Tensor
 
-    def __init__(self, config: Any, visual: nn.Module, logit_scale: Tensor | float = 100.0) -> None:
+    def __init__(
+        self,
+        config: Any,
+        visual: nn.Module,
+        logit_scale: Tensor | float = 100.0,
+        text: TextTower | None = None,
+    ) -> None:
         super().__init__()
+        if (config.text == "cached") != (text is None):
+            raise ValueError(f"text: expected {'no tower' if text else 'a text tower'} with text={config.text!r}")
+        if text is not None and config.head == "linear":
+            raise ValueError(f"text: a linear head reads no class texts; expected 'cached', got {config.text!r}")
         self._config = config
         self.backbone = RegionEncoder(
             visual,
@@ -61,6 +76,7 @@ class VideoModel(nn.Module, HubModel):
             prop_attn=config.prop_attn,
             grad_checkpointing=config.grad_checkpointing,
         )
+        self.text = text
         self.head = ClassHead(config.head, self.width)
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
         self.classes: list[str] = []
@@ -118,6 +134,34 @@ class VideoModel(nn.Module, HubModel):
         """Returns z ``[B, d]`` of tokens, and the index of the aligned entities or None. Subclasses implement it."""
         raise NotImplementedError(f"{type(self).__name__} has no embed()")
 
+    def texts_of(self, tokens: Tokens) -> Tensor | None:
+        """Returns the class texts of this call, ``[C, d]``, or ``[B, C, d]`` if the videos change them.
+
+        In training, a trained text tower embeds them anew. In evaluation they are those of the head, which
+        :meth:`refresh_texts` keeps current. None for a linear head.
+        """
+        if self.config.head == "linear":
+            return None
+        if self.training and self.text is not None and self.config.text == "trained" and len(self.text.ids):
+            return self.text(unit=self.unit_texts)
+        return self.head.embeddings
+
+    def refresh_texts(self) -> None:
+        """Embeds the class texts with the text tower that the model holds; without one it does nothing.
+
+        :meth:`train` calls it on the way into evaluation, and :func:`alt.save_model` before it writes. Call it after
+        changing weights of the text tower in evaluation mode.
+        """
+        if self.text is not None and len(self.text.ids):
+            self.head.set_classes(len(self.text.ids), self.text.embed(unit=self.unit_texts))
+
+    def train(self, mode: bool = True) -> Self:
+        leaves = self.training and not mode
+        super().train(mode)
+        if leaves and self.config.text == "trained":
+            self.refresh_texts()
+        return self
+
     def forward_tokens(
         self, tokens: Tensor | Tokens, *, seed: Tensor | None = None, noise: Tensor | None = None
     ) -> VideoOutput:
@@ -136,7 +180,7 @@ class VideoModel(nn.Module, HubModel):
             tokens = Tokens(tokens)
         self._check_tokens(tokens.x, "tokens")
         z, index = self.embed(tokens, seed=seed, noise=noise)
-        return VideoOutput(self.head(z, self.logit_scale), z, index)
+        return VideoOutput(self.head(z, self.logit_scale, self.texts_of(tokens)), z, index)
 
     def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
         """Maps clips ``[B, T, 3, H, W]`` to logits ``[B, C]``; arguments as in :meth:`forward_tokens`."""
@@ -165,6 +209,41 @@ class VideoModel(nn.Module, HubModel):
         self.head.set_classes(len(names), embeddings)
         self.classes = list(names)
         self.class_texts = texts
+        if self.text is not None:
+            self.text.set_ids(None)
+
+    def name_classes(
+        self, names: Sequence[str], encoder: TextEncoder | None, templates: str | Sequence[str] | None = None
+    ) -> None:
+        """Sets the classes by their names alone. A linear head is reinitialised.
+
+        Args:
+            names: C names.
+            encoder: embeds them, or, if the model holds a text tower, makes the ids that this tower embeds; a linear
+                head needs none.
+            templates: of the texts, see :mod:`alt.models.prompts`; None: those of the model, or "alt16".
+
+        Raises:
+            TypeError, ValueError: the names or the templates do not fit. A trained text tower takes one template.
+        """
+        templates = self.templates or "alt16" if templates is None else templates
+        if self.config.head == "linear":
+            self.set_classes(names)
+            return
+        if encoder is None:
+            raise TypeError(f"encoder: a {self.config.head} head needs one for the texts of its classes, got None")
+        if self.text is None:
+            embedded = encoder.embed_classes(list(names), templates, unit=self.unit_texts)
+            self.set_classes(names, embedded, encoder.source(templates))
+        else:
+            ids = encoder.tokenise_classes(list(names), templates)
+            if len(ids) > 1:
+                raise ValueError(
+                    f"templates: a model with a text tower reads one text per class, got {len(ids)} templates"
+                )
+            rows = self.text.embed(ids[0], unit=self.unit_texts)
+            self.set_classes(names, rows, encoder.source(templates))
+            self.text.set_ids(ids[0])
 
     def is_backbone_parameter(self, name: str) -> bool:
         """Returns True if a parameter is CLIP's own, and so trained at the small rate.
@@ -172,7 +251,7 @@ class VideoModel(nn.Module, HubModel):
         Modules added to the tower (adapters, LoRA) have a name with a part that contains "adapter" or "lora_".
         """
         parts = [part for part in name.split(".") if part not in ("_orig_mod", "module", "_fsdp_wrapped_module")]
-        return parts[0] == "backbone" and not any("adapter" in part or "lora_" in part for part in parts[1:])
+        return parts[0] in ("backbone", "text") and not any("adapter" in part or "lora_" in part for part in parts[1:])
 
     def _check_tokens(self, x: Tensor, name: str) -> None:
         if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[-1] != self.width or 0 in x.shape:

@@ -22,6 +22,7 @@ from alt.validation import plain
 from .clip_file import bare_name
 from .families import FAMILIES, load_family
 from .header import FORMAT, HEADER_KEY, OF_DATA, check_clip_size, check_fit, check_sizes, read_header
+from .text_tower import TextTower
 
 __all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_header", "save_model"]
 
@@ -47,6 +48,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     from safetensors.torch import save_file
 
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps the model
+    if model.training and getattr(model, "text", None) is not None:
+        model.refresh_texts()  # type: ignore[operator]
     header = {"format": FORMAT, "family": _family_of(model), **_description(model)}
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -107,7 +110,7 @@ def _build(header: dict[str, Any], frames: int | None, path: Path) -> Any:
     try:
         config = builder.config_class(**{**values, "frames": frames or values["frames"]})
         with torch.device("meta"):
-            return builder(config, _tower(config, header), torch.empty(()))
+            return builder(config, _tower(config, header), torch.empty(()), _text(config, header))
     except Exception as error:  # sizes of a file reach constructors of other packages, which raise anything
         raise ValueError(f"{path} describes a model that cannot be built ({describe_error(error)})") from error
 
@@ -144,7 +147,7 @@ def load_weights(
     state = _read_state(path)
     check_sizes(header, state, path)
     own = model.state_dict()
-    left = (("head.",) if keep_classes else ()) + (("alignment.entities",) if keep_corpus else ())
+    left = (("head.", "text.ids") if keep_classes else ()) + (("alignment.entities",) if keep_corpus else ())
     state, own = _without(state, left), _without(own, left)
     other = [
         name
@@ -154,7 +157,7 @@ def load_weights(
         or (own[name].shape != state[name].shape and not name.startswith(OF_DATA))
     ]
     differing = [name for name in _differences(header["config"], config) if name not in _NO_WEIGHTS]
-    maybe = {"frames", "strategy", "quick_gelu", *(["head"] if keep_classes else [])}
+    maybe = {"frames", "strategy", "quick_gelu", "text", *(["head"] if keep_classes else [])}
     decisive = [name for name in differing if name not in maybe]
     if bool(header["config"].get("quick_gelu")) != bool(config.get("quick_gelu")):
         decisive.append("quick_gelu")
@@ -203,6 +206,7 @@ def _description(model: Any) -> dict[str, Any]:
         "config": plain(model.config),
         "host": host.name,
         "tower": host.describe(tower),
+        "text_tower": None if model.text is None else host.describe_text(model.text.clip),
         "classes": list(model.classes),
         "texts": None if model.class_texts is None else model.class_texts._asdict(),
         "corpus": entities,
@@ -219,6 +223,13 @@ def _tower(config: Any, header: dict[str, Any]) -> nn.Module:
         if is_built_in(config.backbone):  # any other name would have open_clip ask the Hub, or read another file
             return find_tower(build_clip(config.backbone, None, quick_gelu=config.quick_gelu).clip)[1]
     return host.build(header["tower"], quick_gelu=bool(config.quick_gelu))
+
+
+def _text(config: Any, header: dict[str, Any]) -> TextTower | None:
+    """Builds a text tower like the saved one, if the model holds one."""
+    if header["text_tower"] is None:
+        return None
+    return TextTower(get_host(header["host"]).build_text(header["text_tower"], quick_gelu=bool(config.quick_gelu)))
 
 
 def _adopt_classes(model: Any, header: dict[str, Any]) -> None:

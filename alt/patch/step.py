@@ -17,7 +17,9 @@ its own call, with one exception: the fused operations read the weights of atten
 kind and carry no hooks, wrappers or parametrizations.
 
 A block may have a submodule ``adapter``, which is called at three points: ``before_attention(parts, x, ...)``,
-``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``.
+``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``. It may also have a submodule
+``message_adapter``, called with x, whose result joins the block's attention as guests (:class:`alt.hosts.BlockParts`);
+see ``alt.models.messages``.
 """
 
 from __future__ import annotations
@@ -96,6 +98,9 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
         )
     r, size, impl = call.r, call.size, call.impl
     parts = call.host.block_parts(block, call.tower, call.index)
+    messages: Any = getattr(block, "message_adapter", None)
+    if messages is not None:
+        parts = parts._replace(guests=messages)
     adapter: Any = getattr(block, "adapter", None)
     if parts.post_norm and (adapter is not None or parts.guests is not None):
         raise TypeError("adapters and guests need pre-norm blocks, got a post-norm block")

@@ -85,12 +85,8 @@ def build_model(
             if corpus.embeddings is None:
                 corpus = corpus.embed(text_encoder(section, model.width, clip))
             model.set_corpus(corpus)
-        if model.config.head == "linear":
-            model.set_classes(list(classes))
-        else:
-            encoder = text_encoder(section, model.width, clip)
-            embedded = encoder.embed_classes(list(classes), templates=section.templates)
-            model.set_classes(list(classes), embedded, encoder.source(section.templates))
+        encoder = None if model.config.head == "linear" else text_encoder(section, model.width, clip)
+        model.name_classes(list(classes), encoder, section.templates)
         if section.init_from is not None:
             say(load_start(model, Path(section.init_from)))
     except UserError:
@@ -130,7 +126,7 @@ class RandomTextEncoder:
             rows.append(torch.randn(self.width, generator=torch.Generator().manual_seed(seed)))
         return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
-    def embed_classes(self, names: Sequence[str], templates: Any = None) -> Tensor:
+    def embed_classes(self, names: Sequence[str], templates: Any = None, unit: bool = True) -> Tensor:
         return self.embed(names)
 
     def source(self, templates: Any = ()) -> TextSource:

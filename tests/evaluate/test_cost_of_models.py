@@ -112,3 +112,43 @@ def test_frames_are_the_models_own() -> None:
         count_macs(model, frames=8)
     with pytest.raises(ValueError, match="views must be an int >= 1, got 0"):
         count_macs(model, views=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "gflops", "parameters"),
+    [
+        # Counted with the authors' code by fvcore, LayerNorm included, 400 classes to prompt.
+        ("xclip-b16", 8, 144.3, 131.50),
+        pytest.param("xclip-b32", 8, 38.2, 133.16, marks=pytest.mark.slow),
+        pytest.param("xclip-l14", 8, 657.9, 452.02, marks=pytest.mark.slow),
+        pytest.param("xclip-b32", 16, 74.2, 133.16, marks=pytest.mark.slow),
+        pytest.param("xclip-b16", 16, 286.2, 131.51, marks=pytest.mark.slow),
+        pytest.param("xclip-b16", 32, 570.0, 131.51, marks=pytest.mark.slow),
+        pytest.param("xclip-l14-336", 16, 3086, 452.36, marks=pytest.mark.slow),  # as printed
+    ],
+)
+def test_cost_and_size_of_x_clip(name: str, frames: int, gflops: float, parameters: float) -> None:
+    width = 768 if "l14" in name else 512
+    with torch.device("meta"):
+        model = alt.create_model(name, frames=frames, classes=([str(i) for i in range(400)], torch.empty(400, width)))
+    report = count_macs(model)
+    counted = report.native + report.by_convention["layer_norm"]
+    assert counted == report.paper_convention
+    assert counted / 1e9 == pytest.approx(gflops, rel=0.005 if "336" in name else 0.001)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.01)
+
+
+def test_parts_of_x_clip_by_hand() -> None:
+    """Messages, integration and prompts are the adapter; merging makes only the tower cheaper."""
+    t, w, d, n, classes, layers = 4, 64, 48, 37, 7, 4
+    with torch.device("meta"):
+        model = alt.create_model("xclip-mini", classes=([str(i) for i in range(classes)], torch.empty(classes, d)))
+    report = count_macs(model)
+    messages = layers * (t * 5 * w * w + 2 * t * t * w)
+    integration = t * 12 * d * d + 2 * t * t * d
+    patches = t * n * w * d
+    block = classes * 2 * d * d + 2 * (n - 1) * d * d + 2 * classes * (n - 1) * d + classes * 8 * d * d
+    assert report.by_component["adapter"] == messages + integration + patches + 2 * block
+    assert report.by_component["attention"] == layers * t * 2 * (n + 1) ** 2 * w
+    model.r = 2
+    assert count_macs(model).native < report.native

@@ -172,7 +172,9 @@ def test_list_of_models() -> None:
     assert {"alt-b16", "alt-b32", "alt-l14", "alt-mini", "clip-mean-b16", "clip-one-mini", "mit-l14"} <= set(names)
     assert all("-".join(parse_name(name)) == name for name in names)
     assert names == alt.list_models()
-    assert list_models("mit-*") == ["mit-b32", "mit-b16", "mit-l14", "mit-mini"]
+    assert list_models("mit-*") == ["mit-b32", "mit-b16", "mit-l14", "mit-l14-336", "mit-mini"]
+    assert parse_name("xclip-l14-336") == ("xclip", "l14-336")
+    assert [parse_name(family) for family in FAMILIES] == [(family, "b16") for family in FAMILIES]
     assert list_models("*-one-b16") == ["clip-one-b16"]
     assert list_models("b16") == []
 
@@ -180,7 +182,8 @@ def test_list_of_models() -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_every_listed_pair_can_be_made(name: str) -> None:
     model = meta(name)
-    size = 24 if name.endswith("mini") else 224
+    size = model.backbone.image_size[0]
+    assert size == {"mini": 24, "336": 336}.get(name.rpartition("-")[2], 224)
     tokens = model.encode(torch.empty(1, model.config.frames, 3, size, size, device="meta"))
     assert tokens.x.shape[-1] == model.width
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from open_clip import CLIP
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
@@ -213,6 +214,37 @@ class OpenClip(Host):
 
     def drop_tower(self, model: Any) -> None:
         del model.visual
+        for name in ("logit_scale", "logit_bias"):
+            if isinstance(getattr(model, name, None), nn.Parameter):
+                delattr(model, name)
+
+    def describe_text(self, model: Any) -> dict[str, Any]:
+        if type(model) is not CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
+            raise TypeError(
+                "text: a video model can hold the text tower of an open_clip CLIP that is causal and reads its result "
+                f"at the end of a text, got one of {type(model).__name__}"
+            )
+        block = model.transformer.resblocks[0]
+        width = model.token_embedding.embedding_dim
+        return {
+            "vocab_size": model.vocab_size,
+            "context_length": model.context_length,
+            "width": width,
+            "layers": len(model.transformer.resblocks),
+            "heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.c_fc.out_features / width,
+            "output_dim": model.text_projection.shape[1],
+        }
+
+    def build_text(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
+        sizes = dict(sizes)
+        vision = {"layers": 1, "width": 64, "head_width": 64, "image_size": 1, "patch_size": 1}
+        clip = CLIP(sizes.pop("output_dim"), vision, sizes, quick_gelu=quick_gelu)
+        self.drop_tower(clip)
+        length = clip.context_length
+        # open_clip does not save the mask, so a model that is built to be loaded needs its values.
+        clip.attn_mask = torch.full((length, length), float("-inf"), device="cpu").triu_(1)
+        return clip
 
     def token_embedding(self, model: Any) -> nn.Module:
         # On the model itself or, in other classes, under ``text``.
