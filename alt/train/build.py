@@ -86,6 +86,10 @@ def build_model(
                 corpus = corpus.embed(text_encoder(section, model.width, clip))
             model.set_corpus(corpus)
         encoder = None if model.config.head == "linear" else text_encoder(section, model.width, clip)
+        if model.text is not None and section.texts == "random":
+            raise UserError(
+                "model.texts: a model that holds its text tower reads its class names; expected clip, got random."
+            )
         model.name_classes(list(classes), encoder, section.templates)
         if section.init_from is not None:
             say(load_start(model, Path(section.init_from)))

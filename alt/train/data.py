@@ -22,6 +22,7 @@ from alt.data.seeds import derive_seed
 from alt.errors import UserError
 
 from .config import AugmentationSection, TrainConfig
+from .objective import ClipBatch
 from .sampler import EvenSampler, SampleIndex, StepSampler, steps_per_epoch
 from .sources import WorldClips, open_sources
 
@@ -52,7 +53,7 @@ class ClipTransform:
         return normalise(frames)
 
 
-class ClipDataset(Dataset[tuple[Tensor, int]]):
+class ClipDataset(Dataset[ClipBatch]):
     """Clips through a transform, by :class:`SampleIndex`: each item is a function of (seed, epoch, clip)."""
 
     def __init__(self, clips: Clips, chosen: Tensor, frames: int, transform: ClipTransform, seed: int | None) -> None:
@@ -61,7 +62,8 @@ class ClipDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: SampleIndex | int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: SampleIndex | int) -> ClipBatch:
+        """Returns one clip ``[T, 3, H, W]``, its label and its place in the list, as a batch without its dimension."""
         clip, epoch = index if isinstance(index, tuple) else (index, 0)
         empty = clip < 0  # keeps the processes even: any clip, no label
         place = int(self.chosen[max(clip, 0)])
@@ -69,7 +71,8 @@ class ClipDataset(Dataset[tuple[Tensor, int]]):
         with naming(name_of(self.clips, place)):
             taken, place = self.clips.take(place, lambda video: take_frames(video, self.count, seed), self.chosen)
             pixels = self.transform(taken, seed)
-        return pixels, -1 if empty else int(self.clips.labels[place])
+        label = -1 if empty else int(self.clips.labels[place])
+        return ClipBatch(pixels, label, place)  # type: ignore[arg-type]  # the loader stacks them to tensors
 
 
 class ClipData(LightningDataModule):

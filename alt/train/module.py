@@ -10,18 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from alt.data.augment import Mix
-from alt.data.seeds import derive_seed, make_generator
+from alt.data.seeds import derive_seed
 from alt.validation import plain
 
 from .config import OptimSection, TrainConfig
+from .objective import ClipBatch, Objective, SoftCrossEntropy
 from .optim import build_optimizer, build_schedule, parameter_groups, scale_rates
 from .processes import shard
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns ``-mean_n sum_c t_nc log softmax(logits)_nc``, in float32; logits and targets ``[B, C]``."""
-    return -(targets.float() * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
 
 
 class Learner(LightningModule):
@@ -66,15 +61,18 @@ class VideoLearner(Learner):
         model: a ``VideoModel`` whose classes are set.
         config: the run.
         steps_per_epoch: optimiser steps per epoch, for a schedule and checkpoints that count epochs.
+        objective: what a step minimises; None: soft cross-entropy with the labels.
 
     Attributes:
         record: plain values that checkpoints carry beside the configuration and the classes.
         checkpoint_every: steps between checkpoints: those of the settings, or an epoch, at most the whole run.
 
-    A batch is ``(clips [B, T, 3, H, W], labels [B])``, label -1 in validation being an empty place.
+    A batch is a :class:`ClipBatch`, or its first two fields.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, steps_per_epoch: int = 1, objective: Objective | None = None
+    ) -> None:
         super().__init__(config.optim, *config.schedule.length(steps_per_epoch), config.schedule.min_ratio)
         self.model = model
         self.config = config
@@ -83,8 +81,8 @@ class VideoLearner(Learner):
         if config.task == "linear-probe":
             model.requires_grad_(False)
             model.head.requires_grad_(True)
-        count, a = len(self.classes), config.augmentation
-        self.mix = Mix(count, a.mixup, a.cutmix, a.switch, smoothing=a.label_smoothing)
+        count = len(self.classes)
+        self.objective = SoftCrossEntropy(count, config.augmentation) if objective is None else objective
         top5 = min(5, count)
         self.top1 = MulticlassAccuracy(count, top_k=1, average="micro", ignore_index=-1)
         self.top5 = MulticlassAccuracy(count, top_k=top5, average="micro", ignore_index=-1)
@@ -105,19 +103,16 @@ class VideoLearner(Learner):
         step = self.global_step if self._trainer is not None else 0
         return derive_seed("step", seed=self.config.seed, step=step, part=part, rank=rank)
 
-    def loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        clips, labels = batch
+    def loss(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         seed = self.step_seed(batch_idx % self.config.trainer.accumulate)
         torch.manual_seed(seed)  # for drop-path and the like, if the model has any
-        clips, targets = self.mix(clips, labels, make_generator("mix", seed=seed))
-        noise_seed = torch.tensor(derive_seed("noise", seed=seed), dtype=torch.int64, device=clips.device)
-        logits = self.model(clips, seed=noise_seed).logits
-        hits = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean()
-        self.log("train_top1", hits, batch_size=len(clips))
-        return soft_cross_entropy(logits, targets)
+        found = self.objective(self.model, ClipBatch(*batch), seed)
+        if found.hits is not None:
+            self.log("train_top1", found.hits, batch_size=len(batch[0]))
+        return found.loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        clips, labels = batch
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        clips, labels = batch[:2]
         logits = self.model(clips).logits.float()
         real = int((labels >= 0).sum())
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / max(1, real)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from alt.models.families import FAMILIES, parse_name
 from alt.validation import flatten
 
 from .config import TrainConfig
@@ -15,11 +16,14 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     Strategy, alignment, optimiser, augmentation, precision, accumulation and protocol are kept.
     """
     r, shots = config.model.r, config.data.shots
+    family = parse_name(config.model.name)[0]
+    holds_text = FAMILIES[family].config(**config.model.options).text != "cached"  # then a CLIP's ids are needed
     model = replace(
         config.model,
-        name=f"{config.model.name.rpartition('-')[0]}-mini",
-        pretrained=None,
-        texts="random",
+        name=f"{family}-mini",
+        pretrained="entity-world" if holds_text else None,
+        texts="clip" if holds_text else "random",
+        templates="none" if holds_text else config.model.templates,
         init_from=None,
         corpus=config.model.corpus if config.model.corpus in (None, "labels") else "world",
         frames=4,

@@ -39,7 +39,8 @@ def test_draws_follow_seed_epoch_and_clip(files: ClipFiles) -> None:
     assert not torch.equal(again[SampleIndex(0, 1)][0], first[0])
     assert torch.equal(again[SampleIndex(0, 0)][0], first[0])
     assert not torch.equal(dataset(files, seed=1)[SampleIndex(0)][0], first[0])
-    assert [data[SampleIndex(i)][1] for i in (0, 1)] == [1, 0]
+    assert [data[SampleIndex(i)].labels for i in (0, 1, -1)] == [1, 0, -1]
+    assert [data[SampleIndex(i)].numbers for i in (0, 1, -1)] == [0, 1, 0]
 
 
 def test_without_augmentation_the_frames_stay_as_they_are(files: ClipFiles) -> None:

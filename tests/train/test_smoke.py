@@ -46,6 +46,8 @@ KINDS = [
     "corpus-scene-k400-8f",
     "strategy-stm-k400-8f",
     "clip-joint-b16-k400-8f",
+    "vifi-b16-k400-8f",
+    "xclip-b16-hmdb-2shot",
     "reading-mlp-tokens-k400-8f",
 ]
 
