@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from alt.files import replacing
+from alt.hosts.xclip_names import from_authors, from_transformers, is_transformers, to_transformers
 
 from .clip import check_activation
 from .clip_file import read_clip_weights
 from .clip_weights import BackboneReport
 from .config import num_heads
 from .xclip import XClip
-from .xclip_names import from_authors, from_transformers, is_transformers, to_transformers
 
 __all__ = ["load_xclip", "save_xclip"]
 

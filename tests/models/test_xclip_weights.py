@@ -15,11 +15,11 @@ from transformers import XCLIPConfig, XCLIPModel
 
 import alt
 from alt.hosts import get_host
+from alt.hosts.xclip_names import from_transformers
 from alt.models import load_xclip, save_xclip
 from alt.models.config import XClipConfig
 from alt.models.text_tower import TextTower
 from alt.models.xclip import XClip
-from alt.models.xclip_names import from_transformers
 
 from .tiny_models import FRAMES, IMAGE, PATCH, WIDTH, clips, draw, randomised
 
