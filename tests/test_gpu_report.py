@@ -64,7 +64,8 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_tables(results: Path) -> None:
-    assert set(report.kept(results)["nvidia-h100-80gb-hbm3"]) == {"bench", "test", "sanitize"}
+    (run,) = report.kept(results)["nvidia-h100-80gb-hbm3"]
+    assert set(run) == {"bench", "test", "sanitize"}
     text = report.section(results)
     assert "**NVIDIA H100 80GB HBM3**, driver 1.2.3, CUDA 13.0" in text
     assert "commit abc1234567 (source 0123456789abcdef)" in text
@@ -106,6 +107,19 @@ def test_a_half_that_was_run_again_takes_its_place(results: Path) -> None:
     assert "7.25" not in text
     assert "ours r=8, compiled" in text, "the towers are those of the section bench"
     assert "It was stopped before its end." in text
+
+
+def test_runs_of_other_sources_stay_apart(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number stands under the commit that it was measured at, and the newest run comes first."""
+    monkeypatch.setitem(FACTS, "source", "fedcba9876543210")
+    monkeypatch.setitem(FACTS, "commit", "def7654321")
+    folder = results / "nvidia-h100-80gb-hbm3"
+    written(folder, "kernels", bench.finished({"kernels": [kernel("matching", 6.0)], "towers": []}))
+    path = folder / "kernels.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"finished": "2999-01-01T00:00:00Z"}))
+    text = report.section(results)
+    assert text.index("commit def7654321") < text.index("| ours | 6 | 10 |") < text.index("commit abc1234567")
+    assert text.index("commit abc1234567") < text.index("| ours | 7.25 | 10 |")
 
 
 def test_dry_runs_and_nothing_show_nothing(tmp_path: Path) -> None:

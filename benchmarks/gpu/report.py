@@ -11,14 +11,26 @@ from alt.tables import to_markdown
 Record = dict[str, Any]
 
 
-def kept(results: Path) -> dict[str, dict[str, Record]]:
-    """By device (folder name) the sections that are there; dry runs do not count."""
-    found: dict[str, dict[str, Record]] = {}
+METHOD = (
+    "Kernel times are medians over interleaved rounds of CUDA-graph replays over rotated random inputs; every"
+    " entrant had first to agree with a float64 definition. Floors are bytes and operations over this machine's"
+    " own copy bandwidth and matrix rate. Towers run in bfloat16; the share of the saving is (1 - t_r / t_0) / (1"
+    " - F_r / F_0), t_0 of the fastest unmerged entrant of the same rounds."
+)
+
+
+def kept(results: Path) -> dict[str, list[dict[str, Record]]]:
+    """By device (folder name) the runs, newest first: sections measured from one source. Dry runs do not count."""
+    found: dict[str, dict[str, dict[str, Record]]] = {}
     for path in sorted(results.glob("*/*.json")):
         record = json.loads(path.read_text())
         if is_section(record) and not record["dry_run"]:
-            found.setdefault(path.parent.name, {})[record["section"]] = record
-    return found
+            found.setdefault(path.parent.name, {}).setdefault(record["facts"]["source"], {})[record["section"]] = record
+
+    def finished(sections: dict[str, Record]) -> str:
+        return max(record["finished"] for record in sections.values())
+
+    return {device: sorted(runs.values(), key=finished, reverse=True) for device, runs in found.items()}
 
 
 def is_section(record: Record) -> bool:
@@ -27,27 +39,25 @@ def is_section(record: Record) -> bool:
 
 def section(results: Path) -> str:
     """Empty where no result of a GPU has been kept."""
-    return "".join("\n".join(["", *_device(sections)]) + "\n" for sections in kept(results).values())
+    found = kept(results)
+    lines = [["", METHOD] if found else [], *(["", *_run(sections)] for runs in found.values() for sections in runs)]
+    return "".join("\n".join(part) + "\n" for part in lines if part)
 
 
-def _device(sections: dict[str, Record]) -> list[str]:
-    facts = next(iter(sections.values()))["facts"]
-    origins = {(r["facts"]["commit"], r["facts"]["source"], r["finished"][:10]) for r in sections.values()}
-    where = "; ".join(f"commit {commit} (source {source}), {day}" for commit, source, day in sorted(origins))
+def _run(sections: dict[str, Record]) -> list[str]:
+    newest = max(sections.values(), key=lambda record: record["finished"])
+    facts = newest["facts"]
     lines = [
         f"**{facts['gpu']}**, driver {facts['driver']}, CUDA {facts['cuda']}, torch {facts['torch']}, Triton"
-        f" {facts['triton']}, {where}. Kernel times are medians over interleaved rounds of CUDA-graph replays over"
-        " rotated random inputs; every entrant had first to agree with a float64 definition. Floors are bytes and"
-        " operations over this machine's own copy bandwidth and matrix rate. Towers run in bfloat16; the share of the"
-        " saving is (1 - t_r / t_0) / (1 - F_r / F_0), t_0 of the fastest unmerged entrant of the same rounds.",
+        f" {facts['triton']}, commit {facts['commit']} (source {facts['source']}), {newest['finished'][:10]}.",
         "",
     ]
     for name in ("agree", "test", "sanitize"):
         if name in sections:
-            bad = sections[name]["failed"]
-            lines.append(
-                f"Section `{name}`: {'nothing failed' if not bad else f'{len(bad)} failed'}.{_late(sections[name])}"
-            )
+            bad, counts = sections[name]["failed"], sections[name].get("counts", {})
+            passed = sum(found.get("passed", 0) for found in counts.values())
+            told = f"{len(bad)} failed" if bad else "nothing failed"
+            lines.append(f"Section `{name}`: {told}{f', {passed} passed' if passed else ''}.{_late(sections[name])}")
     for rows, table in (("kernels", _kernels), ("towers", _towers)):
         # `bench` is both of its halves, each of which may have been run again alone.
         found = [r for r in sections.values() if r["section"] in ("bench", rows) and r.get(rows)]

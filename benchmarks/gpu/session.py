@@ -74,12 +74,12 @@ def source_hash() -> str:
 
 
 def facts(device: torch.device) -> Record:
-    """The machine, the versions and the commit: ``COMMIT`` names it where there is no git."""
+    """The machine, the versions and the commit: ``COMMIT`` names it, because a copied tree may bring another's git."""
     from alt.measure import describe_machine
 
     found = describe_machine(device) | {"source": source_hash()}
-    if found["commit"] == "unknown" and os.environ.get("COMMIT"):
-        found["commit"] = os.environ["COMMIT"]
+    if commit := os.environ.get("COMMIT"):
+        found |= {"commit": commit, "modified": "changed" in commit}
     return found
 
 
