@@ -74,13 +74,15 @@ def count_macs(
             traced = copy.deepcopy(original)
         traced.eval().requires_grad_(False)
         _drop_user_hooks(traced)
-        host.prepare_trace(traced.get_submodule(tower.removesuffix(".")))
+        traced_tower = traced.get_submodule(tower.removesuffix("."))
+        host.prepare_trace(traced_tower)
         weight = next(p for p in traced.parameters() if p.is_floating_point())
         counter = FlopCounterMode(display=False, custom_mapping=extra_formulas())
         trace = Trace(traced, counter, host, tower)
         autocast_off = torch.autocast(_autocast_device(weight.device), enabled=False)
         with torch.no_grad(), autocast_off, fake_mode, counter, trace:
-            traced(torch.empty(shape, dtype=weight.dtype, device=weight.device))
+            images = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+            traced(*(host.arguments(traced_tower, images) if own_frames is None else (images,)))
 
     times *= views
     by_component = {name: times * trace.flops[name] // FLOPS_PER_MAC for name in COMPONENTS}

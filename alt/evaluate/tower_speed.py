@@ -120,8 +120,9 @@ def benchmark(
         handle.r = value  # warns here, once, if blocks cannot lose so many
         costs.append(count_macs(handle.tower, 1, image_size=size).native)
         tokens.append(_count_tokens(handle, images[:1]))
-    entrants = {i: partial(_time_state, handle, value, images) for i, value in enumerate(states, 1)}
-    entrants[0] = partial(_time_call, plain.eval(), images)
+    arguments = tuple(handle.host.arguments(plain, images))
+    entrants = {i: partial(_time_state, handle, value, arguments) for i, value in enumerate(states, 1)}
+    entrants[0] = partial(_time_call, plain.eval(), arguments)
     samples = interleave(entrants, rounds=_MAX_ROUNDS, seconds=seconds, min_rounds=_MIN_ROUNDS)
     times = [[sample.seconds for sample in samples[i]] for i in range(len(entrants))]
     rows = [
@@ -138,16 +139,16 @@ def benchmark(
     return BenchmarkReport(tuple(rows), size, batch_size, describe_machine(weight.device))
 
 
-def _time_state(handle: PatchHandle, value: Requested, images: Tensor) -> Sample:
+def _time_state(handle: PatchHandle, value: Requested, arguments: tuple[Any, ...]) -> Sample:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the first setting of this r has warned
         handle.r = value
-    return _time_call(handle.tower.eval(), images)
+    return _time_call(handle.tower.eval(), arguments)
 
 
-def _time_call(tower: nn.Module, images: Tensor) -> Sample:
+def _time_call(tower: nn.Module, arguments: tuple[Any, ...]) -> Sample:
     with torch.inference_mode():
-        return time_call(partial(tower, images), images.device)
+        return time_call(partial(tower, *arguments), arguments[0].device)
 
 
 def _count_tokens(handle: PatchHandle, image: Tensor) -> int:

@@ -93,6 +93,12 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "attention pooling with sizes, classifier; SigLIP 2 of fixed size",
     ),
     _transformers(
+        "siglip2",
+        "HOST",
+        ("Siglip2Model", "Siglip2VisionModel", "Siglip2ForImageClassification"),
+        "NaFlex: padding is masked, never merges and is not pooled; classifier",
+    ),
+    _transformers(
         "vit",
         "HOST",
         ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"),

@@ -278,8 +278,12 @@ class Host(ABC):
         if enable:
             raise TypeError(f"gradient checkpointing: {self.supports} has no switch for it; leave it off")
 
+    def arguments(self, tower: nn.Module, images: Tensor) -> Sequence[Any]:
+        """Returns the arguments of the tower's own call for images ``[B, 3, H, W]``."""
+        return (images,)
+
     def prepare_trace(self, tower: nn.Module) -> None:
-        """Changes a copy of the tower that will run on fake tensors, if the host keeps tensors between calls."""
+        """Changes a copy of the tower that will run on fake tensors, if it keeps tensors or reads their values."""
         return None
 
     # --- weights and pictures ---

@@ -24,7 +24,6 @@ _REASONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("hiera", "mvit", "pvt", "segformer", "levit", "efficientformer", "glpn", "davit"), _STAGES),
         **dict.fromkeys(("cvt", "convnext", "resnet", "regnet", "bit", "mobile", "focalnet", "poolformer"), _GRID),
         **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4"), _ROTARY),
-        "siglip2": "its images have their own sizes (NaFlex), which alt does not support yet",
         "x_clip": "its blocks exchange messages between frames, which alt does not support yet",
     },
     "timm.models.": {

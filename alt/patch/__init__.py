@@ -46,9 +46,9 @@ def patch_model(
     first, then ``fully_shard``).
 
     Args:
-        model: of a family that :func:`alt.supported_hosts` lists: open_clip's CLIP models, CLIP, SigLIP, ViT,
-            DINOv2 and DINOv3 of transformers, timm's ViT and Eva, ``torch.nn.TransformerEncoder``, those of your own
-            host (:func:`alt.hosts.register`), or the image tower of one. Only the image tower is patched.
+        model: of a family that :func:`alt.supported_hosts` lists: open_clip's CLIP models, CLIP, SigLIP, SigLIP
+            2, ViT, DINOv2 and DINOv3 of transformers, timm's ViT and Eva, ``torch.nn.TransformerEncoder``, those of
+            your own host (:func:`alt.hosts.register`), or the image tower of one. Only the image tower is patched.
         r: int: tokens that each block removes; list: one int per block; float in [0, 0.5]: share of each block's
             unprotected tokens, rounded down. A block can lose half of its unprotected tokens. None: 8 if that leaves a
             quarter of the tokens, otherwise the largest r that does, named by a warning. Encoders of sequences need a

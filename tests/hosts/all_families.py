@@ -8,13 +8,14 @@ from torch import Tensor
 
 from .families import FAMILIES as OTHERS
 from .families import Family
+from .padded_families import PADDED
 from .plain_merging import run_blocks
 from .rotary_families import ROTARY
 from .torch_families import IMAGE_MODELS, SEQUENCES
 
 __all__ = ["FAMILIES", "IMAGES", "REMOVED", "by_hand"]
 
-IMAGES: dict[str, Family] = OTHERS | ROTARY | IMAGE_MODELS
+IMAGES: dict[str, Family] = OTHERS | ROTARY | PADDED | IMAGE_MODELS
 FAMILIES: dict[str, Family] = IMAGES | SEQUENCES
 REMOVED = (5, 3)
 """Tokens that the two blocks remove."""
@@ -32,4 +33,4 @@ def grids_by_hand(
     """The tokens after each block, back on the grid, and the sizes of the last tokens."""
     tower = family.tower(model)
     x, places = family.embed(tower, batch), family.places(tower, batch)
-    return run_blocks(family.blocks(tower), x, REMOVED, family.protected, places, metric=metric)
+    return run_blocks(family.blocks(tower), x, REMOVED, family.protected, places, family.counts, metric)

@@ -31,7 +31,7 @@ class Family:
     make: a new model. run: its outputs for images. tower: its image tower. embed: tokens before the first block.
     blocks: their weights. finish: the outputs of ``run`` from the grid of the last block's tokens.
     sizes: image sizes that it takes without a change. switch: it can recompute its blocks in the backward.
-    places: coordinates of the tokens that attention rotates by.
+    places: coordinates of the tokens that attention rotates by. counts: sizes of the tokens of two images at first.
     tolerance: of merged outputs. float32_gradients: parameters whose gradient the host itself computes in float32.
     """
 
@@ -46,6 +46,7 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),)
     switch: bool = True
     places: Callable[[Any, Tensor], Tensor | None] = field(default=lambda tower, batch: None)
+    counts: list[list[float]] | None = None
     tolerance: float = 1e-11
     float32_gradients: tuple[str, ...] = ()
 

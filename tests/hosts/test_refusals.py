@@ -54,12 +54,6 @@ CASES: dict[str, tuple[Any, str]] = {
     ),
     "hf swin": (lambda: hf.SwinModel(hf.SwinConfig(**TINY_SWIN)), "modeling_swin.SwinModel: it attends inside windows"),
     "hf beit": (lambda: hf.BeitModel(hf.BeitConfig(**SMALL, **MLP)), "BeitModel: .* table of relative positions"),
-    "hf siglip2": (
-        lambda: hf.Siglip2VisionModel(
-            hf.Siglip2VisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, **MLP)
-        ),
-        "Siglip2VisionModel: .*NaFlex",
-    ),
     "timm swin": (lambda: timm_model("swin_tiny_patch4_window7_224"), "SwinTransformer: it attends inside windows"),
     "timm beit": (lambda: timm_model("beit_base_patch16_224"), "Beit: .* table of relative positions"),
     "timm relpos": (lambda: timm_model("vit_relpos_small_patch16_224"), "RelPos: .* table of relative positions"),

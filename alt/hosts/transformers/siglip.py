@@ -6,6 +6,7 @@ and sees each merged token as often as it has patches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,11 +21,11 @@ from ..merging import MergingBlock
 from ..modules import require_class
 from ..packed import MultiheadAttention
 from ..pooling import KeySizes, key_bias, size_weighted_mean
-from .attention import ClipStyleAttention
-from .family import ClipStyleFamily
+from .attention import ClipStyleAttention, SeparateAttention
+from .family import OWNER, ClipStyleFamily
 from .merging import MergingEncoder, MergingVisionModel
 
-__all__ = ["HOST"]
+__all__ = ["HOST", "MergingHead", "Siglip"]
 
 
 class SiglipEncoderLayer(MergingBlock, foreign.SiglipEncoderLayer):
@@ -35,14 +36,21 @@ class SiglipEncoder(MergingEncoder, foreign.SiglipEncoder):
     pass
 
 
-class SiglipMultiheadAttentionPoolingHead(foreign.SiglipMultiheadAttentionPoolingHead):
-    def forward(self, hidden_state: Tensor, *, sizes: KeySizes | None = None) -> Tensor:
+class MergingHead:
+    """Mix-in of the pooling head: the probe sees each token as often as it has patches, and padding not at all."""
+
+    def forward(self, hidden_state: Tensor, *args: Any, sizes: KeySizes | None = None, **kwargs: Any) -> Tensor:
         if sizes is None:
-            return super().forward(hidden_state)
-        probe = self.probe.repeat(hidden_state.shape[0], 1, 1)
-        attention = MultiheadAttention(self.attention, self.attention)
+            return super().forward(hidden_state, *args, **kwargs)  # type: ignore[misc]
+        head: Any = self
+        probe = head.probe.repeat(hidden_state.shape[0], 1, 1)
+        attention = MultiheadAttention(head.attention, head.attention)
         x = attention.call_pooler(probe, hidden_state, key_bias(sizes.size, probe.dtype))
-        return (x + self.mlp(self.layernorm(x)))[:, 0]
+        return (x + head.mlp(head.layernorm(x)))[:, 0]
+
+
+class SiglipMultiheadAttentionPoolingHead(MergingHead, foreign.SiglipMultiheadAttentionPoolingHead):
+    pass
 
 
 class SiglipVisionModel(MergingVisionModel, foreign.SiglipVisionModel):
@@ -57,11 +65,15 @@ class SiglipAttention(ClipStyleAttention):
 
 
 class Siglip(ClipStyleFamily):
-    """The host of transformers' ``SiglipVisionModel``."""
+    """The host of transformers' ``SiglipVisionModel``.
+
+    Attributes:
+        pooling_head: class of the head.
+    """
 
     name = "transformers.siglip"
     supports = "transformers' SiglipVisionModel"
-    patched = MappingProxyType(
+    patched: Mapping[type, type] = MappingProxyType(
         {
             foreign.SiglipVisionModel: SiglipVisionModel,
             foreign.SiglipEncoder: SiglipEncoder,
@@ -72,7 +84,8 @@ class Siglip(ClipStyleFamily):
     tower = foreign.SiglipVisionModel
     encoder = foreign.SiglipEncoder
     layer = foreign.SiglipEncoderLayer
-    attention = SiglipAttention
+    attention: type[SeparateAttention] = SiglipAttention
+    pooling_head: type[nn.Module] = foreign.SiglipMultiheadAttentionPoolingHead
     owners = ("vision_model",)
     mean, std = tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD)
 
@@ -80,7 +93,7 @@ class Siglip(ClipStyleFamily):
         super().check_tower(tower)
         if tower.use_head:
             head = tower.head
-            require_class(head, (foreign.SiglipMultiheadAttentionPoolingHead,), "the pooling head", "transformers'")
+            require_class(head, (self.pooling_head,), "the pooling head", OWNER)
             require_class(head.attention, (nn.MultiheadAttention,), "the attention of the pooling head", "torch's")
 
     def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
