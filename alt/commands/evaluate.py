@@ -202,7 +202,7 @@ def _show(found: Evaluated, worst: int) -> None:
         )
         echo(f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %")
         mean, area = result.mean_class_accuracy, result.mean_average_precision
-        echo(f"mean class accuracy {mean:.2f} %   mAP {area:.2f} %")
+        echo(f"mean class accuracy {mean:.2f} %   mAP {area:.2f} %" if result.confusion else f"mAP {area:.2f} %")
         known = sorted((value, name) for name, value in result.per_class.items() if value is not None)
         if worst and known:
             echo("lowest: " + ", ".join(f"{name} {value:.0f} %" for value, name in known[:worst]))

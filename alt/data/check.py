@@ -31,7 +31,7 @@ def check_clip(entry: Entry) -> Finding:
 
     Of a video file the decoder also reports the damage that it conceals when a run reads the file.
     """
-    path, _, listed = entry
+    path, listed = entry.path, entry.frames
     whole = 0
     try:
         with naming(path), _open(path) as video:

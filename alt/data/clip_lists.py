@@ -13,18 +13,36 @@ from alt.files import describe_error, read_text
 
 from .video import ClipError
 
-__all__ = ["Entry", "check_entries", "read_labels", "read_list"]
+__all__ = ["Entry", "SetList", "check_entries", "read_labels", "read_list", "read_text_file"]
 
 
 class Entry(NamedTuple):
-    """One line of a list. frames: the number of frames that the line gives, None if it gives none."""
+    """One clip of a list.
+
+    Attributes:
+        path: of the clip. label: its class, in a set with several labels per clip the first one, or -1 for none.
+        frames: the number of frames that the list gives, None if it gives none.
+        labels: all classes, in a set with several per clip; None in others.
+    """
 
     path: Path
     label: int
     frames: int | None = None
+    labels: tuple[int, ...] | None = None
 
 
-def _read(path: Path, what: str) -> str:
+class SetList(NamedTuple):
+    """One part of a data set. entries: its clips. names: of the classes, by number. where: the list, for messages.
+    missing: clips of the list that are not there and were left out."""
+
+    entries: list[Entry]
+    names: list[str]
+    where: Path
+    missing: int = 0
+
+
+def read_text_file(path: Path, what: str) -> str:
+    """Returns the text of a file; raises ClipError, which calls it ``what``."""
     try:
         return read_text(path)
     except OSError as error:
@@ -42,7 +60,7 @@ def read_labels(path: str | Path) -> list[str]:
         ClipError: the file is no such CSV, a line has more columns, or a name is empty or there twice.
     """
     path = Path(path)
-    text = _read(path, "label file")
+    text = read_text_file(path, "label file")
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True))
     except csv.Error as error:
@@ -93,7 +111,7 @@ def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[
     base = path.parent if root is None else Path(root)
     longest = sorted(enumerate(names or []), key=lambda pair: -len(pair[1]))
     found = []
-    for number, line in enumerate(_read(path, "list file").split("\n"), 1):
+    for number, line in enumerate(read_text_file(path, "list file").split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

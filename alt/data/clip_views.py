@@ -31,8 +31,8 @@ def name_of(source: Clips, index: int) -> str:
     return source.name(index) if isinstance(source, ClipFiles) else f"clip {index}"
 
 
-class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Items (clip float32, label) of test clips.
+class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int | Tensor]]):
+    """Items (clip float32, label) of test clips; where clips have several labels, a row of 0 and 1 per class.
 
     A single view is ``[T, 3, size, size]``: the middle frame of every segment, centre crop. Several views are
     ``[clips * crops, T, 3, size, size]``. A video shorter than T repeats frames in order.
@@ -48,6 +48,7 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.source, self.frames, self.size = source, frames, size
         self.crops, self.clips, self.resize = crops, clips, resize
         self.labels, self.class_names = source.labels, source.class_names
+        self.targets = source.targets if isinstance(source, ClipFiles) else None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,11 +62,12 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """Returns the number of clips that were damaged and replaced so far."""
         return len(self.source.replaced) if isinstance(self.source, ClipFiles) else 0
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         with naming(name_of(self.source, index)):
             views, place = self.source.take(index, self._make_views)
             clip = normalise(views)
-        return (clip[0] if len(clip) == 1 else clip), int(self.labels[place])
+        label = int(self.labels[place]) if self.targets is None else self.targets[place]
+        return (clip[0] if len(clip) == 1 else clip), label
 
     def _make_views(self, video: Video) -> Tensor:
         return make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)

@@ -25,7 +25,7 @@ from alt.errors import refuse_unordered
 from alt.files import refuse_special, replacing
 
 from .array_videos import ARRAYS
-from .clip_lists import Entry, check_entries, read_labels, read_list
+from .clip_lists import Entry, SetList, check_entries, read_labels, read_list
 from .seeds import derive_seed
 from .video import ClipError, Video, as_frames
 from .videos import naming, open_video, read_clip, readable_suffixes, register_decoder
@@ -105,13 +105,15 @@ class ClipFiles:
     same clips. :meth:`describe` names the short and the replaced clips read so far, by any process.
 
     Args:
-        list_file: lines ``path label``. labels: CSV of ``id,name``; None: the labels are numbers.
+        list_file: lines ``path label``, or a list that was read already (:mod:`alt.data.set_formats`).
+        labels: CSV of ``id,name``; None: the labels are numbers. Not with a list that was read.
         root: the list, the label file and the clips are relative to this folder. None: clips are relative to the
             folder of the list, and the two files to the working directory.
         damaged: "replace" by another clip, or raise an "error".
 
     Attributes:
         labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
+        targets: ``[N, C]`` of 0 and 1 in a set with several labels per clip, None in others.
 
     Raises:
         ClipError: a folder or file is missing or cannot be used. Missing clips are counted, and the first are named.
@@ -119,20 +121,27 @@ class ClipFiles:
 
     def __init__(
         self,
-        list_file: str | Path,
+        list_file: str | Path | SetList,
         labels: str | Path | None = None,
         root: str | Path | None = None,
         *,
         damaged: Literal["replace", "error"] = "error",
     ) -> None:
-        base = Path() if root is None else Path(root)
-        if not base.is_dir():
-            raise ClipError(f"{base}: there is no such folder")
-        names = None if labels is None else read_labels(base / labels)
-        self.entries = read_list(base / list_file, root, names)
-        check_entries(self.entries, base / list_file, lambda path: path.suffix.lower() in readable_suffixes())
+        names: list[str] | None
+        self._missing = 0
+        if isinstance(list_file, SetList):
+            self.entries, names, where, self._missing = list_file
+        else:
+            base = Path() if root is None else Path(root)
+            if not base.is_dir():
+                raise ClipError(f"{base}: there is no such folder")
+            names = None if labels is None else read_labels(base / labels)
+            where = base / list_file
+            self.entries = read_list(where, root, names)
+        check_entries(self.entries, where, lambda path: path.suffix.lower() in readable_suffixes())
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
+        self.targets = _targets(self.entries, len(self.class_names))
         self.damaged = damaged
         # Loading processes write into these.
         self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()
@@ -143,7 +152,7 @@ class ClipFiles:
 
     def video(self, index: int) -> Video:
         """Opens a clip."""
-        path, _, count = self.entries[index]
+        path, count = self.entries[index].path, self.entries[index].frames
         video = open_video(path)
         if count not in (None, video.frames):
             video.close()
@@ -192,9 +201,15 @@ class ClipFiles:
         return self._replaced.nonzero()[:, 0].tolist()
 
     def describe(self, frames: int) -> list[str]:
-        """Returns a line on the clips read so far with fewer than ``frames`` frames, and one on those replaced."""
+        """Returns lines on clips that were left out, have fewer than ``frames`` frames, or were replaced.
+
+        The last two are of the clips read so far.
+        """
         short = ((self._frames > 0) & (self._frames < frames)).nonzero()[:, 0].tolist()
         lines = []
+        if self._missing:
+            total = len(self) + self._missing
+            lines.append(f"{self._missing} of the list's {total} clips are not there and were left out")
         if short:
             lines.append(self._count(short, f"have fewer than {frames} frames, which repeat in order"))
         if self.replaced:
@@ -204,3 +219,13 @@ class ClipFiles:
     def _count(self, numbers: list[int], what: str) -> str:
         named = ", ".join(self.name(i) for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
         return f"{len(numbers)} of {len(self)} clips {what}: {named}"
+
+
+def _targets(entries: Sequence[Entry], classes: int) -> Tensor | None:
+    """Returns which classes a clip has, ``[N, C]``, or None if every clip has one."""
+    if all(entry.labels is None for entry in entries):
+        return None
+    targets = torch.zeros(len(entries), classes, dtype=torch.int64)
+    for row, entry in zip(targets, entries, strict=True):
+        row[list(entry.labels or ())] = 1
+    return targets

@@ -312,7 +312,8 @@ class _Job:
             folder = Path(data.root).parent / name
             for split in self.section.splits:
                 listed = f"test{split}.txt"
-                if not (folder / listed).is_file() and len(self.section.splits) == 1 and data.val_list is not None:
-                    listed = data.val_list  # a set without official splits
+                own = data.sets is None and len(self.section.splits) == 1 and data.val_list is not None
+                if own and not (folder / listed).is_file():
+                    listed = str(data.val_list)  # a set without official splits
                 found.append((f"{name} split {split}", open_list(data, str(folder), listed)))
         return found

@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 from alt.errors import refuse_unordered
 from alt.files import read_json, replacing
 
-__all__ = ["Result", "VideoMetrics", "mean_average_precision"]
+__all__ = ["Result", "VideoMetrics", "mean_average_precision", "multi_label_result"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Result:
     per_class: class name -> percent of its videos that were right, None for a class without a video.
     confusion: ``[C][C]`` counts, row = true class, column = best class. videos: their number.
     setting: of the run (views, r, checkpoint, seed, ...), plain values.
+
+    Where videos have several labels, the best class, or one of the five, is right if it is among them, ``per_class`` is
+    the average precision in percent, and there is no ``confusion``.
     """
 
     top1: float
@@ -82,6 +85,10 @@ class Result:
             partial.open("w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
+            if not self.confusion:
+                writer.writerow(["class", "average precision"])
+                writer.writerows([name, "" if ap is None else f"{ap:.2f}"] for name, ap in self.per_class.items())
+                return Path(path)
             writer.writerow(["class", "videos", "accuracy"])
             for (name, value), row in zip(self.per_class.items(), self.confusion, strict=True):
                 writer.writerow([name, sum(row), "" if value is None else f"{value:.2f}"])
@@ -181,6 +188,32 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
     metric = MultilabelAveragePrecision(int(positives.sum()), average="macro", validate_args=False)
     # torchmetrics applies a float32 sigmoid to scores outside [0, 1], which makes large ones equal; ranks stay apart.
     return 100 * float(metric(_ranks(scores[:, positives]), targets[:, positives].long()))
+
+
+def multi_label_result(scores: Tensor, targets: Tensor, classes: Sequence[str], **setting: Any) -> Result:
+    """Returns the result of videos with several labels, see :class:`Result`.
+
+    Args:
+        scores: ``[N, C]``, higher is more likely. targets: ``[N, C]`` of 0 and 1. classes: C names.
+    """
+    if scores.shape != targets.shape or scores.dim() != 2 or scores.shape[1] != len(classes):
+        raise ValueError(
+            f"scores and targets: expected [N, {len(classes)}], got {list(scores.shape)} and {list(targets.shape)}"
+        )
+    right = targets.gather(1, scores.topk(min(5, len(classes)), dim=1).indices) > 0
+    precisions = [
+        mean_average_precision(scores[:, i : i + 1], targets[:, i : i + 1]) if bool(targets[:, i].any()) else None
+        for i in range(len(classes))
+    ]
+    return Result(
+        top1=100 * float(right[:, 0].double().mean()),
+        top5=100 * float(right.any(1).double().mean()),
+        mean_average_precision=mean_average_precision(scores, targets),
+        per_class=dict(zip(classes, precisions, strict=True)),
+        confusion=[],
+        videos=len(scores),
+        setting=setting,
+    )
 
 
 class _AveragePrecision(MulticlassAveragePrecision):

@@ -54,6 +54,8 @@ def restrict(collected: Collected, classes: Sequence[str], keep: Sequence[int]) 
     The softmax over views is taken afterwards, over the remaining classes, as if the others did not exist.
     """
     refuse_unordered(keep, "keep")
+    if collected.labels.dim() != 1:
+        raise ValueError("keep: classes can only be left out where a video has one label")
     wanted = torch.as_tensor(list(keep), dtype=torch.long)
     count = collected.logits.shape[-1]
     if len(classes) != count:

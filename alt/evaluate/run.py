@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from alt.errors import refuse_unordered
 from alt.models.modes import evaluation_mode
 
-from .metrics import Result, VideoMetrics
+from .metrics import Result, VideoMetrics, multi_label_result
 from .views import logits_of_views, sum_of_softmax
 
 __all__ = ["Collected", "collect_logits", "evaluate", "evaluating", "result_of"]
 
 
 class Collected(NamedTuple):
-    """logits ``[N, V, C]`` on the CPU, labels ``[N]``."""
+    """logits ``[N, V, C]`` on the CPU, labels ``[N]``, or ``[N, C]`` of 0 and 1 where a video has several."""
 
     logits: Tensor
     labels: Tensor
@@ -69,7 +69,9 @@ def evaluate(
 
 
 def result_of(collected: Collected, classes: Sequence[str], **setting: Any) -> Result:
-    """Returns the metrics of collected logits."""
+    """Returns the metrics of collected logits; of labels ``[N, C]``, those of videos with several."""
+    if collected.labels.dim() == 2:
+        return multi_label_result(sum_of_softmax(collected.logits), collected.labels, classes, **setting)
     metrics = VideoMetrics(classes)
     metrics.update(sum_of_softmax(collected.logits), collected.labels)
     return metrics.compute(**setting)

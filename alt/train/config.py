@@ -102,6 +102,8 @@ class DataSection:
     ``batch_size``: clips per optimiser step, over all devices and accumulated parts.
     ``shots``: clips per class to train on (a nested, seeded draw). ``workers``: processes that load clips.
     ``size``: side of the input in pixels; ``resize``: short side before the test crop.
+    ``sets``: a YAML file on data sets in their own formats (:mod:`alt.train.data_sets`); the last part of ``root``, and
+    each of ``evaluation.sets``, is then a name in it, and a list is "train1.txt", "test1.txt", ... of that set.
     ``damaged``: a clip that cannot be read is replaced by another one of the list, always the same, or is an error.
     """
 
@@ -113,6 +115,7 @@ class DataSection:
     train_list: Text = "train.txt"
     val_list: Text | None = "val.txt"
     labels: Text = "labels.csv"
+    sets: Text | None = None
     size: Count = 224
     resize: Count = 256
     batch_size: Count = 256

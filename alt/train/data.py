@@ -87,6 +87,8 @@ class ClipData(LightningDataModule):
         self.config = config
         self.sources = open_sources(config)
         self.class_names, self.world = self.sources.train.class_names, self.sources.world
+        if isinstance(self.sources.train, ClipFiles) and self.sources.train.targets is not None:
+            raise UserError("data: its clips have several labels each; such a set can be evaluated, not trained on.")
         if len(self.class_names) < 2:
             raise UserError(f"data.labels: at least two classes are expected, got {len(self.class_names)}.")
         data, frames, seed = config.data, config.model.frames, config.seed

@@ -16,6 +16,7 @@ from alt.data.video import Video, as_video
 from alt.errors import UserError, one_line
 
 from .config import DataSection, TrainConfig
+from .data_sets import read_named_set
 
 if TYPE_CHECKING:
     from alt.entityworld.world import World
@@ -103,10 +104,11 @@ def _find_split(data: DataSection, name: str, frames: int, world: World | None) 
 
 
 def open_list(data: DataSection, root: str | None, list_file: str) -> ClipFiles:
-    """Opens a list file and its labels under ``root``."""
-    folder = check_root(root)
+    """Opens a list file and its labels under ``root``, or the part of a set that ``data.sets`` describes."""
     try:
-        return ClipFiles(list_file, data.labels, folder, damaged=data.damaged)
+        if data.sets is not None:
+            return ClipFiles(read_named_set(data.sets, root, list_file), damaged=data.damaged)
+        return ClipFiles(list_file, data.labels, check_root(root), damaged=data.damaged)
     except ClipError as error:
         raise UserError(f"data: {error}.") from None
 

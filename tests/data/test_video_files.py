@@ -231,7 +231,7 @@ def test_a_damaged_clip_is_replaced_by_a_function_of_list_and_number(tmp_path: P
     assert [i for i in range(12) if labels[i] != i] == [1, 4, 5]
     assert not {labels[i] for i in (1, 4, 5)} & {1, 4, 5}
     again = ClipViews(ClipFiles(path, damaged="replace"), frames=4, size=64)
-    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(again, [5, 4, 9, 1]), batch_size=4, num_workers=2)
+    loader = torch.utils.data.DataLoader(torch.utils.data.Subset(again, [5, 4, 9, 1]), batch_size=4, num_workers=1)
     (batch,) = [found.tolist() for _, found in loader]
     assert batch == [labels[5], labels[4], 9, labels[1]]
     assert again.replaced == 3  # counted across processes
@@ -248,7 +248,7 @@ def test_a_damaged_clip_is_replaced_by_a_function_of_list_and_number(tmp_path: P
 
 
 def test_the_check_of_a_list_names_every_damaged_clip(tmp_path: Path) -> None:
-    """Also damage that decoders conceal, so that reading gives a picture; in this process and in others alike."""
+    """Also damage that decoders conceal, so that reading gives a picture."""
     path = _list(tmp_path, 4, broken=(2,))
     (tmp_path / "0.mp4").unlink()
     _rotten(tmp_path, "0.webm", "libvpx-vp9", 40)
@@ -263,15 +263,21 @@ def test_the_check_of_a_list_names_every_damaged_clip(tmp_path: Path) -> None:
     assert found[1].problem is found[4].problem is None
     assert found[2].problem is not None
     assert found[2].problem == "there is no video in it"  # only the first bytes of the file are left
+    assert found[3].problem == "the list gives it 11 frames, and it has 12"
+    done: list[tuple[int, int]] = []
+    counted = check_clips(ClipFiles(path).entries, progress=lambda *counts: done.append(counts))
+    assert list(counted) == found
+    assert done == [(i, 5) for i in range(1, 6)]
     _bytes(tmp_path / "1.mp4", (tmp_path / "1.mp4").read_bytes()[:-100])
     part = check_clip(Entry(tmp_path / "1.mp4", 0))  # its table is whole, and the first frames are there
     assert 0 < part.frames < 12
     assert "frames could be decoded without error (it is broken off, " in str(part.problem)
-    assert found[3].problem == "the list gives it 11 frames, and it has 12"
-    done: list[tuple[int, int]] = []
-    others = check_clips(ClipFiles(path).entries, workers=1, progress=lambda *counts: done.append(counts))
-    assert list(others) == found
-    assert done == [(i, 5) for i in range(1, 6)]
+
+
+@pytest.mark.slow
+def test_the_check_of_a_list_in_several_processes(tmp_path: Path) -> None:
+    entries = ClipFiles(_list(tmp_path, 6, broken=(2, 4))).entries
+    assert list(check_clips(entries, workers=2)) == list(check_clips(entries))
 
 
 def test_the_command_says_what_it_found(tmp_path: Path) -> None:

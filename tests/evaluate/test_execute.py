@@ -55,13 +55,13 @@ def run(folder: Path, *overrides: str, source: str = "entity-world-cpu", **optio
     return execute(load_config(source, [*TINY, *overrides]), path(folder), **options)
 
 
-def lists(folder: Path) -> list[str]:
+def lists_of(folder: Path) -> list[str]:
     return ["data.kind=frames", f"data.root={folder / 'seen'}", "data.train_list=train.txt", "data.val_list=test1.txt",
             "data.size=24", "data.resize=24"]  # fmt: skip
 
 
 def test_supervised_on_the_world_and_on_the_same_clips_from_disk(folder: Path) -> None:
-    world, disk = run(folder), run(folder, *lists(folder))
+    world, disk = run(folder), run(folder, *lists_of(folder))
     assert world.protocol == "supervised"
     assert world.results[0].top1 == disk.results[0].top1 == world.top1.mean > 20
     assert world.results[0].confusion == disk.results[0].confusion
@@ -79,7 +79,7 @@ def test_views_frames_and_r_are_those_asked_for(folder: Path, monkeypatch: pytes
         return forward(self, clips, **options)
 
     monkeypatch.setattr(VideoModel, "forward", watch)
-    found = run(folder, *lists(folder), "evaluation={frames: 3, crops: 3, clips: 2}", "data.limit=1", r=1)
+    found = run(folder, *lists_of(folder), "evaluation={frames: 3, crops: 3, clips: 2}", "data.limit=1", r=1)
     assert sum(shape[0] for shape, _ in seen if shape[1:] == (3, 3, 24, 24)) >= 6
     assert {r for _, r in seen} == {1}
     setting = found.results[0].setting
@@ -92,7 +92,7 @@ def test_views_frames_and_r_are_those_asked_for(folder: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("place", ["world", "lists"])
 def test_linear_probe(folder: Path, place: str) -> None:
-    where = lists(folder) if place == "lists" else []
+    where = lists_of(folder) if place == "lists" else []
     probe = ["evaluation.protocol=linear-probe", "optim.lr=1e-2", "schedule={epochs: 20, warmup_epochs: 1}"]
     found = run(folder, *where, *probe)
     assert found.protocol == "linear probe"
@@ -132,7 +132,7 @@ def test_few_shot_trains_once_per_draw_from_the_checkpoint(
         return fit(config, *arguments, **options)
 
     monkeypatch.setattr(training, "fit", watch)
-    where = lists(folder) if place == "lists" else []
+    where = lists_of(folder) if place == "lists" else []
     said: list[str] = []
     corpus = ["model.corpus=labels"] if place == "lists" else []
     overrides = [*corpus, "evaluation={protocol: few-shot, draws: 2}", "data.shots=2", "data.shots_seed=5",
@@ -162,27 +162,27 @@ def test_few_shot_trains_once_per_draw_from_the_checkpoint(
 def test_zero_shot_on_new_classes(folder: Path) -> None:
     """A folder beside data.root, its own labels; or the world's unseen split; or random subsets of the new classes."""
     sets = ["evaluation={protocol: zero-shot, sets: [new, seen], splits: [1]}"]
-    found = run(folder, *lists(folder), *sets)
+    found = run(folder, *lists_of(folder), *sets)
     assert [result.setting["split"] for result in found.results] == ["new split 1", "seen split 1"]
     assert found.top1.values == tuple(result.top1 for result in found.results)
     assert set(found.results[0].per_class) == set(World("tiny").split("transfer-b-1").class_names)
     world = run(folder, "evaluation.protocol=zero-shot", "data.val_split=transfer-b-1")
     assert world.results[0].top1 == found.results[0].top1
     assert found.results[1].top1 == run(folder).results[0].top1  # its own classes, embedded again
-    drawn = run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new], subset: 2, draws: 3}")
+    drawn = run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [new], subset: 2, draws: 3}")
     assert [len(result.per_class) for result in drawn.results] == [2, 2, 2]
     assert drawn.top1.seeds == (0, 1, 2)
     with pytest.raises(UserError, match=r"evaluation\.subset: expected 2 to 0 classes"):
-        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [seen], subset: 2}")
+        run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [seen], subset: 2}")
     with pytest.raises(UserError, match=r"evaluation\.subset: expected one data set with one split .*, got 2"):
-        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [new, seen], subset: 2}")
+        run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [new, seen], subset: 2}")
     with pytest.raises(UserError, match=r"there is no folder .*none"):
-        run(folder, *lists(folder), "evaluation={protocol: zero-shot, sets: [none]}")
+        run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [none]}")
 
 
 def test_new_classes_are_embedded_as_the_checkpoint_says(folder: Path, tmp_path: Path) -> None:
     """Encoder and templates of the model file win over the configuration; another tower is refused; format 1 loads."""
-    zero = ["evaluation={protocol: zero-shot, sets: [new], splits: [1]}", *lists(folder)]
+    zero = ["evaluation={protocol: zero-shot, sets: [new], splits: [1]}", *lists_of(folder)]
     right = run(folder, *zero).top1.mean
     other = run(folder, *zero, "model.templates=kinetics28", "model.pretrained=null", "model.texts=random")
     assert other.top1.mean == right > 30
@@ -223,6 +223,47 @@ def test_new_classes_are_embedded_as_the_checkpoint_says(folder: Path, tmp_path:
     save_model(model, tmp_path / "random.safetensors")
     assert load_model(tmp_path / "random.safetensors").class_texts == TextSource("random", None, "")
     assert test_on(tmp_path / "random.safetensors").top1.mean < right
+
+
+def test_sets_in_their_own_formats(folder: Path, tmp_path: Path) -> None:
+    """The tiny world's new classes as UCF-101's files, and as Charades with two labels per clip."""
+    world, new = World("tiny"), folder / "new"
+    names = list(world.split("transfer-b-1").class_names)
+    lines = [line.split() for line in (new / "test1.txt").read_text().splitlines()]
+    camel = ["".join(word.title() for word in name.split()) for name in names]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(camel, 1)))
+    clips = [(f"{camel[int(label)]}/{Path(clip).name}", int(label)) for clip, label in lines]
+    for (target, _), (clip, _) in zip(clips, lines, strict=True):
+        (tmp_path / "ucf" / target).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ucf" / target).symlink_to(new / clip)
+    for split, part in ((1, clips[::2]), (2, clips[1::2]), (3, clips)):
+        (lists / f"testlist{split:02d}.txt").write_text("".join(f"{clip}\n" for clip, _ in part))
+    (lists / "Charades_v1_classes.txt").write_text("".join(f"c{i:03d} {name}\n" for i, name in enumerate(names)))
+    rows = [f"{Path(clip).stem},c{label:03d} 0 1;c{(label + 1) % len(names):03d} 0 1" for clip, label in clips]
+    (lists / "Charades_v1_test.csv").write_text("id,actions\n" + "\n".join(rows) + "\n")
+    (tmp_path / "data.yaml").write_text(
+        "ucf101: {format: ucf101, root: ucf, lists: lists}\ncharades: {format: charades, root: ucf, lists: lists}\n"
+    )
+    where = ["data.kind=frames", "data.root=datasets/k400", "data.size=24", "data.resize=24",
+             f"data.sets={tmp_path / 'data.yaml'}"]  # fmt: skip
+    found = run(folder, *where, "evaluation={protocol: zero-shot, sets: [ucf101], splits: [1, 2, 3]}")
+    plain = run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [new], splits: [1]}")
+    assert found.results[2].top1 == plain.top1.mean
+    first, second, third = (result.videos for result in found.results)
+    assert first + second == third == len(clips)
+    assert found.top1.mean == pytest.approx(sum(result.top1 for result in found.results) / 3)
+    several = run(folder, *where, "evaluation={protocol: zero-shot, sets: [charades]}").results[0]
+    assert several.top1 >= plain.top1.mean  # one of two labels is enough
+    assert several.confusion == []
+    known = [value for value in several.per_class.values() if value is not None]
+    assert several.mean_average_precision == pytest.approx(sum(known) / len(known))
+    with pytest.raises(UserError, match=r"data\.sets: .* has no data set 'hmdb51'; known are ucf101, charades\."):
+        run(folder, *where, "evaluation={protocol: zero-shot, sets: [hmdb51]}")
+    (tmp_path / "data.yaml").write_text("ucf101: {format: ucf, root: ucf}\n")
+    with pytest.raises(UserError, match=r"data\.yaml: ucf101\.format must be .*, got 'ucf'"):
+        run(folder, *where, "evaluation={protocol: zero-shot, sets: [ucf101]}")
 
 
 def test_precision_holds_for_the_linear_probe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("torchmetrics")
 
-from alt.evaluate.metrics import Result, VideoMetrics, mean_average_precision
+from alt.evaluate.metrics import Result, VideoMetrics, mean_average_precision, multi_label_result
 
 NAMES = ["a", "b", "c", "d", "e", "f", "g"]
 # Row by row: label, and the classes from best to worst.
@@ -104,3 +104,17 @@ def test_nothing_evaluated_and_bad_names() -> None:
         VideoMetrics(["a", "a"])
     with pytest.raises(ValueError, match="at least 2"):
         VideoMetrics(["a"])
+
+
+def test_videos_with_several_labels() -> None:
+    """By hand: class a ranks its two videos 1st and 3rd, (1 + 2/3) / 2; b has its one 2nd, 1/2; c has none."""
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.8, 0.4, 0.2], [0.7, 0.3, 0.95]])
+    targets = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    found = multi_label_result(scores, targets, ["a", "b", "c"], split="x")
+    assert found.per_class == {"a": pytest.approx(250 / 3), "b": pytest.approx(50.0), "c": None}
+    assert found.mean_average_precision == pytest.approx((250 / 3 + 50) / 2)
+    assert found.top1 == pytest.approx(100 / 3)  # the first video alone: c wins the third, a the second
+    assert found.top5 == 100
+    assert (found.videos, found.confusion, found.setting) == (3, [], {"split": "x"})
+    with pytest.raises(ValueError, match=r"expected \[N, 2\], got \[3, 3\]"):
+        multi_label_result(scores, targets, ["a", "b"])
