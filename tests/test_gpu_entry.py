@@ -69,7 +69,7 @@ def test_every_section_runs_dry(tmp_path: Path) -> None:
     [
         (
             ["tests"],
-            "SECTIONS: expected some of test sanitize tune bench train kernels towers agree profile, got tests",
+            "SECTIONS: expected some of test sanitize tune bench train kernels towers agree profile compile, got tests",
         ),
         (["test", "--budget", "0"], "BUDGET: expected seconds > 0, got 0"),
         (["test", "--total", "0"], "TOTAL: expected seconds > 0, got 0"),
@@ -146,12 +146,37 @@ def test_several_sections_run_in_a_process_each(
     assert "kernels" not in shown
 
 
+def test_two_sections_run_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both at once, each with the whole budget; one that fails is named, and the next section begins after both."""
+    began: list[tuple[str, float]] = []
+
+    class Process(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            began.append((command[3], time.monotonic()))
+            assert command[command.index("--budget") + 1] == "30.0"
+            code = {"agree": "import time; time.sleep(1)", "compile": "raise SystemExit(7)", "towers": ""}[command[3]]
+            super().__init__([sys.executable, "-c", code])
+
+    monkeypatch.setattr(calls.subprocess, "Popen", Process)
+    options = entry.parser().parse_args(["--device", "cpu", "--out", str(tmp_path)])
+    ended: list[str] = []
+    assert calls.each(options, ["agree+compile", "towers"], None, calls.Clock(30.0, 30.0), ended.append) == 1
+    (_, first), (_, second), (_, third) = began
+    assert [what for what, _ in began] == ["agree", "compile", "towers"]
+    assert second - first < 0.5
+    assert third - first >= 1
+    assert ended == ["agree+compile", "towers"]
+    assert "FAILED compile ended with 7" in capsys.readouterr().out
+
+
 def test_a_total_is_shared_by_what_sections_want(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one does not use goes to those after it; the last one is ended before the total is over."""
     now = [1000.0]
     monkeypatch.setattr(calls.time, "monotonic", lambda: now[0])
     sections = list(calls.FIRST_CALL)
-    assert sections == ["kernels", "towers", "agree"]
+    assert sections == ["agree+compile", "towers", "kernels"]
     timing = calls.Clock(510.0, 510.0, 1000.0 + 430)
     now[0] += 30  # a start
     found = [timing.seconds(sections, 0)]
@@ -159,10 +184,10 @@ def test_a_total_is_shared_by_what_sections_want(monkeypatch: pytest.MonkeyPatch
     found.append(timing.seconds(sections, 1))
     now[0] += 10  # it breaks at once
     found.append(timing.seconds(sections, 2))
-    (kernels, _), (towers_, _), (agree, limit) = found
-    assert kernels == pytest.approx(113, abs=5)
-    assert towers_ == pytest.approx(172, abs=6)
-    assert agree > 240, "the time that the towers left"
+    (agree, _), (towers_, _), (kernels, limit) = found
+    assert agree == pytest.approx(106, abs=5)
+    assert towers_ == pytest.approx(146, abs=6)
+    assert kernels > 240, "the time that the towers left"
     assert now[0] + limit + calls.LAST <= 1430
 
 
@@ -195,7 +220,7 @@ def record(section: str, **fields: object) -> session.Record:
 )
 def test_the_verdict(tmp_path: Path, changes: dict[str, dict[str, object] | None], status: int, expected: str) -> None:
     began = time.time() - 100
-    for section in calls.FIRST_CALL:
+    for section in (part for name in calls.FIRST_CALL for part in name.split("+")):
         if (fields := changes.get(section, {})) is not None:
             (tmp_path / f"{section}.json").write_text(json.dumps(record(section, **fields)))
     line = calls.verdict(tmp_path, list(calls.FIRST_CALL), status, began, calls.CompiledAnew(None))

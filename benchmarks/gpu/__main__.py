@@ -26,11 +26,14 @@ SECTIONS = ("test", "sanitize", "tune", "bench", "train")
 HALVES = ("kernels", "towers")  # of bench, each with a budget of its own
 FIRST_TESTS = "agree"  # of test
 PROFILE = "profile"  # of towers, kernel by kernel
-EVERY = (*SECTIONS, *HALVES, FIRST_TESTS, PROFILE)
-MODULES = {"test": "tests", FIRST_TESTS: "tests", "kernels": "bench", "towers": "bench"}
+COMPILE = "compile"  # what torch.compile makes for towers and rivals
+EVERY = (*SECTIONS, *HALVES, FIRST_TESTS, PROFILE, COMPILE)
+MODULES = {"test": "tests", FIRST_TESTS: "tests", "kernels": "bench", "towers": "bench", COMPILE: "compile_ahead"}
 #: Seconds of a section: below ten minutes with what comes before and after it.
 BUDGET = 510.0
-SECTIONS_HELP = f"of {' '.join(EVERY)} (default: {' '.join(SECTIONS)}; with --total: {' '.join(FIRST_CALL)})"
+SECTIONS_HELP = (
+    f"of {' '.join(EVERY)}, a+b: side by side (default: {' '.join(SECTIONS)}; with --total: {' '.join(FIRST_CALL)})"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     if BEGAN in os.environ:  # a section's process: its imports are in its time
         begin -= max(time.time() - float(os.environ.pop(BEGAN)), 0.0)
     options = parser().parse_args(arguments)
-    unknown = [name for name in options.sections if name not in EVERY]
+    unknown = [name for part in options.sections for name in part.split("+") if name not in EVERY]
     if unknown:
         print(f"SECTIONS: expected some of {' '.join(EVERY)}, got {' '.join(unknown)}", file=sys.stderr)
         return 2
@@ -98,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         sections = options.sections or list(SECTIONS)
         return (
             run(options, built, first)
-            if len(sections) == 1
+            if len(sections) == 1 and "+" not in sections[0]
             else each(options, sections, built, Clock(options.budget, first))
         )
     sections = options.sections or list(FIRST_CALL)
