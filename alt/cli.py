@@ -16,6 +16,7 @@ def build_app() -> typer.Typer:
     """Returns the typer application behind ``alt``."""
     import typer
 
+    from alt.commands.corpus import corpus
     from alt.commands.cost import cost
     from alt.commands.data import data
     from alt.commands.demo import demo
@@ -59,6 +60,7 @@ def build_app() -> typer.Typer:
     app.command("tradeoff")(tradeoff)
     app.add_typer(data, name="data")
     app.add_typer(entityworld, name="entityworld")
+    app.add_typer(corpus, name="corpus")
     app.command("cost")(cost)
     return app
 

@@ -66,7 +66,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.entityworld.mini_clip": {"alt.data", "alt.files", "alt.validation"},
     "alt.entityworld": BELOW_JOBS | WORLD | {"alt.evaluate", "alt.train", "alt.visualize", "alt.corpus"},
     "alt.entityworld.demo": BELOW_JOBS | WORLD | {"alt.visualize", "alt.evaluate", "alt.entityworld"},
-    "alt.commands": BELOW_JOBS | JOBS | WORLD,
+    "alt.commands": BELOW_JOBS | JOBS | WORLD | {"alt.corpus"},
     "alt.cli": {"alt.commands"},
     "alt": BELOW_MODELS
     | {

@@ -1,0 +1,239 @@
+"""``alt corpus``: builds, shows, cuts and embeds the entities with which ALT aligns the regions of a video."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alt.errors import UsageError, UserError
+
+from .options import Device, parse_device
+from .outputs import check_file
+from .progress import progress_bar
+from .terminal import echo, say
+
+if TYPE_CHECKING:
+    from alt.corpus import Corpus
+
+corpus = typer.Typer(no_args_is_help=True)
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="FROM", help="A corpus: its .json file, or the name of one that ships.", show_default=False),
+]
+Target = Annotated[Path, typer.Argument(metavar="TO", help="The corpus to write, a .json file.", show_default=False)]
+WordNetFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--wordnet",
+        metavar="FOLDER",
+        help="WordNet's data base files. Without it that of WNSEARCHDIR, or where Debian's wordnet-base puts them.",
+        show_default=False,
+    ),
+]
+
+
+@corpus.callback()
+def _corpus() -> None:
+    """Build, show, cut and embed text corpora: the entities with which ALT aligns the regions of a video."""
+
+
+@corpus.command()
+def build(
+    to: Target,
+    labels: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LABELS...",
+            help="Action names: hmdb51, k400, k600, ssv2 or ucf101, a CSV with the columns id and name, or a text file "
+            "with one name per line.",
+            show_default=False,
+        ),
+    ],
+    onto: Annotated[
+        str | None,
+        typer.Option(
+            "--onto",
+            metavar="CORPUS",
+            help="Keep all entities of this corpus under their numbers, and append the new ones.",
+            show_default=False,
+        ),
+    ] = None,
+    verbatim: Annotated[
+        bool, typer.Option("--verbatim", help="The names themselves are the entities (the paper's choice for SS-v2).")
+    ] = False,
+    wordnet: WordNetFolder = None,
+    tagger: Annotated[
+        str,
+        typer.Option(
+            "--tagger",
+            metavar="NAME",
+            help="Parts of speech: spacy, nltk, lexicon (WordNet's words), or auto, the first that is installed.",
+        ),
+    ] = "auto",
+    wsd: Annotated[
+        str,
+        typer.Option("--wsd", metavar="NAME", help="Choice of a word's sense: lesk, or frequent (WordNet's first)."),
+    ] = "lesk",
+) -> None:
+    """Build a corpus from action names, with WordNet's descriptions and no language model.
+
+    The same names, WordNet and tagger give the same corpus, whose hash is shown at the end.
+    """
+    from alt.corpus import Corpus
+    from alt.corpus.build import build_corpus
+    from alt.corpus.tagging import open_tagger
+    from alt.corpus.wordnet import WordNet
+
+    _check_target(to)
+    names = [name for source in labels for name in _read_names(source)]
+    earlier = None if onto is None else _load(onto)
+    about: dict[str, object] = {"labels": [Path(source).name for source in labels], "count of labels": len(set(names))}
+    begin = time.perf_counter()
+    if verbatim:
+        built = Corpus.from_labels(names)
+    else:
+        data = WordNet(wordnet)
+        chosen = open_tagger(tagger, data)
+        about |= {"WordNet": data.version, "tagger": chosen.name, "wsd": wsd}
+        with progress_bar("labels", len(set(names))) as move:
+            built = build_corpus(names, data, chosen, wsd, lambda done, total: move(done, total))
+    if earlier is not None:
+        if earlier.embeddings is not None:
+            raise UserError(f"--onto: {onto} is embedded; append to one without embeddings, and embed the result.")
+        about["onto"] = Path(str(onto)).name
+        built = earlier.expand(built)
+    built.save(to, about)
+    say(f"Built in {time.perf_counter() - begin:.1f} s.")
+    _describe(built)
+    echo(f"Wrote {to}.")
+
+
+@corpus.command()
+def show(
+    source: Source,
+    first: Annotated[int, typer.Option("--first", metavar="N", min=0, help="Number of entities to show.")] = 20,
+) -> None:
+    """Show what is in a corpus: entities by group, where they came from, and the encoder of its embeddings."""
+    from alt.corpus import Corpus
+    from alt.corpus.corpus_file import read_corpus_file
+    from alt.tables import to_markdown
+
+    file = read_corpus_file(source)
+    found = Corpus.from_file(file)
+    for name, value in file.about.items():
+        echo(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    _describe(found)
+    if file.edited:
+        echo("Edited by hand since it was written.")
+    if found.embeddings is None:
+        echo("Not embedded.")
+    else:
+        echo(f"Embedded by {found.encoder or 'an encoder that is not known'}, {found.width} channels.")
+    if first:
+        step = max(1, len(found) // first)
+        rows = [
+            [i, entity.unit, entity.category, _shorten(entity.description, 60), _shorten(", ".join(entity.sources), 40)]
+            for i, entity in list(enumerate(found))[::step][:first]
+        ]
+        echo("")
+        echo(to_markdown(["row", "unit", "category", "description", "found in"], rows))
+
+
+@corpus.command()
+def subset(
+    source: Source,
+    to: Target,
+    categories: Annotated[
+        str,
+        typer.Option(
+            "--categories",
+            metavar="NAME,...",
+            help="Groups to keep: object, body_part, scene, motion, label.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Write the entities of some groups, embeddings included."""
+    _check_target(to)
+    kept = _load(source).subset([name.strip() for name in categories.split(",")])
+    kept.save(to, {"subset of": Path(source).name})
+    _describe(kept)
+    echo(f"Wrote {to}.")
+
+
+@corpus.command()
+def embed(
+    source: Source,
+    to: Target,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model of this package (alt-b16) or of open_clip (ViT-B-16).", show_default=False
+        ),
+    ],
+    pretrained: Annotated[
+        str,
+        typer.Option("--pretrained", metavar="CLIP", help="Its weights: a tag of open_clip, or a file."),
+    ] = "openai",
+    device: Device = "auto",
+) -> None:
+    """Embed the entities with a frozen text encoder, once. `alt train` also does so by itself."""
+    from alt.corpus.corpus_file import read_corpus_file
+    from alt.models.clip import check_weights
+    from alt.models.families import BACKBONES, list_models
+    from alt.models.registry import create_text_encoder
+
+    _check_target(to)
+    loaded, where = _load(source), parse_device(device)
+    check_weights(BACKBONES[model.rpartition("-")[2]][0] if model in list_models() else model, pretrained)
+    encoder = create_text_encoder(model, pretrained=pretrained, device=where)
+    begin = time.perf_counter()
+    embedded = loaded.embed(encoder)
+    embedded.save(to, read_corpus_file(source).about)
+    say(f"Embedded in {time.perf_counter() - begin:.1f} s.")
+    echo(f"Wrote {to}: {len(embedded)} rows of {embedded.width} channels by {embedded.encoder}.")
+
+
+def _check_target(to: Path) -> None:
+    if to.suffix != ".json":
+        raise UsageError(f"TO: a corpus is a .json file, got '{to}'.")
+    check_file(to, "TO")
+
+
+def _load(source: str) -> Corpus:
+    from alt.corpus import Corpus
+
+    return Corpus.load(source)
+
+
+def _read_names(source: str) -> list[str]:
+    """Returns the action names of a list that ships, of a CSV, or of a text file."""
+    from alt.data.action_names import ACTION_SETS, read_action_names
+    from alt.data.clip_lists import read_labels
+    from alt.files import read_text
+
+    if source in ACTION_SETS:
+        return read_action_names(source)
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"LABELS: '{source}' is neither a file nor one of {', '.join(ACTION_SETS)}.")
+    if path.suffix == ".csv":
+        return read_labels(path)
+    return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _describe(found: Corpus) -> None:
+    from alt.paper import ENTITIES
+
+    groups = ", ".join(f"{count} {name}" for name, count in found.counts().items())
+    bare = sum(not text for text in found.descriptions)
+    echo(f"{len(found)} entities ({groups}), {bare} without a description; the paper's corpus has {ENTITIES}.")
+    echo(f"Hash of the entities: {found.content_hash()}")
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
