@@ -10,12 +10,12 @@ import torch
 
 from alt import paper
 from alt.cost import CostReport, count_macs
-from alt.models import VideoModel, create_model
+from alt.models import AltModel, VideoModel, create_model
 
-__all__ = ["PaperCost", "meta_model", "paper_costs"]
+__all__ = ["CLASSES", "PaperCost", "meta_model", "paper_costs"]
 
-_CLASSES = 400
-_WIDTH = {"alt-b16": 512, "alt-l14": 768}
+CLASSES = 400
+"""Of Kinetics-400."""
 
 
 class PaperCost(NamedTuple):
@@ -31,24 +31,31 @@ class PaperCost(NamedTuple):
         return 100 * (self.report.paper_convention_g / self.printed.gflops - 1)
 
 
-def meta_model(name: str, *, frames: int = 8, r: int = 8) -> VideoModel:
-    """Returns the paper's model on the meta device: shapes without memory, 913 entities, 400 classes.
+def meta_model(
+    name: str,
+    *,
+    frames: int | None = None,
+    r: int | float | Sequence[int] | None = None,
+    classes: int = CLASSES,
+) -> VideoModel:
+    """Returns a model by name on the meta device: shapes without memory, 913 entities if it aligns.
 
-    At r = 0 only the class token is aligned, as in the paper.
+    ALT at r = 0 aligns the class token alone, as in the paper.
+
+    Args:
+        name, frames, r: as in :func:`alt.create_model`. classes: C.
+
+    Raises:
+        ValueError: there is no such model, or ``frames`` or ``r`` does not fit it.
     """
-    width = _WIDTH.get(name)
-    if width is None:
-        raise ValueError(f"name: expected one of {', '.join(_WIDTH)}, got '{name}'")
+    options = {"align_tokens": "cls"} if name.startswith("alt") and r == 0 else {}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # L/14 at r = 13 runs out of tokens, as its schedule shows
-        return create_model(
-            name,
-            frames=frames,
-            r=r,
-            align_tokens="regions+cls" if r else "cls",
-            corpus=torch.empty(paper.ENTITIES, width),
-            classes=([str(number) for number in range(_CLASSES)], torch.empty(_CLASSES, width)),
-        )
+        model = create_model(name, frames=frames, r=r, **options)
+        model.set_classes([str(number) for number in range(classes)], torch.empty(classes, model.width))
+        if isinstance(model, AltModel):
+            model.set_corpus(torch.empty(paper.ENTITIES, model.width))
+    return model
 
 
 def paper_costs(rows: Sequence[paper.Cost] = paper.COSTS) -> list[PaperCost]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from alt.hosts import find_host
 
+from .heads import adopt_rows
+
 __all__ = ["TextTower"]
 
 
@@ -39,6 +41,10 @@ class TextTower(nn.Module):
     def set_ids(self, ids: Tensor | None) -> None:
         """Sets the class texts by their ids ``[C, length]``; None: there are none."""
         self.ids = self.ids[:0] if ids is None else ids.to(self.ids)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        adopt_rows(self, state_dict, prefix, ("ids",))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def no_decay(self) -> list[nn.Parameter]:
         return find_host(self.clip).no_decay(self.clip)
