@@ -20,7 +20,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install ext demo tradeoff test test-slow fuzz bench docs gpu gpu-pack aot aot-check cuda-resources cuda-check lint format wheel clean distclean
+.PHONY: help install ext demo tradeoff test test-slow test-newest fuzz bench docs gpu gpu-pack aot aot-check cuda-resources cuda-check lint format wheel clean distclean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,8 +56,17 @@ test: $(STAMP) ## the fast tests
 test-slow: $(STAMP) ## builds of wheels, torch.compile, several processes: the rest of the CPU tests
 	$(PYTEST) -m "slow and not gpu" --benchmark-disable $(ARGS)
 
-fuzz: $(STAMP) ## 2,400 damaged and hostile inputs of every kind to every reader (ARGS="--inputs 100 --seed 3")
+# The library that was built for the oldest torch, beside the newest that pyproject.toml allows.
+NEWEST := build/newest
+test-newest: $(STAMP) ## kernels with the newest torch, Triton and numpy that pyproject.toml allows (PYTHON=python3.13)
+	rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > $(NEWEST)/requirements.txt
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -r $(NEWEST)/requirements.txt triton pytest hypothesis
+	$(ONE_THREAD) $(NEWEST)/bin/python -m pytest -m "not slow and not gpu" tests/test_implementations_agree.py tests/triton $(ARGS)
+
+fuzz: $(STAMP) ## 2,640 damaged files to every reader (ARGS="--inputs 100 --seed 3"), 40,000 calls of the operations under sanitizers
 	$(ONE_THREAD) $(BIN)/python -m tests.fuzz $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m tests.fuzz.calls
 
 bench: $(STAMP) ## benchmarks against their rivals (one thread)
 	$(PYTEST) benchmarks --benchmark-only $(ARGS)
