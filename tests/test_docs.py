@@ -151,14 +151,16 @@ def test_python_blocks_run(page: Path, no_download: None, tmp_path: Path, monkey
 
 
 def test_yaml_blocks_are_configurations(tmp_path: Path) -> None:
+    """Or data sets, where a block names their formats."""
     from alt.train import load_config
+    from alt.train.data_sets import read_sets
 
     found = [block for block in BLOCKS if block.language == "yaml" and block.page.parent.name == "docs"]
     assert found
     for number, block in enumerate(found):
         path = tmp_path / f"{number}.yaml"
         path.write_text(block.text)
-        load_config(path)
+        (read_sets if "{format:" in block.text else load_config)(path)
 
 
 # ---------------------------------------------------------------------------------------------------- shell blocks

@@ -158,8 +158,11 @@ class VideoFile(Video):
     def decode_all(self) -> tuple[int, str | None]:
         """Decodes the whole file and keeps nothing: (frames that came whole, the decoder's first complaint or None)."""
         logging, whole, first = self._av.logging, 0, None
-        level = logging.get_level()
+        level, skip = logging.get_level(), logging.get_skip_repeated()
         logging.set_level(logging.ERROR)
+        logging.set_skip_repeated(
+            False
+        )  # otherwise the complaint of the file before would not be said again of this one
         try:
             with logging.Capture(local=True) as complaints:
                 self._open()
@@ -172,6 +175,7 @@ class VideoFile(Video):
             told = next((text for text in texts if text and not text.startswith("(repeated")), None)
         finally:
             logging.set_level(level)
+            logging.set_skip_repeated(skip)
         return whole, told or first
 
     # --- decoding ---

@@ -22,7 +22,9 @@ def advice(folder: Path, step: int, saved: int | None, precision: str = "32-true
     def fail(*_: Any, **__: Any) -> None:
         raise error or FloatingPointError(f"The loss became nan at step {step}.")
 
-    trainer = SimpleNamespace(default_root_dir=folder, global_step=step, precision=precision, is_global_zero=True)
+    trainer = SimpleNamespace(
+        default_root_dir=folder, global_step=step, precision=precision, is_global_zero=True, callbacks=[]
+    )
     before, run.run_trainer = run.run_trainer, fail
     try:
         with pytest.raises(UserError) as told:

@@ -33,7 +33,8 @@ def test_every_patch_has_the_entity_of_its_region_and_shares_add_up(scene: Scene
         chosen = [*entities.ravel(), found.class_token_entity(t)]  # 36 patches and the class token, one each
         for entity in found.frames[t]:
             assert entity.share == pytest.approx(chosen.count(entity.number) / 37, abs=1e-6)
-            assert (entity.unit, entity.category) == scene.corpus[entity.number][::2]
+            known = scene.corpus[entity.number]
+            assert (entity.unit, entity.category) == (known.unit, known.category)
             whole[entity.number] = whole.get(entity.number, 0) + entity.share / 4
         for token in np.unique(regions):
             assert (entities[regions == token] == int(found.index[t, token])).all()
