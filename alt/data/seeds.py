@@ -20,6 +20,7 @@ _PURPOSES = {
     "step": 0x51E9,  # everything random in one part of a step
     "mix": 1,  # mixup and CutMix of that part
     "noise": 2,  # Gumbel noise of that part
+    "bags": 3,  # texts drawn from the bags of that part
     "sample": 0x5A3F,  # frames and augmentation of a clip, drawn together
     "init": 0x1217,  # new parameters
     "replacement": 0xDA3A6E,  # of a damaged clip
