@@ -47,7 +47,7 @@ SLOW = {
 }
 
 #: Packages inside alt whose exported names have a place in docs/api/rooms.md.
-ROOMS = ("corpus", "cost", "evaluate", "hosts", "measure", "models", "patch", "train", "visualize")
+ROOMS = ("corpus", "cost", "evaluate", "export", "hosts", "measure", "models", "patch", "train", "visualize")
 
 #: First words of commands that are not run and not parsed, with the reason.
 NOT_PARSED = {

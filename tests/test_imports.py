@@ -54,6 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.tables": set(),
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
+    "alt.export": {"alt_kernels", "alt.lazy"},
     "alt.models": BELOW_MODELS | {"alt.errors", "alt.corpus", "alt.entityworld.mini_clip"},
     "alt.data": {"alt.errors", "alt.files"},
     "alt.measure": {"alt_kernels", "alt.lazy"},

@@ -1,0 +1,139 @@
+"""Exported programs without operations of alt_kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import alt_kernels  # noqa: F401  registers the operations
+
+from . import portable
+from .portable import Merges
+
+__all__ = ["export_portable"]
+
+_OPS = torch.ops.alt_kernels
+
+
+def export_portable(model: nn.Module, images: Tensor) -> ExportedProgram:
+    """Returns a program of standard torch operators that computes a model on a batch of any size.
+
+    ``torch.export.export(model, ...)`` works on patched models too, and keeps the operations of alt_kernels, which only
+    PyTorch can run. Here each of them is a few standard operators, so that other runtimes can: ONNX Runtime
+    (:func:`alt.export.export_onnx`), OpenVINO, Core ML.
+
+    Args:
+        model: called with one batch of images; patched or not, in evaluation mode: a vision model of transformers, a
+            model of timm, ``model.visual`` of open_clip. The r of the handle is part of the program.
+        images: float ``[B, 3, H, W]``, an example: the program takes images of this size and dtype.
+
+    Raises:
+        TypeError: an argument has another type.
+        ValueError: the model is in training mode, images have another shape, or the model uses an operation of
+            alt_kernels that has no such form (the backward ones).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = str(images.dtype).removeprefix("torch.") if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a float tensor [B, 3, H, W], got {got}")
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(f"images must be [B, 3, H, W], got shape {list(images.shape)}")
+    if model.training:
+        raise ValueError("model must be in evaluation mode to be exported: call model.eval() first")
+    example = (images[:1].detach().repeat(2, 1, 1, 1),)  # a batch of one would be taken for a constant
+    options: Any = {"dynamic_shapes": ({0: Dim("batch", min=1)},), "strict": False}
+    with torch.no_grad():
+        program = torch.export.export(model, example, **options)
+        return torch.export.export(_StandardOps(program.module()), example, **options)
+
+
+class _StandardOps(nn.Module):
+    """Runs a program with the forms of ``portable`` in place of the operations."""
+
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.training = False  # an exported program has no eval()
+        for node in program.graph.nodes:
+            if node.target is _OPS.unmerge.default:  # it needs the output row alone
+                node.args = (node.args[0], None, None, node.args[3])
+        program.graph.eliminate_dead_code()
+        program.recompile()
+        self.program = program
+
+    def forward(self, images: Tensor) -> Any:
+        return _Translator(self.program).run(images)
+
+
+class _Translator(torch.fx.Interpreter):
+    """Interprets one run. A merge finds the indices of its matching by the output row, which both have."""
+
+    def __init__(self, program: Any) -> None:
+        super().__init__(program)
+        self.merges: dict[int, Merges] = {}
+        self.translations: dict[Any, Callable[..., Any]] = {
+            _OPS.bipartite_matching.default: self.match,
+            _OPS.bipartite_matching_from_keys.default: self.match_keys,
+            _OPS.weighted_merge.default: self.merge,
+            _OPS.merge_layer_norm.default: self.merge_layer_norm,
+            _OPS.unmerge.default: self.unmerge,
+            _OPS.proportional_attention.default: self.attend,
+            _OPS.gumbel_assignment.default: self.assign,
+        }
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        translation = self.translations.get(target)
+        if translation is not None:
+            return translation(*args)
+        if getattr(target, "namespace", "") == "alt_kernels":
+            raise ValueError(f"model: expected operations with a form of standard operators, got {target.name()}")
+        return super().call_function(target, args, kwargs)
+
+    def match(self, metric: Tensor, r: int, num_protected: int) -> tuple[None, None, Tensor]:
+        if r == 0:
+            tokens = torch.arange(metric.shape[1], dtype=torch.int32, device=metric.device)
+            return None, None, tokens.expand(metric.shape[0], -1)
+        merges, output_row = portable.match(metric, r, num_protected)
+        self.merges[id(output_row)] = merges  # the environment of the run keeps the tensor
+        return None, None, output_row
+
+    def match_keys(self, keys: Tensor, r: int, num_protected: int) -> tuple[None, None, Tensor]:
+        exact = torch.float64 if keys.dtype == torch.float64 else torch.float32
+        return self.match(keys.mean(1, dtype=exact), r, num_protected)
+
+    def merge(
+        self, x: Tensor, size: Tensor | None, indices: Tensor | None, offsets: Any, output_row: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        merges = self.merges.get(id(output_row))
+        if merges is not None:
+            return portable.merge(x, size, merges)
+        sizes = torch.ones_like(x[..., 0], dtype=torch.float32) if size is None else size
+        if indices is None:  # r = 0
+            return x, sizes
+        if indices.shape[1] != offsets.shape[1] - 1:
+            raise ValueError("model: expected merges by plans that the model itself matches, got another plan")
+        rows = indices.long()  # protected patches come first: the tokens change places
+        return portable.take(x, rows), sizes.gather(1, rows)
+
+    def merge_layer_norm(
+        self, x: Tensor, residual: Tensor, size: Any, indices: Any, offsets: Any, output_row: Tensor, *norm: Any
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        weight, bias, eps = norm
+        merged, merged_size = self.merge(x + residual, size, indices, offsets, output_row)
+        return merged, F.layer_norm(merged, merged.shape[-1:], weight, bias, eps), merged_size, None, None
+
+    def unmerge(self, x: Tensor, indices: None, offsets: None, output_row: Tensor) -> Tensor:
+        return portable.take(x, output_row.long())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> tuple[Tensor, None]:
+        return portable.attend(q, k, v, size, scale), None
+
+    def assign(self, x: Tensor, entities: Tensor, tau: Tensor, noise: Any, seed: Any, hard: bool) -> Any:
+        if seed is not None:
+            raise ValueError("model: expected an assignment without drawn noise (noise=None), got a seed")
+        return portable.assign(x, entities, tau, noise, hard)
