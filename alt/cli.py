@@ -28,6 +28,7 @@ def build_app() -> typer.Typer:
     from alt.commands.tradeoff import tradeoff
     from alt.commands.train import train
     from alt.commands.version import show_version
+    from alt.commands.zeroshot import zeroshot
 
     app = typer.Typer(
         name="alt",
@@ -57,6 +58,7 @@ def build_app() -> typer.Typer:
     app.command("train")(train)
     app.command("eval")(evaluate)
     app.command("predict", cls=BareJson)(predict)
+    app.command("zeroshot")(zeroshot)
     app.command("tradeoff")(tradeoff)
     app.add_typer(data, name="data")
     app.add_typer(entityworld, name="entityworld")

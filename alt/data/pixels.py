@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,18 @@ def denormalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence
     """Reverses :func:`normalise`: returns uint8 pictures ``[..., 3, H, W]``, values rounded."""
     unit = frames.to(torch.float32) * _per_channel(std, frames) + _per_channel(mean, frames)
     return unit.clamp(0, 1).mul(255.0).round().to(torch.uint8)
+
+
+def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Returns a picture as a tower sees it: the largest centred part of its proportions, resized, uint8 ``[3, H, W]``.
+
+    Args:
+        picture: uint8 ``[H, W, 3]``. size: height and width of the result.
+    """
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(Image.fromarray(picture), size[::-1], Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

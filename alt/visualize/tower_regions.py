@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from alt.data.pixels import denormalise, normalise
+from alt.data.pixels import denormalise, fit_picture, normalise
 from alt.hosts import Host
 from alt.patch import PatchHandle
 from alt.patch.restore import block_sources
@@ -69,12 +69,9 @@ def _to_pixels(image: Any, host: Host, tower: Any) -> Tensor:
             got = f"{str(image.dtype).removeprefix('torch.')} of shape {list(image.shape)}"
             raise ValueError(f"{expected}, got {got}")
         return image.detach()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"{expected}, got {image.dtype} of shape {list(image.shape)}")
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
+    if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3):
+        raise ValueError(f"{expected}, got {image.dtype} of shape {list(image.shape)}")
+    if not isinstance(image, (np.ndarray, Image.Image)):
         raise TypeError(f"{expected}, got {type(image).__name__}")
-    height, width = host.image_size(tower)
-    fitted = ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
-    return normalise(torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1), *host.mean_std(tower))
+    picture = image if isinstance(image, np.ndarray) else np.asarray(image.convert("RGB"))
+    return normalise(fit_picture(picture, host.image_size(tower)), *host.mean_std(tower))
