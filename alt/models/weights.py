@@ -172,7 +172,9 @@ def load_weights(
         check_encoders("the text that the model keeps", kept, str(path), source)
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
-    if not keep_classes:
+    if keep_classes:
+        model.refresh_texts()  # type: ignore[operator]  # its own names, by the text tower of the file
+    else:
         _adopt_classes(model, header)
     if not (keep_classes or keep_corpus):
         model.text_source = source

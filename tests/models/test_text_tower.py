@@ -78,6 +78,18 @@ def test_a_file_written_in_training_has_the_texts_of_its_tower(tmp_path: Path) -
     torch.testing.assert_close(again.head.embeddings, again.text(unit=True))
 
 
+def test_a_start_from_other_classes_embeds_its_own_names(tmp_path: Path) -> None:
+    start = vifi().train()
+    with torch.no_grad():
+        for parameter in start.text.parameters():
+            parameter.mul_(1.1)
+    alt.save_model(start, tmp_path / "start.safetensors")
+    model = alt.create_model("vifi-mini", pretrained="entity-world", classes=["spinning box", "lifting ball", "cup"])
+    alt.models.load_weights(model, tmp_path / "start.safetensors", keep_classes=True)
+    assert model.classes == ["spinning box", "lifting ball", "cup"]
+    torch.testing.assert_close(model.head.embeddings, start.text(model.text.ids, unit=True))
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="text: a linear head reads no class texts; expected 'cached', got 'trained'"):
         alt.create_model("vifi-mini", head="linear")
