@@ -55,10 +55,11 @@ ALT_INLINE void transpose_rows(const T* const* src, int64_t count, int64_t chann
   int64_t c = 0;
 #if __has_builtin(__builtin_shufflevector)
   using V = Vec<T, kLanes* static_cast<int>(sizeof(T))>;
+  typedef T Source __attribute__((vector_size(sizeof(V)), aligned(1), may_alias));  // may be elements of another type
   for (; c + kLanes <= channels; c += kLanes) {
     V square[kLanes];
     for (int j = 0; j < kLanes; ++j) {
-      square[j] = j < count ? *reinterpret_cast<const V*>(src[j] + c) : V{};
+      square[j] = j < count ? *reinterpret_cast<const Source*>(src[j] + c) : V{};
     }
     transpose_square<kLanes / 2, kLanes>(square);
     for (int j = 0; j < kLanes; ++j) {
