@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -28,6 +29,11 @@ from .types import Impl
 
 NAMESPACE = "alt_kernels"
 _DISABLE = "ALT_KERNELS_DISABLE_CPP"
+# pip caches the wheel that it built without a compiler, and takes it again when there is one.
+_CURE = (
+    "where there is a C++ compiler, `pip install --force-reinstall --no-deps --no-cache-dir alt-kernels` builds it"
+    " (`make ext` in a checkout)"
+)
 
 
 def _find_triton() -> bool:
@@ -162,15 +168,19 @@ def no_products(*_: object, **__: object) -> int:
     return 0
 
 
+def _is_switched_off() -> bool:
+    return os.environ.get(_DISABLE, "") not in ("", "0")
+
+
 def load_compiled() -> Backend:
     """Loads ``alt_kernels/_C.*.so`` if it exists; its kernels register themselves under the CPU key."""
-    if os.environ.get(_DISABLE, "") not in ("", "0"):
+    if _is_switched_off():
         return Backend(False, f"switched off by {_DISABLE}={os.environ[_DISABLE]}; the plain-torch reference runs")
     return _load(
         "_C",
         absent="no compiled library beside the package (it was installed without a C++ compiler, or from source"
         " without building)",
-        instead="the plain-torch reference runs",
+        instead=f"the plain-torch reference runs; {_CURE}",
         loaded="runs on CPU tensors",
     )
 
@@ -212,6 +222,7 @@ def load_choices() -> tuple[Choice, ...]:
 _compiled = Backend(False, "not loaded yet")
 _cuda = Backend(False, "not loaded yet")
 _choices: tuple[Choice, ...] = ()
+_told = False  # that the compiled library is missing
 
 
 def initialise() -> None:
@@ -222,9 +233,26 @@ def initialise() -> None:
     _choices = load_choices()
     if _choices and _cuda.available:  # only then: the decorator imports torch._dynamo, as slow as torch itself
         torch.compiler.assume_constant_result(_device_name)  # marks the function and returns it
-    for name, cpu in _python_on_cpu.items():
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
-            _library.impl(name, cpu, "CPU")
+    missed = not _compiled.available and not _is_switched_off()
+    for name, op in OPS.items():
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CPU"):
+            continue
+        cpu = _python_on_cpu.get(name, op.reference if missed else None)
+        if cpu is not None:
+            _library.impl(name, _warn_first(cpu) if missed else cpu, "CPU")
+
+
+def _warn_first(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a CPU implementation; the first call of any of them warns that the compiled library is missing."""
+
+    def run(*args: Any) -> Any:
+        global _told
+        if not _told:
+            _told = True
+            warnings.warn(f"alt_kernels on CPU tensors: {_compiled.reason}", UserWarning, stacklevel=2)
+        return kernel(*args)
+
+    return run
 
 
 def backends() -> dict[str, Backend]:

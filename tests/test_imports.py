@@ -396,8 +396,13 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    where, state, refusal = fresh(USE + code, root=tmp_path).strip().split("\n")
+    listen = "told = []\nwarnings.showwarning = lambda message, *_: told.append(str(message))\n"
+    code = "import warnings\n" + listen + USE + code + "print(len(told), told[0])"
+    where, state, refusal, told = fresh(code, root=tmp_path).strip().split("\n")
     assert Path(where).is_relative_to(tmp_path)
     assert state.startswith("False ")
     assert "no compiled library" in state
+    assert "pip install --force-reinstall --no-deps --no-cache-dir alt-kernels" in state
+    assert told.startswith("1 alt_kernels on CPU tensors: no compiled library")
+    assert "--no-cache-dir" in told
     assert refusal.startswith("impl: 'cpp' is not available")
