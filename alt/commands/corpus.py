@@ -1,4 +1,4 @@
-"""``alt corpus``: builds, shows, cuts and embeds the entities with which ALT aligns the regions of a video."""
+"""``alt corpus``: builds, shows, changes and embeds the entities with which ALT aligns the regions of a video."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WordNetFolder = Annotated[
 
 @corpus.callback()
 def _corpus() -> None:
-    """Build, show, cut and embed text corpora: the entities with which ALT aligns the regions of a video."""
+    """Build, show, change and embed text corpora: the entities with which ALT aligns the regions of a video."""
 
 
 @corpus.command()
@@ -196,6 +196,98 @@ def embed(
     embedded.save(to, read_corpus_file(source).about)
     say(f"Embedded in {time.perf_counter() - begin:.1f} s.")
     echo(f"Wrote {to}: {len(embedded)} rows of {embedded.width} channels by {embedded.encoder}.")
+
+
+@corpus.command()
+def expand(
+    source: Source,
+    to: Target,
+    llm: Annotated[
+        str,
+        typer.Option("--llm", metavar="NAME", help="Language model, as the endpoint names it.", show_default=False),
+    ],
+    answers: Annotated[
+        Path,
+        typer.Option(
+            "--answers",
+            metavar="FILE",
+            help="File of its answers (.jsonl), each kept as soon as it comes; kept ones are not asked for again.",
+            show_default=False,
+        ),
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="An OpenAI-compatible endpoint, http://localhost:8000/v1; its key is read from ALT_LLM_KEY. Without "
+            "it nothing is asked, and kept answers are replayed.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option("--prompts", metavar="NAME", help="Prompts of the paper's version cvpr or iclr."),
+    ] = "cvpr",
+    per_minute: Annotated[
+        float, typer.Option("--per-minute", metavar="N", help="Requests per minute, at most.")
+    ] = 60.0,
+    wordnet: WordNetFolder = None,
+) -> None:
+    """Add the units that a language model proposes for the labels of a corpus, and its descriptions of phrases.
+
+    Ctrl-C loses no answer: the same command goes on where it stopped.
+    """
+    from alt.corpus.expand import expand_corpus
+    from alt.corpus.language_model import LanguageModel
+    from alt.corpus.wordnet import WordNet
+
+    _check_target(to)
+    check_file(answers, "--answers")
+    loaded, data = _load(source), WordNet(wordnet)
+    model = LanguageModel(llm, answers, endpoint, per_minute=per_minute)
+    try:
+        with progress_bar("questions", len(loaded)) as move:
+            grown = expand_corpus(loaded, model, data, prompts, lambda done, total: move(done, total))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted; answers are kept in {answers}, and the same command goes on.") from None
+    except LookupError as error:
+        raise UserError(f"--endpoint: {error.args[0]}.") from None
+    grown.save(to, {"expanded from": Path(source).name, "language model": llm, "prompts": prompts})
+    say(f"Asked {model.asked} times.")
+    _describe(grown)
+    echo(f"Wrote {to}.")
+
+
+@corpus.command()
+def degrade(
+    source: Source,
+    to: Target,
+    damage: Annotated[
+        str,
+        typer.Option(
+            "--damage",
+            metavar="NAME",
+            help="What is done to entities: removed, replaced (by random words of WordNet), or wrong-sense.",
+            show_default=False,
+        ),
+    ],
+    share: Annotated[
+        float, typer.Option("--share", metavar="X", help="Share of the entities, 0 to 1.", show_default=False)
+    ],
+    draw: Annotated[int, typer.Option("--draw", metavar="N", help="Number of the random draw.")] = 0,
+    wordnet: WordNetFolder = None,
+) -> None:
+    """Write a worse corpus on purpose, to see how much the quality of the text matters."""
+    from alt.corpus.degrade import degrade_corpus
+    from alt.corpus.wordnet import WordNet
+
+    _check_target(to)
+    data = None if damage == "removed" else WordNet(wordnet)
+    worse = degrade_corpus(_load(source), damage, share, data, draw)
+    worse.save(to, {"degraded from": Path(source).name, "damage": damage, "share": share, "draw": draw})
+    _describe(worse)
+    echo(f"Wrote {to}.")
 
 
 def _check_target(to: Path) -> None:

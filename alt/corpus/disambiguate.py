@@ -69,13 +69,22 @@ class SenseChooser:
         """
         if self.method == "frequent" or len(senses) == 1:
             return senses[0]
-        around = self._weigh_context(senses[0], context)
+        around = self._weigh_context(context)
+        for word in senses[0].lemma.split():
+            around.pop(word, None)
         top = max(self.wordnet.count(sense) for sense in senses)
         scores = [
             (self.wordnet.count(sense) + 1) / (top + 1) - _RANK * rank + self._fit(sense, around, names_action)
             for rank, sense in enumerate(senses)
         ]
         return senses[scores.index(max(scores))]
+
+    def choose_text(self, texts: Sequence[str], context: Sequence[str]) -> int:
+        """Returns which of several descriptions shares most words with a context; the first of equal ones."""
+        around = self._weigh_context(context)
+        found = [set(self._split(text)) for text in texts]
+        shared = [sum(around.get(word, 0.0) for word in words) / math.sqrt(8 + len(words)) for words in found]
+        return shared.index(max(shared))
 
     def _fit(self, sense: Sense, around: dict[str, float], names_action: bool) -> float:
         """Returns how well a sense fits: its overlap with the context, and whether a camera sees it."""
@@ -86,17 +95,14 @@ class SenseChooser:
         act = _ACT if names_action and sense.group == 4 else 0.0
         return _SEEN.get(sense.group, 0.0) + act + name + _OVERLAP * overlap / norm
 
-    def _weigh_context(self, unit: Sense, context: Sequence[str]) -> dict[str, float]:
+    def _weigh_context(self, context: Sequence[str]) -> dict[str, float]:
         """Returns the words around a unit with weights: those of the label, and those that describe them."""
         around: dict[str, float] = {}
-        own = {word for words in unit.synonyms for word in words.split()} & set(unit.lemma.split())
         for word in context:
             for base in self._bases(word):
                 around[base] = 3.0 * self._rarity(base)
             for other, weight in self._meanings(word).items():
                 around[other] = max(around.get(other, 0.0), weight)
-        for word in own:
-            around.pop(word, None)
         return around
 
     def _read_meanings(self, word: str) -> dict[str, float]:

@@ -115,6 +115,10 @@ class WordNet:
         """Returns whether a word or phrase, as it is written, is in the data base."""
         return words.lower().replace(" ", "_") in self._index[part]
 
+    def words(self, part: str) -> list[str]:
+        """Returns all words and phrases of a part of speech, in the order of its index."""
+        return [word.replace("_", " ") for word in self._index[part]]
+
     def base_forms(self, words: str, part: str) -> list[str]:
         """Returns base forms of a word or phrase that the data base has: the form itself first (morphy)."""
         form = words.lower().replace(" ", "_")

@@ -23,6 +23,7 @@ _PURPOSES = {
     "bags": 3,  # texts drawn from the bags of that part
     "sample": 0x5A3F,  # frames and augmentation of a clip, drawn together
     "init": 0x1217,  # new parameters
+    "corpus": 0xC0A9,  # entities to damage, and by what
     "replacement": 0xDA3A6E,  # of a damaged clip
 }
 # The order in which named integers are hashed, so that the order of the keywords does not matter.

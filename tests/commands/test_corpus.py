@@ -90,3 +90,18 @@ def test_bad_input_is_one_sentence(status: int, arguments: list[str], sentence: 
     assert (result.exit_code, result.stderr.count("\n")) == (status, 1), result.output
     assert sentence in result.stderr
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_expand_replays_and_degrade_writes(wordnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("lifting hat\n")
+    assert run("build", tmp_path / "a.json", tmp_path / "names.txt", "--wordnet", wordnet).exit_code == 0
+    rest = ["--llm", "m", "--answers", tmp_path / "answers.jsonl", "--wordnet", wordnet]
+    result = run("expand", tmp_path / "a.json", tmp_path / "b.json", *rest)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith("Error: --endpoint: ")
+    assert "name an endpoint to ask it" in result.stderr
+    result = run("expand", tmp_path / "a.json", tmp_path / "b.json", *rest, "--endpoint", "ftp://x")
+    assert "endpoint: expected a URL" in result.stderr
+    result = run("degrade", tmp_path / "a.json", tmp_path / "c.json", "--damage", "removed", "--share", 0.5)
+    assert result.exit_code == 0, result.output
+    assert len(Corpus.load(tmp_path / "c.json")) == 17  # of 35
