@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
     from alt.commands.group import AltGroup
     from alt.commands.logs import set_verbosity
     from alt.commands.predict import BareJson, predict
+    from alt.commands.table import table
     from alt.commands.tradeoff import tradeoff
     from alt.commands.train import train
     from alt.commands.version import show_version
@@ -58,6 +59,7 @@ def build_app() -> typer.Typer:
     app.command("train")(train)
     app.command("eval")(evaluate)
     app.command("predict", cls=BareJson)(predict)
+    app.command("table")(table)
     app.command("zeroshot")(zeroshot)
     app.command("tradeoff")(tradeoff)
     app.add_typer(data, name="data")

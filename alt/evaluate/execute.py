@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, Subset
 from alt.cost import count_macs
 from alt.data.clip_views import Clips, ClipViews
 from alt.errors import UserError, one_line
+from alt.measure.machine import find_commit
 from alt.models.video_model import VideoModel
 from alt.models.weights import model_file
-from alt.train.config import TrainConfig
+from alt.train.config import DataSection, TrainConfig
 from alt.train.sources import choose_clips, open_list, open_split, open_world
 
 from .checkpoint import at_r, check_classes, open_model
@@ -77,7 +78,7 @@ def execute(
     ============= =====================================================================================
     supervised    the test clips of ``data`` (``val_split`` or ``val_list``)
     few-shot      trains on ``data.shots`` clips per class, ``draws`` times (once), and tests each time
-    linear-probe  fits a linear layer on the frozen model's vectors of the training clips
+    linear-probe  fits a linear layer on the frozen model's vectors of the training clips, for each of ``splits``
     zero-shot     new classes by their names: each of ``sets`` (a folder beside ``data.root``), each of ``splits``;
                   or ``draws`` times ``subset`` of the classes that training never saw
     ============= =====================================================================================
@@ -123,13 +124,13 @@ class _Job:
 
     # --- clips ---
 
-    def open_train(self) -> Clips:
-        data = self.config.data
+    def open_train(self, data: DataSection | None = None) -> Clips:
+        data = data or self.config.data
         name = data.train_list if self.world is None else data.train_split
         return open_split(data, name, self.model.config.frames, self.world)
 
-    def open_test(self) -> Clips:
-        data = self.config.data
+    def open_test(self, data: DataSection | None = None) -> Clips:
+        data = data or self.config.data
         name = data.val_list if self.world is None else data.val_split
         if not name:
             raise UserError("data.val_list and data.val_split name no clips to test on.")
@@ -193,6 +194,8 @@ class _Job:
             "clips": self.views.clips,
             "r": config.r,
             "shots": self.config.data.shots,
+            "seed": self.config.seed,
+            "commit": find_commit()["commit"],
             "replaced_clips": self.replaced,
             "gmacs_per_video": count_macs(self.model, views=self.views.total).native_g,
             **more,
@@ -201,10 +204,26 @@ class _Job:
     # --- protocols ---
 
     def linear_probe(self) -> Evaluated:
-        single = Views()
-        if self.views != single:
+        """Probes each of ``evaluation.splits``; a single one with the lists of ``data``, whatever their names."""
+        if self.views != Views():
             raise UserError(f"evaluation: expected a single view for a linear probe, got {self.views}.")
-        config, train, test = self.config, self.open_train(), self.open_test()
+        splits, data = self.section.splits, self.config.data
+        parts = [data]
+        if len(splits) > 1:
+            if self.world is not None:
+                raise UserError(f"evaluation.splits: expected one for clips of a generated world, got {len(splits)}.")
+            parts = [
+                dataclasses.replace(data, train_list=f"train{split}.txt", val_list=f"test{split}.txt")
+                for split in splits
+            ]
+        opened = [(self.open_train(part), self.open_test(part)) for part in parts]  # all, before anything slow
+        results = [self.probe(*clips, split=split) for clips, split in zip(opened, splits, strict=True)]
+        top1 = spread([result.top1 for result in results], splits)
+        return Evaluated("linear probe", top1, tuple(results))
+
+    def probe(self, train: Clips, test: Clips, **setting: Any) -> Result:
+        """Fits a layer on the vectors of the training clips and tests it."""
+        config, single = self.config, Views()
         check_classes(train.class_names, test.class_names, "The training clips")
         rows = choose_clips(config, train.labels).tolist()
         steps, warmup_steps = config.schedule.length(math.ceil(len(rows) / config.data.batch_size))
@@ -236,8 +255,8 @@ class _Job:
                 progress=progress,
             )
         self.report_clips(unseen)
-        result.setting.update(self.setting())
-        return Evaluated("linear probe", spread([result.top1]), (result,))
+        result.setting.update(self.setting(**setting))
+        return result
 
     def check_shots(self, trained: TrainConfig) -> None:
         """Raises UserError if the run was trained on other clips than the configuration names."""

@@ -99,6 +99,8 @@ def test_devices_are_auto_by_default() -> None:
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 @pytest.mark.parametrize("wrong", [["--no-such-option"], ["--seeds", "x"], ["too", "many", "words", "here"]], ids=str)
 def test_wrong_usage_has_status_2(name: str, wrong: list[str]) -> None:
+    if name == "table" and "too" in wrong:  # it takes any number of results
+        wrong = ["--out"]
     result = run(*name.split(), *wrong)
     assert result.exit_code == 2
     assert_one_sentence(result)

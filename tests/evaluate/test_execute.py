@@ -118,6 +118,21 @@ def test_linear_probe(folder: Path, place: str) -> None:
     assert run(folder, *where, *probe, trained=trained).protocol == "linear-probe"  # probed before: only tested
 
 
+def test_linear_probe_of_several_splits(folder: Path) -> None:
+    seen = folder / "seen"
+    lines = (seen / "test1.txt").read_text().splitlines()
+    for split in (2, 3):
+        (seen / f"train{split}.txt").write_text("\n".join(lines[split::2]) + "\n")
+        (seen / f"test{split}.txt").write_text("\n".join(lines[: 5 * split]) + "\n")
+    probe = ["evaluation={protocol: linear-probe, splits: [2, 3]}", "schedule={epochs: 2, warmup_epochs: 1}"]
+    found = run(folder, *lists_of(folder), *probe)
+    assert [(result.setting["split"], result.videos) for result in found.results] == [(2, 10), (3, 15)]
+    assert found.top1.seeds == (2, 3)
+    assert found.top1.mean == pytest.approx((found.results[0].top1 + found.results[1].top1) / 2)
+    with pytest.raises(UserError, match=r"evaluation\.splits: expected one for clips of a generated world, got 2"):
+        run(folder, *probe)
+
+
 @pytest.mark.parametrize("place", ["world", "lists"])
 def test_few_shot_trains_once_per_draw_from_the_checkpoint(
     folder: Path, place: str, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,112 @@
+"""Finished evaluations in the paper's tables, beside the numbers that its two versions print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from alt.errors import UserError
+from alt.files import read_json
+from alt.paper_tables import TABLES, Cell, PaperTable
+from alt.tables import plus_minus, to_markdown
+
+from .spread import mean_std
+
+__all__ = ["Measured", "collect", "rows_of_table", "write_tables"]
+
+HEAD = ("configuration", "column", "ours", "std", "results", "ICLR", "ICLR std", "CVPR")
+"""Columns of the CSV: one line per cell of a table."""
+
+
+class Measured(NamedTuple):
+    """The results of one configuration. top1, top5: percent of each. setting: of the first of them."""
+
+    top1: tuple[float, ...]
+    top5: tuple[float, ...]
+    setting: dict[str, Any]
+    path: Path
+
+
+def collect(paths: Iterable[str | Path]) -> dict[str, Measured]:
+    """Reads what ``alt eval --out FOLDER`` or ``--json FILE`` wrote, by configuration.
+
+    Args:
+        paths: files, or folders with results.json.
+
+    Raises:
+        UserError: a file is missing or is no result, or two are of one configuration.
+    """
+    found: dict[str, Measured] = {}
+    for name in paths:
+        path = Path(name) / "results.json" if Path(name).is_dir() else Path(name)
+        try:
+            record = read_json(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a result of alt eval ({error}).") from None
+        results = record.get("results", [record]) if isinstance(record, dict) else []
+        try:
+            settings = [dict(result["setting"]) for result in results]
+            measured = Measured(
+                tuple(float(result["top1"]) for result in results),
+                tuple(float(result["top5"]) for result in results),
+                settings[0],
+                path,
+            )
+            configuration = str(settings[0]["configuration"])
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise UserError(f"{path}: not a result of alt eval that names its configuration.") from None
+        if configuration in found:
+            raise UserError(f"{path} and {found[configuration].path} are both results of {configuration}.")
+        found[configuration] = measured
+    return found
+
+
+def rows_of_table(table: PaperTable, measured: Mapping[str, Measured]) -> list[list[Any]]:
+    """Returns the rows of the Markdown table: a name, and for every column ours, the ICLR and the CVPR version's."""
+    return [
+        [name, *(text for cell in cells for text in (_ours(cell, measured), *_theirs(cell)))]
+        for name, cells in table.rows.items()
+    ]
+
+
+def _values(cell: Cell, measured: Mapping[str, Measured]) -> tuple[float, ...]:
+    result = measured.get(cell.configuration or "")
+    return () if result is None else result.top5 if cell.top5 else result.top1
+
+
+def _ours(cell: Cell, measured: Mapping[str, Measured]) -> str | None:
+    if cell.configuration is None:
+        return None
+    values = _values(cell, measured)
+    return plus_minus(*mean_std(values)) if values else "not run"
+
+
+def _theirs(cell: Cell) -> tuple[str | None, str | None]:
+    first = None if cell.iclr is None else plus_minus(cell.iclr, cell.std)
+    return first, None if cell.cvpr is None else plus_minus(cell.cvpr, None)
+
+
+def write_tables(measured: Mapping[str, Measured]) -> tuple[str, list[list[Any]]]:
+    """Returns (Markdown of all tables, rows of one CSV with the columns :data:`HEAD`)."""
+    parts, rows = [], []
+    for table in TABLES:
+        versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr))
+        numbered = "; ".join(f"{version}: {number}" for version, number in versions if number is not None)
+        head = ["", *(f"{column} {who}".strip() for column in table.columns for who in ("ours", "ICLR", "CVPR"))]
+        parts.append(f"### {table.title}\n\n{numbered}.\n\n{to_markdown(head, rows_of_table(table, measured))}")
+        for name, cells in table.rows.items():
+            for column, cell in zip(table.columns, cells, strict=True):
+                values = _values(cell, measured)
+                mean, std = mean_std(values) if values else (None, None)
+                label = cell.configuration or f"{table.key}: {name}"
+                rows.append([label, f"{table.key}: {column}", mean, std, len(values), cell.iclr, cell.std, cell.cvpr])
+    run = [f"- `{name}`: {_describe(result)}" for name, result in measured.items()]
+    note = "Accuracies in percent. ICLR and CVPR are the paper's two versions (arXiv 2311.15619); ours are from:\n\n"
+    return "\n".join([*parts, note + ("\n".join(run) or "- no run") + "\n"]), rows
+
+
+def _describe(result: Measured) -> str:
+    s = result.setting
+    views = f"{s.get('frames')} x {s.get('crops')} x {s.get('clips')}"
+    return f"{views}, r = {s.get('r')}, seed {s.get('seed')}, commit {s.get('commit')}, {result.path}"

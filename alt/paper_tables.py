@@ -1,0 +1,287 @@
+"""The tables of the ALT paper as it prints them: rows, columns, the numbers of both versions, and our configurations.
+
+The ICLR version (anonymous, full text) and the CVPR 2024 version print other accuracies and number their tables
+differently; of the CVPR version the abstract and the supplement are known. A cell without a configuration is a rival's,
+or one that this package does not run. Nothing here was trained on Kinetics.
+
+Source: arXiv 2311.15619, both versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["TABLES", "Cell", "PaperTable", "list_configurations"]
+
+
+class Cell(NamedTuple):
+    """iclr, cvpr: percent, None where a version prints nothing. configuration: its shipped name, None: not run here.
+    std: of the ICLR version's number. top5: the cell is a top-5 accuracy, not a top-1."""
+
+    iclr: float | None = None
+    cvpr: float | None = None
+    configuration: str | None = None
+    std: float | None = None
+    top5: bool = False
+
+
+class PaperTable(NamedTuple):
+    """key: its name here. title: what it shows. iclr, cvpr: its number in a version, None where it has none.
+    columns: of accuracies. rows: name -> one cell per column."""
+
+    key: str
+    title: str
+    iclr: str | None
+    cvpr: str | None
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[Cell, ...]]
+
+
+def _run(iclr: float | None, cvpr: float | None, configuration: str, std: float | None = None) -> Cell:
+    return Cell(iclr, cvpr, configuration, std)
+
+
+def _supervised(row: str, top1: float, top5: float, cvpr: float | None = None) -> tuple[Cell, ...]:
+    return Cell(top1, cvpr, row), Cell(top5, None, row, top5=True)
+
+
+def _shots(names: Sequence[str], iclr: Sequence[float], cvpr: Sequence[float | None]) -> tuple[Cell, ...]:
+    return tuple(Cell(a, b, name) for a, b, name in zip(iclr, cvpr, names, strict=True))
+
+
+def _few(size: str) -> list[str]:
+    return [f"alt-{size}-{data}-{shots}shot" for data in ("hmdb", "ucf") for shots in (2, 4, 8, 16)]
+
+
+def _printed(*values: float | None) -> tuple[Cell, ...]:
+    """Returns a rival's row of the ICLR version."""
+    return tuple(Cell(value) for value in values)
+
+
+_NONE = (None,) * 8
+_ABLATION = ("K400", "HMDB-51 2-shot", "UCF-101 0-shot")
+
+
+def _ablation(family: str, row: str, iclr: Sequence[float], cvpr: Sequence[float | None]) -> tuple[Cell, ...]:
+    names = [f"{family}-{row}-{protocol}" for protocol in ("k400-8f", "hmdb-2shot", "ucf-zero-shot")]
+    return _shots(names, iclr, cvpr)
+
+
+_NOTHING = (None, None, None)
+
+TABLES = (
+    PaperTable(
+        "k400",
+        "Kinetics-400, frames x 1 x 3 views",
+        "Table 1",
+        "main text",
+        ("top-1", "top-5"),
+        {
+            "ViViT-H, 32": _printed(84.9, 95.8),
+            "ActionCLIP-B": _printed(83.8, 97.1),
+            "AIM-L": _printed(87.5, 97.7),
+            "X-CLIP-L": _printed(87.1, 97.6),
+            "ALT-B/16, 8": _supervised("alt-b16-k400-8f", 83.6, 96.2),
+            "ALT-B/16, 16": _supervised("alt-b16-k400-16f", 84.6, 96.7),
+            "ALT-B/16, 32": _supervised("alt-b16-k400-32f", 85.4, 96.7),
+            "ALT-L/14, 8": _supervised("alt-l14-k400-8f", 86.7, 97.4),
+            "ALT-L/14, 16": _supervised("alt-l14-k400-16f", 87.6, 97.6),
+            "ALT-L/14, 32": _supervised("alt-l14-k400-32f", 87.9, 97.7, 88.1),
+        },
+    ),
+    PaperTable(
+        "few-shot",
+        "Few-shot, first split, 32 frames, single view",
+        "Table 2",
+        "main text",
+        tuple(f"{data} {shots}" for data in ("HMDB", "UCF") for shots in (2, 4, 8, 16)),
+        {
+            "TSM": _printed(17.5, 20.9, 18.4, 31.0, 25.3, 47.0, 64.4, 61.0),
+            "TimeSformer": _printed(19.6, 40.6, 49.4, 55.4, 48.5, 75.6, 83.7, 89.4),
+            "VideoSwin-B": _printed(20.9, 41.3, 47.9, 56.1, 53.3, 74.1, 85.8, 88.7),
+            "ActionCLIP, 8 frames": _printed(55.0, 56.0, 58.0, None, 80.0, 85.0, 89.0, None),
+            "X-CLIP-B/16": _printed(53.0, 57.3, 62.8, 64.0, 76.4, 83.4, 88.3, 91.4),
+            "X-Florence": _printed(51.6, 57.8, 64.1, 64.2, 84.0, 88.5, 92.5, 94.8),
+            "ALT-B/16": _shots(
+                _few("b16"),
+                (64.0, 66.1, 70.0, 74.1, 93.2, 95.3, 96.3, 97.1),
+                (64.3, None, None, None, 93.2, None, None, None),
+            ),
+            "ALT-L/14": _shots(_few("l14"), (68.0, 69.4, 73.0, 78.9, 96.0, 97.3, 98.0, 98.1), _NONE),
+        },
+    ),
+    PaperTable(
+        "zero-shot",
+        "Zero-shot, 32 frames, single view: mean over three splits",
+        "Table 3",
+        None,
+        ("HMDB-51", "UCF-101"),
+        {
+            "ER-ZSAR": (Cell(35.3, std=4.6), Cell(51.8, std=2.9)),
+            "ActionCLIP": (Cell(40.8, std=5.4), Cell(58.3, std=3.4)),
+            "X-CLIP-B/16": (Cell(44.6, std=5.2), Cell(72.0, std=2.3)),
+            "ALT-B/16": (
+                _run(48.6, None, "alt-b16-hmdb-zero-shot", 1.2),
+                _run(76.7, None, "alt-b16-ucf-zero-shot", 0.9),
+            ),
+            "ALT-L/14": (
+                _run(54.6, None, "alt-l14-hmdb-zero-shot", 1.1),
+                _run(83.0, None, "alt-l14-ucf-zero-shot", 1.1),
+            ),
+        },
+    ),
+    PaperTable(
+        "k600-zero-shot",
+        "Zero-shot on Kinetics-600: 160 of the 220 new classes, three draws",
+        "Table 4",
+        None,
+        ("top-1", "top-5"),
+        {
+            "ER-ZSAR": (Cell(42.1, std=1.4), Cell(73.1, std=0.3)),
+            "X-CLIP-B/16": (Cell(65.2, std=0.4), Cell(86.1, std=0.8)),
+            "ALT-B/16": (
+                _run(68.1, None, "alt-b16-k600-zero-shot", 0.6),
+                Cell(88.1, None, "alt-b16-k600-zero-shot", 0.4, top5=True),
+            ),
+            "ALT-L/14": (
+                _run(72.7, None, "alt-l14-k600-zero-shot", 0.4),
+                Cell(90.7, None, "alt-l14-k600-zero-shot", 0.3, top5=True),
+            ),
+        },
+    ),
+    PaperTable(
+        "components",
+        "Alignment, merging and regions, B/16",
+        "Table 5",
+        None,
+        _ABLATION,
+        {
+            "none": _ablation("components", "none", (81.7, 53.0, 72.0), _NOTHING),
+            "aligned": _ablation("components", "align", (82.6, 57.7, 75.0), _NOTHING),
+            "aligned, merged": _ablation("components", "align-merge", (82.0, 54.1, 73.3), _NOTHING),
+            "aligned regions, merged": _ablation("components", "align-merge-region", (82.4, 64.0, 76.7), _NOTHING),
+        },
+    ),
+    PaperTable(
+        "linear-probe",
+        "Linear probe, ALT-B/16 of K400 with 32 frames",
+        "Table 6",
+        None,
+        ("split 1", "split 2", "split 3", "average"),
+        {
+            "UCF-101": (
+                *_shots([f"alt-b16-ucf-linear-probe-split{i}" for i in (1, 2, 3)], (95.6, 95.8, 96.1), _NOTHING),
+                _run(95.83, None, "alt-b16-ucf-linear-probe"),
+            ),
+            "HMDB-51": (
+                *_shots([f"alt-b16-hmdb-linear-probe-split{i}" for i in (1, 2, 3)], (73.8, 73.5, 74.0), _NOTHING),
+                _run(73.77, None, "alt-b16-hmdb-linear-probe"),
+            ),
+        },
+    ),
+    PaperTable(
+        "strategy",
+        "What of the image tower is trained, B/16, K400, 8 frames",
+        "Table 7",
+        None,
+        ("top-1",),
+        {
+            "frozen": (_run(81.1, None, "strategy-frozen-k400-8f"),),
+            "S-adapter": (_run(81.4, None, "strategy-s-k400-8f"),),
+            "SM-adapter": (_run(81.5, None, "strategy-sm-k400-8f"),),
+            "STM-adapter": (_run(82.0, None, "strategy-stm-k400-8f"),),
+            "fine-tuned": (_run(82.4, None, "strategy-full-k400-8f"),),
+        },
+    ),
+    PaperTable(
+        "tokens",
+        "Tokens merged per block, B/16, K400, 8 frames",
+        "Table 8",
+        "Table C5",
+        ("top-1",),
+        {
+            "r = 0": (_run(82.6, 83.1, "r0-k400-8f"),),
+            "r = 4": (_run(82.4, 83.0, "r4-k400-8f"),),
+            "r = 8": (_run(82.4, 82.8, "r8-k400-8f"),),
+            "r = 13": (_run(81.9, 82.2, "r13-k400-8f"),),
+        },
+    ),
+    PaperTable(
+        "k600",
+        "Kinetics-600, 32 x 1 x 3 views",
+        "Table C1",
+        "Table C1",
+        ("top-1",),
+        {
+            "ViViT-H": _printed(85.8),
+            "MTV-H": _printed(89.6),
+            "X-CLIP-L": _printed(88.3),
+            "ALT-B/16": (_run(85.9, 86.1, "alt-b16-k600-32f"),),
+            "ALT-L/14": (_run(88.5, 88.6, "alt-l14-k600-32f"),),
+        },
+    ),
+    PaperTable(
+        "ssv2",
+        "Something-Something v2, 32 x 1 x 3 views",
+        "Table C2",
+        "Table C2",
+        ("top-1",),
+        {
+            "EVL-B": _printed(62.4),
+            "ST-Adapter-B": _printed(69.5),
+            "ALT-B/16": (_run(66.8, 68.6, "alt-b16-ssv2-32f"),),
+        },
+    ),
+    PaperTable(
+        "ssv2-few-shot",
+        "Few-shot on Something-Something v2, single view",
+        None,
+        "Table C3",
+        ("2", "4", "8", "16"),
+        {
+            "CLIP": tuple(Cell(None, 2.7) for _ in range(4)),
+            "ActionCLIP": tuple(Cell(None, value) for value in (4.1, 5.8, 8.4, 11.1)),
+            "X-CLIP": tuple(Cell(None, value) for value in (3.9, 4.5, 6.8, 10.0)),
+            "ViFi-CLIP": tuple(Cell(None, value) for value in (6.2, 7.4, 8.5, 12.4)),
+            "ALT-B/16": tuple(
+                Cell(None, value, f"alt-b16-ssv2-{shots}shot")
+                for shots, value in ((2, 6.6), (4, 7.7), (8, 9.4), (16, 12.9))
+            ),
+        },
+    ),
+    PaperTable(
+        "corpus",
+        "Entities of the corpus, B/16",
+        "Table C3",
+        "Table C4",
+        _ABLATION,
+        {
+            "none (learned queries)": _ablation("corpus", "none", (81.6, 56.1, 66.3), (81.7, 52.8, 71.6)),
+            "body parts": _ablation("corpus", "body", (81.9, 60.4, 73.1), (81.9, 56.4, 73.6)),
+            "objects": _ablation("corpus", "object", (82.2, 62.7, 74.8), (82.5, 62.3, 75.8)),
+            "scenes": _ablation("corpus", "scene", (82.2, 61.9, 74.1), (82.4, 61.1, 75.1)),
+            "motions": _ablation("corpus", "motion", (81.8, 59.7, 72.4), (81.8, 58.7, 74.4)),
+            "all": _ablation("corpus", "all", (82.3, 64.0, 76.7), (82.8, 64.3, 79.4)),
+        },
+    ),
+    PaperTable(
+        "decoder",
+        "Parts of the video adapter, B/16",
+        "Table C4",
+        None,
+        _ABLATION,
+        {
+            "neither": _ablation("decoder", "none", (81.8, 62.4, 75.6), _NOTHING),
+            "self-attention": _ablation("decoder", "attention", (82.2, 63.2, 76.3), _NOTHING),
+            "convolution": _ablation("decoder", "convolution", (82.1, 62.7, 76.1), _NOTHING),
+            "both": _ablation("decoder", "both", (82.3, 64.0, 76.7), _NOTHING),
+        },
+    ),
+)
+
+
+def list_configurations() -> list[str]:
+    """Returns the configurations of all tables, each once, in their order."""
+    cells = (cell for table in TABLES for row in table.rows.values() for cell in row)
+    return list(dict.fromkeys(cell.configuration for cell in cells if cell.configuration is not None))
