@@ -172,7 +172,8 @@ def _noise_kernel(seed_ptr, out_ptr, row_ptr, columns, ROWS: tl.constexpr, SIZE:
 @triton.jit
 def _words_kernel(word_ptr, out_ptr, SIZE: tl.constexpr):
     place = tl.arange(0, SIZE)
-    tl.store(out_ptr + place, gumbel_of_words(tl.load(word_ptr + place).to(tl.uint32)))
+    g = gumbel_of_words(tl.load(word_ptr + place).to(tl.uint32))  # not as an argument, for Triton 3.8's interpreter
+    tl.store(out_ptr + place, g)
 
 
 def test_the_noise_is_that_of_the_law(device: torch.device) -> None:
