@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from alt.files import read_json, read_tensors, replacing
+from alt.files import parse_json, read_json, read_tensors, replacing
 
 from .entity import Entity, TextSource, hash_entities, hash_texts, parse_entity, parse_source
 
@@ -137,6 +137,6 @@ def _read_embeddings(source: Path, entities: list[Entity]) -> tuple[Tensor, Text
     if "embeddings" not in tensors:
         raise ValueError(f"{file} holds no embeddings")
     try:
-        return tensors["embeddings"], parse_source(json.loads(metadata.get("encoder", "null")))
+        return tensors["embeddings"], parse_source(parse_json(metadata.get("encoder", "null"), "encoder"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from None
