@@ -14,10 +14,19 @@ from torch import Tensor
 import alt
 from tests.patch.compare import bit_equal, images, loss_of, max_difference, parameter_gradients
 
+from .all_families import IMAGES
 from .families import FAMILIES, Family, build
 from .plain_merging import run_blocks
 
 NAMES = ("CLIPVisionModel", "SiglipModel", "Dinov2WithRegistersModel", "timm avg", "timm max")
+MOVED = (
+    "SiglipModel",
+    "timm EVA-02",
+    "timm RoPE mixed",
+    "DINOv3ViTModel",
+    "Siglip2VisionModel",
+    "torchvision linear head",
+)
 REMOVED = (4, 2)
 #: 5 of the 16 patches; masks of two images, with as many.
 MASK = torch.zeros(4, 4, dtype=torch.bool)
@@ -91,12 +100,18 @@ def test_the_mask_belongs_to_the_handle() -> None:
     assert bit_equal(family.run(model, batch), plain)
 
 
-def test_at_r_0_it_is_the_model_itself() -> None:
-    family = FAMILIES["SiglipModel"]
+@pytest.mark.parametrize("name", MOVED)
+def test_positions_and_padding_move_with_their_patches(name: str) -> None:
+    """At r = 0 it is the model itself, although the tokens changed places; merged, the protected patches stay alone."""
+    family = IMAGES[name]
     model, batch = build(family), images(2)
     plain = family.run(model, batch)
-    with alt.patch_model(model, 0, protect=MASK):
+    with alt.patch_model(model, 0, protect=MASK, trace_source=True) as handle:
         assert max_difference(family.run(model, batch), plain) < 1e-12
+        handle.r = (3, 2)
+        family.run(model, batch)
+        for row in handle.source[:, family.protected :]:
+            assert [(row == place).sum().item() for place in row[MASK.flatten()]] == [1] * 5
 
 
 @pytest.mark.filterwarnings("ignore:r=")
