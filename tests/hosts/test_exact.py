@@ -19,6 +19,12 @@ from .families import Family, build
 
 each = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
+SAME_ANSWERS = {f"timm {name}" for name in ("EVA-02 CLIP", "Sapiens2", "PE-Core", "RoPE mixed", "MRoPE")} | {
+    "DINOv3ViTModel with gated MLP",
+    "Siglip2Model",
+}
+"""Families whose host is asked the same of another one; a count takes half a second."""
+
 
 def snapshot(model: Any) -> list[Any]:
     """Classes and own attributes of every module."""
@@ -130,8 +136,9 @@ def test_removal_leaves_no_attribute(family: Family) -> None:
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("family", IMAGES.values(), ids=IMAGES)
-def test_it_answers_what_alt_asks(family: Family) -> None:
+@pytest.mark.parametrize("name", [name for name in IMAGES if name not in SAME_ANSWERS])
+def test_it_answers_what_alt_asks(name: str) -> None:
+    family = IMAGES[name]
     model = build(family, torch.float32)
     host, tower = find_tower(model)
     assert tower is family.tower(model)

@@ -65,7 +65,7 @@ def test_merged_intermediates_are_those_of_the_reference(family: Family) -> None
 def test_masks_are_refused_in_one_sentence() -> None:
     model = build(TIMM["token"])
     alt.patch_model(model, 3)
-    with pytest.raises(ValueError, match="attn_mask: a patched VisionTransformer attends to all patches"):
+    with pytest.raises(ValueError, match="attn_mask: a patched tower of timm attends to all patches"):
         model(images(2), attn_mask=torch.ones(17, 17, dtype=torch.bool))
     with pytest.raises(ValueError, match="is_causal: a patched"):
         model.forward_features(images(2), is_causal=True)

@@ -90,7 +90,7 @@ class PatchedVisionTransformerDistilled(MergingVisionTransformer, VisionTransfor
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
     if attn_mask is not None or is_causal:
         name = "is_causal" if attn_mask is None else "attn_mask"
-        raise ValueError(f"{name}: a patched VisionTransformer attends to all patches; leave it out")
+        raise ValueError(f"{name}: a patched tower of timm attends to all patches; leave it out")
 
 
 PATCHED: dict[type, type] = {
