@@ -40,7 +40,8 @@ class KeepLast(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, learner: Any) -> None:
         self._step = trainer.global_step
-        self.received = trainer.received_sigterm  # while the Trainer got ready
+        self.received = trainer.received_sigterm  # while the Trainer got ready: it would stop without a checkpoint
+        trainer._signal_connector.received_sigterm = False
         if threading.current_thread() is threading.main_thread():  # the only one that may
             for number in (signal.SIGTERM, signal.SIGUSR1):  # Lightning puts back what was there before it
                 signal.signal(number, self._remember)

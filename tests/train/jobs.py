@@ -53,6 +53,9 @@ def kill_at(step: int, place: str, number: int = signal.SIGKILL) -> Any:
                     subprocess.run(["kill", f"-{number}", str(child.pid)], check=True)  # not from its parent
                 os.kill(os.getpid(), number)
 
+        def on_train_start(self, trainer: Any, *_: Any) -> None:
+            self._here("start", trainer)
+
         def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
             self._here("batch", trainer)
 

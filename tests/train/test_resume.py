@@ -47,6 +47,7 @@ def test_killed_between_the_parts_of_a_step(whole: Path, tmp_path: Path) -> None
     [
         (4, "batch", 100, 5),  # the step under way is finished
         (4, "accumulation", 100, 5),
+        pytest.param(0, "start", 100, 1, marks=pytest.mark.slow),  # the Trainer gets ready
         pytest.param(3, "validation", 1, 3, marks=pytest.mark.slow),  # left, the checkpoint being of this step
         pytest.param(3, "validation", 100, 4, marks=pytest.mark.slow),
         pytest.param(4, "saving", 2, 5, marks=pytest.mark.slow),
