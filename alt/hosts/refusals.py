@@ -8,7 +8,7 @@ from torch import nn
 
 from .modules import qualified_name
 
-__all__ = ["explain_refusal"]
+__all__ = ["REASONS", "explain_refusal"]
 
 _WINDOWS = "it attends inside windows of the grid, which merged tokens do not have"
 _TABLES = "its attention reads a table of relative positions, which merged tokens do not have"
@@ -16,24 +16,58 @@ _STAGES = "it is hierarchical: it pools its tokens between stages by their place
 _GRID = "it convolves the grid of its tokens, which merging dissolves"
 _ROTARY = "its attention rotates queries and keys by the place of a patch, which alt does not do for this class"
 
-# Package, start of the name of the module below its models -> reason.
-_REASONS: dict[str, dict[str, str]] = {
+_PLACES = "it mixes tokens by their place, without attention"
+_TIME = "it attends over the frames of a clip and over space in turns, which needs every patch in its place"
+
+# Where a package has its models, start of the name of a module there -> reason.
+REASONS: dict[str, dict[str, str]] = {
     "transformers.models.": {
-        **dict.fromkeys(("swin", "donut", "maskformer", "vitdet", "sam"), _WINDOWS),
+        **dict.fromkeys(("swin", "donut", "maskformer", "vitdet", "sam", "lw_detr"), _WINDOWS),
         **dict.fromkeys(("beit", "data2vec", "layoutlmv3"), _TABLES),
-        **dict.fromkeys(("hiera", "mvit", "pvt", "segformer", "levit", "efficientformer", "glpn", "davit"), _STAGES),
+        **dict.fromkeys(("hiera", "pvt", "segformer", "levit", "glpn"), _STAGES),
         **dict.fromkeys(("cvt", "convnext", "resnet", "regnet", "bit", "mobile", "focalnet", "poolformer"), _GRID),
-        **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4"), _ROTARY),
+        **dict.fromkeys(("align", "efficientnet", "swiftformer", "textnet", "pp_lcnet", "hgnet", "uvdoc"), _GRID),
+        **dict.fromkeys(("rt_detr", "dinov3_convnext"), _GRID),
+        **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4", "mlcd", "sapiens2", "vjepa2"), _ROTARY),
         "x_clip": "its blocks exchange messages between frames, which alt does not support yet",
+        "timesformer": _TIME,
     },
     "timm.models.": {
-        **dict.fromkeys(("swin", "maxxvit", "nest", "twins", "gcvit", "vitamin", "vision_transformer_sam"), _WINDOWS),
-        **dict.fromkeys(("beit", "vision_transformer_relpos"), _TABLES),
-        **dict.fromkeys(("hiera", "mvit", "pvt", "levit", "efficientformer", "davit", "coat", "visformer"), _STAGES),
-        **dict.fromkeys(("convnext", "resnet", "convit", "crossvit", "xcit", "cait", "mobilevit", "convmixer"), _GRID),
-        "naflexvit": "its images have their own sizes (NaFlex), which alt does not support yet",
+        **dict.fromkeys(("swin", "maxxvit", "nest", "twins", "gcvit", "vision_transformer_sam", "tiny_vit"), _WINDOWS),
+        "volo": _WINDOWS,
+        **dict.fromkeys(("beit", "vision_transformer_relpos", "convit"), _TABLES),
+        **dict.fromkeys(
+            ("hiera", "mvit", "pvt", "levit", "efficientformer", "davit", "coat", "visformer", "pit"), _STAGES
+        ),
+        **dict.fromkeys(("deepseek_vit", "gemma4_vit", "qwen3_vit"), _ROTARY),
+        **dict.fromkeys(("mlp_mixer", "sequencer"), _PLACES),
+        "naflexvit": "its images have their own sizes (NaFlex), which alt does not support for timm",
+        "cait": "its attention mixes the heads before and after the softmax, which the kernels do not",
+        "crossvit": "its branches of large and small patches exchange class tokens, which alt does not support",
+        "tnt": "each of its tokens holds a sequence of smaller patches, which has no size-weighted mean",
+        # Everything below convolves between blocks, some of it beside attention.
+        **dict.fromkeys(
+            ("byobnet", "byoanet", "convmixer", "convnext", "cpubone", "csatv2", "cspnet", "cspnext"), _GRID
+        ),
+        **dict.fromkeys(("densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvim", "efficientvit"), _GRID),
+        **dict.fromkeys(("fasternet", "fastvit", "focalnet", "ghostnet", "hardcorenas", "hgnet", "hrnet"), _GRID),
+        **dict.fromkeys(("iformer", "inception", "lcnet", "lowformer", "mambaout", "metaformer", "mobile"), _GRID),
+        **dict.fromkeys(("nasnet", "nextvit", "nfnet", "pnasnet", "rdnet", "regnet", "repghost", "repvit"), _GRID),
+        **dict.fromkeys(("resnet", "rexnet", "selecsls", "senet", "shvit", "starnet", "swiftformer", "tresnet"), _GRID),
+        **dict.fromkeys(("vgg", "vovnet", "xception", "xcit"), _GRID),
     },
-    "torchvision.models.": {"swin": _WINDOWS, "maxvit": _WINDOWS, "resnet": _GRID, "convnext": _GRID},
+    "open_clip.": {"modified_resnet": _GRID},
+    "torchvision.models.": {
+        **dict.fromkeys(("swin", "video.swin", "maxvit"), _WINDOWS),
+        "video.mvit": _STAGES,
+        **dict.fromkeys(
+            ("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception", "mnasnet"), _GRID
+        ),
+        **dict.fromkeys(
+            ("mobilenet", "regnet", "resnet", "shufflenet", "squeezenet", "vgg", "video.", "segment"), _GRID
+        ),
+        **dict.fromkeys(("detection", "optical_flow"), _GRID),
+    },
 }
 
 
@@ -65,7 +99,7 @@ def explain_refusal(
 
 def _reason(model: nn.Module) -> str | None:
     for cls in type(model).__mro__:
-        for package, reasons in _REASONS.items():
+        for package, reasons in REASONS.items():
             if cls.__module__.startswith(package):
                 below = cls.__module__.removeprefix(package)
                 for start, reason in reasons.items():

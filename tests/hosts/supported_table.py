@@ -18,9 +18,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def replace_part(page: str, begin: str, text: str, end: str) -> str:
+    """The page with ``text`` between its two marks."""
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}{text}{end}{rest.partition(end)[2]}"
+
+
 def with_table(page: str) -> str:
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}"
+    return replace_part(page, BEGIN, table(), END)
 
 
 if __name__ == "__main__":

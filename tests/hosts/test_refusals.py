@@ -58,6 +58,8 @@ CASES: dict[str, tuple[Any, str]] = {
     "timm beit": (lambda: timm_model("beit_base_patch16_224"), "Beit: .* table of relative positions"),
     "timm relpos": (lambda: timm_model("vit_relpos_small_patch16_224"), "RelPos: .* table of relative positions"),
     "timm hiera": (lambda: timm_model("hiera_tiny_224"), "Hiera: it is hierarchical"),
+    "timm tnt": (lambda: timm_model("tnt_s_legacy_patch16_224"), "TNT: each of its tokens holds a sequence"),
+    "timm mixer": (lambda: timm_model("mixer_s32_224"), "MlpMixer: it mixes tokens by their place, without attention"),
     "timm resnet": (lambda: timm_model("resnet18"), "ResNet: it convolves the grid"),
     "timm parallel blocks": (
         lambda: timm_tower(block_fn=timm.models.vision_transformer.ParallelScalingBlock),
@@ -77,7 +79,7 @@ CASES: dict[str, tuple[Any, str]] = {
             {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": 8},
             {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1},
         ),
-        "got open_clip.modified_resnet.ModifiedResNet",
+        "cannot merge tokens of open_clip.modified_resnet.ModifiedResNet: it convolves the grid",
     ),
 }
 

@@ -72,7 +72,7 @@ UNSUPPORTED = {
     ),
     "resnet": (
         lambda: open_clip.CLIP(16, {**SMALL_VISION, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}, SMALL_TEXT),
-        "got open_clip.modified_resnet.ModifiedResNet",
+        "cannot merge tokens of open_clip.modified_resnet.ModifiedResNet: it convolves the grid",
     ),
     "timm tower": (
         lambda: open_clip.CustomTextCLIP(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from open_clip import CLIP
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import (
     AttentionalPooler,
@@ -70,6 +71,8 @@ class OpenClip(Host):
     def check_tower(self, tower: Any) -> None:
         if isinstance(tower, TimmModel):
             raise TypeError(explain_refusal(tower.trunk))
+        if isinstance(tower, ModifiedResNet):
+            raise TypeError(explain_refusal(tower))
         require_class(tower, (VisionTransformer,), "the image tower", _OWNER)
         require_class(tower.transformer, (Transformer, CustomTransformer), "the tower's transformer", _OWNER)
         if not getattr(tower.transformer, "batch_first", True):
