@@ -82,6 +82,11 @@ class AltModel(VideoModel):
         )
         self.output_mlp = Mlp(width, zero_output=residual)
 
+    def is_adapter_parameter(self, name: str) -> bool:
+        """Returns True if a parameter is of the video adapter, which few-shot runs train faster."""
+        parts = name.split(".")
+        return "adapter" in parts and "backbone" not in parts  # a tower may hold adapters of its own
+
     def set_corpus(self, corpus: Any) -> None:
         """Sets the entities to align with, a constant that is saved with the model. Any number will do.
 

@@ -128,11 +128,14 @@ class DataSection:
 
 @checked
 class OptimSection:
-    """AdamW. CLIP's own parameters learn at ``lr``, others at ``lr * new_multiplier * few_shot_multiplier``."""
+    """AdamW. CLIP's own parameters learn at ``lr``, others at ``lr * new_multiplier``, and in few-shot runs at
+    ``few_shot_multiplier`` times that: those of ALT's video adapter (the paper's words), or all "new" ones, as in
+    models without one."""
 
     lr: Positive = 8e-6
     new_multiplier: Positive = 10.0
     few_shot_multiplier: Positive = 1.0
+    few_shot_scope: Literal["adapter", "new"] = "adapter"
     betas: Annotated[tuple[Finite, ...], AfterValidator(_betas)] = (0.9, 0.98)
     eps: Positive = 1e-8
     weight_decay: NotNegative = 1e-3

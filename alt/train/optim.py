@@ -20,7 +20,8 @@ def parameter_groups(
     is_backbone: Callable[[str], bool] | None = None,
     no_decay: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
-    """Returns the trainable parameters in up to four groups: CLIP's own or new, each with and without decay.
+    """Returns the trainable parameters in up to six groups: CLIP's own, new ones, and in few-shot runs those of the
+    video adapter, each with and without decay.
 
     Vectors (biases, norms, class token) have no decay, nor have learned positions: those that ``no_decay()`` of a
     module returns, and those of the argument. Each group carries ``lr``, ``weight_decay``, ``params``, ``name``
@@ -30,9 +31,13 @@ def parameter_groups(
     if is_backbone is None:
         is_backbone = model.is_backbone_parameter  # type: ignore[assignment]
     assert is_backbone is not None
-    new_rate = optim.lr * optim.new_multiplier * optim.few_shot_multiplier
+    new, few_shot = optim.lr * optim.new_multiplier, optim.few_shot_multiplier
+    is_adapter: Callable[[str], bool] | None = getattr(model, "is_adapter_parameter", None)
+    if few_shot == 1 or optim.few_shot_scope == "new":  # a model without a video adapter has no such method
+        is_adapter = None
+    rates = {"backbone": optim.lr, "new": new if is_adapter else new * few_shot, "adapter": new * few_shot}
     groups: dict[str, dict[str, Any]] = {}
-    for kind, lr in (("backbone", optim.lr), ("new", new_rate)):
+    for kind, lr in rates.items():
         for decay in (True, False):
             name = f"{kind}/{'decay' if decay else 'no_decay'}"
             weight_decay = optim.weight_decay if decay else 0.0
@@ -42,7 +47,7 @@ def parameter_groups(
     kept = {id(parameter) for parameter in itertools.chain(no_decay, *named)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "backbone" if is_backbone(name) else "new"
+            kind = "backbone" if is_backbone(name) else "adapter" if is_adapter and is_adapter(name) else "new"
             decays = parameter.ndim > 1 and id(parameter) not in kept
             group = groups[f"{kind}/{'decay' if decays else 'no_decay'}"]
             group["params"].append(parameter)

@@ -17,6 +17,7 @@ from alt.train.optim import (
     learning_rate_factor,
     parameter_groups,
 )
+from tests.models.tiny_models import tiny_alt
 
 
 class Tower(nn.Module):
@@ -150,3 +151,18 @@ def test_optimizer_and_schedule_together() -> None:
     assert end == pytest.approx([8e-8, 8e-8, 8e-7, 8e-7])
     assert math.isclose(rates[2][2], 4e-5)
     assert "members" not in optimizer.state_dict()["param_groups"][0]
+
+
+def test_few_shot_runs_train_the_video_adapter_faster() -> None:
+    """As the paper prints it: the adapter of ALT alone, or every new parameter where that is asked for."""
+    model = tiny_alt(keys="mlp_tokens", strategy="s")
+    few = parameter_groups(model, OptimSection(lr=8e-6, few_shot_multiplier=10))
+    rates = {name: round(group["lr"], 12) for group in few for name in group["members"]}
+    assert {lr for name, lr in rates.items() if name.startswith("adapter.")} == {8e-4}
+    others = {name: lr for name, lr in rates.items() if not name.startswith("adapter.")}
+    assert {name.split(".")[0] for name in others} == {"key_mlp", "output_mlp", "alignment", "backbone"}
+    assert set(others.values()) == {8e-5}  # adapters in the tower are new, and not the video adapter
+    every = parameter_groups(model, OptimSection(lr=8e-6, few_shot_multiplier=10, few_shot_scope="new"))
+    assert {round(group["lr"], 12) for group in every} == {8e-4}
+    once = parameter_groups(model, OptimSection(lr=8e-6))
+    assert {group["name"].split("/")[0] for group in once} == {"new"}
