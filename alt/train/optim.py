@@ -33,7 +33,7 @@ def parameter_groups(
     assert is_backbone is not None
     new, few_shot = optim.lr * optim.new_multiplier, optim.few_shot_multiplier
     is_adapter: Callable[[str], bool] | None = getattr(model, "is_adapter_parameter", None)
-    if few_shot == 1 or optim.few_shot_scope == "new":  # a model without a video adapter has no such method
+    if optim.few_shot_scope == "new" or few_shot == 1:  # a model without a video adapter has no such method
         is_adapter = None
     rates = {"backbone": optim.lr, "new": new if is_adapter else new * few_shot, "adapter": new * few_shot}
     groups: dict[str, dict[str, Any]] = {}
