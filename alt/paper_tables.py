@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from . import paper
+
 __all__ = ["TABLES", "Cell", "PaperTable", "list_configurations"]
 
 
@@ -157,10 +159,14 @@ TABLES = (
         None,
         _ABLATION,
         {
-            "none": _ablation("components", "none", (81.7, 53.0, 72.0), _NOTHING),
-            "aligned": _ablation("components", "align", (82.6, 57.7, 75.0), _NOTHING),
-            "aligned, merged": _ablation("components", "align-merge", (82.0, 54.1, 73.3), _NOTHING),
-            "aligned regions, merged": _ablation("components", "align-merge-region", (82.4, 64.0, 76.7), _NOTHING),
+            "none": _ablation("components", "none", paper.COMPONENTS.rows["order-aware baseline"], _NOTHING),
+            "aligned": _ablation("components", "align", paper.COMPONENTS.rows["class token aligned"], _NOTHING),
+            "aligned, merged": _ablation(
+                "components", "align-merge", paper.COMPONENTS.rows["class token aligned, merging"], _NOTHING
+            ),
+            "aligned regions, merged": _ablation(
+                "components", "align-merge-region", paper.COMPONENTS.rows["regions aligned, merging"], _NOTHING
+            ),
         },
     ),
     PaperTable(
@@ -257,12 +263,14 @@ TABLES = (
         "Table C4",
         _ABLATION,
         {
-            "none (learned queries)": _ablation("corpus", "none", (81.6, 56.1, 66.3), (81.7, 52.8, 71.6)),
-            "body parts": _ablation("corpus", "body", (81.9, 60.4, 73.1), (81.9, 56.4, 73.6)),
-            "objects": _ablation("corpus", "object", (82.2, 62.7, 74.8), (82.5, 62.3, 75.8)),
-            "scenes": _ablation("corpus", "scene", (82.2, 61.9, 74.1), (82.4, 61.1, 75.1)),
-            "motions": _ablation("corpus", "motion", (81.8, 59.7, 72.4), (81.8, 58.7, 74.4)),
-            "all": _ablation("corpus", "all", (82.3, 64.0, 76.7), (82.8, 64.3, 79.4)),
+            "none (learned queries)": _ablation(
+                "corpus", "none", paper.CORPUS_SUBSETS.rows["none"], (81.7, 52.8, 71.6)
+            ),
+            "body parts": _ablation("corpus", "body", paper.CORPUS_SUBSETS.rows["body parts"], (81.9, 56.4, 73.6)),
+            "objects": _ablation("corpus", "object", paper.CORPUS_SUBSETS.rows["objects"], (82.5, 62.3, 75.8)),
+            "scenes": _ablation("corpus", "scene", paper.CORPUS_SUBSETS.rows["scenes"], (82.4, 61.1, 75.1)),
+            "motions": _ablation("corpus", "motion", paper.CORPUS_SUBSETS.rows["motions"], (81.8, 58.7, 74.4)),
+            "all": _ablation("corpus", "all", paper.CORPUS_SUBSETS.rows["all"], (82.8, 64.3, 79.4)),
         },
     ),
     PaperTable(
@@ -272,10 +280,10 @@ TABLES = (
         None,
         _ABLATION,
         {
-            "neither": _ablation("decoder", "none", (81.8, 62.4, 75.6), _NOTHING),
-            "self-attention": _ablation("decoder", "attention", (82.2, 63.2, 76.3), _NOTHING),
-            "convolution": _ablation("decoder", "convolution", (82.1, 62.7, 76.1), _NOTHING),
-            "both": _ablation("decoder", "both", (82.3, 64.0, 76.7), _NOTHING),
+            "neither": _ablation("decoder", "none", paper.ADAPTER_PARTS.rows["neither"], _NOTHING),
+            "self-attention": _ablation("decoder", "attention", paper.ADAPTER_PARTS.rows["self-attention"], _NOTHING),
+            "convolution": _ablation("decoder", "convolution", paper.ADAPTER_PARTS.rows["convolution"], _NOTHING),
+            "both": _ablation("decoder", "both", paper.ADAPTER_PARTS.rows["both"], _NOTHING),
         },
     ),
 )

@@ -51,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.lazy": set(),
     "alt.validation": set(),
     "alt.paper": set(),
-    "alt.paper_tables": set(),
+    "alt.paper_tables": {"alt.paper"},
     "alt.plots": {"alt.files"},
     "alt.tables": set(),
     "alt.patch": BELOW_PATCH,
