@@ -104,9 +104,9 @@ def _run(
         model = at_r(model, r)
     size = model.backbone.image_size[0]
     with open_video(clip) as video:
+        frames = make_views(video, model.config.frames, size)[0]  # first: a clip that cannot be read has no frames
         if video.frames < model.config.frames:
             logger.warning("%s has %d of %d frames, which repeat in order", clip, video.frames, model.config.frames)
-        frames = make_views(video, model.config.frames, size)[0]
     explanation = explain(model, frames)
     written: list[str] = []
     if page is None and pictures is None:

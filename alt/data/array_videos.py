@@ -50,7 +50,9 @@ class TorchVideo(Video):
             found = read_torch(path, decoded_limit())
             if not isinstance(found, Tensor):
                 raise ClipError(f"{path}: one tensor is expected in it, got {type(found).__name__}")
-            tensor_bytes(found)  # refuses kinds without plain values
+            needed, held = tensor_bytes(found), found.untyped_storage().nbytes()  # refuses kinds without plain values
+            if needed > held:  # an expanded tensor: a few bytes that call themselves terabytes
+                raise ValueError(f"its shape {list(found.shape)} needs {needed} bytes, and the file has {held}")
         self._array = found.detach()
         super().__init__(path, _check_shape(list(found.shape), path))
 
