@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from gpu import __main__ as entry
-from gpu import bench, calls, cases, gpu_state, session, towers, train, tune
+from gpu import bench, calls, cases, compile_ahead, gpu_state, session, towers, train, tune
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY = session.Session(torch.device("cpu"), Path("unused"), 60.0, {}, dry=True)
@@ -297,6 +298,30 @@ def test_the_kernels_without_compiled_rivals_come_first(monkeypatch: pytest.Monk
     later = [name for name, quick in seen if not quick]
     assert later == [name for name, seconds, _ in cases.all_cases(there) if seconds <= 40]
     assert budget.left_out == ["attention, forward and backward: plain torch, compiled: no time left"]
+
+
+def test_a_case_is_built_once_for_all_that_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be built costs itself alone; ours, which no compiler makes, is not called."""
+    built, called = [], []
+
+    def whole() -> SimpleNamespace:
+        built.append("merge")
+        names = ("ours", "plain torch, compiled", "other, compiled")
+        return SimpleNamespace(entrants={name: lambda i, name=name: called.append(name) for name in names})
+
+    def broken() -> SimpleNamespace:
+        raise RuntimeError("out of memory")
+
+    there = DRY._replace(dry=False)
+    monkeypatch.setattr(compile_ahead.cases, "all_cases", lambda _: [("attention", 9, broken), ("merge", 9, whole)])
+    monkeypatch.setattr(towers, "contests", lambda _: [towers.Contest(towers.TINY[0], 2, towers.FORWARD)])
+    monkeypatch.setattr(towers, "build", lambda *_: None)
+    monkeypatch.setattr(towers, "entrants_of", lambda *_: [])
+    found = compile_ahead.run(there, session.Budget(60))
+    assert built == ["merge"]
+    assert called == ["plain torch, compiled", "other, compiled"]
+    assert found["absent"] == {"attention": "RuntimeError: out of memory"}
+    assert [row["name"] for row in found["compiled"]] == [f"merge: {name}" for name in called]
 
 
 def test_the_budget_says_what_it_left_out() -> None:

@@ -7,7 +7,6 @@ It needs the processor for most of its time, as the tests do for Triton's compil
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,24 +15,28 @@ import torch
 from . import cases, clock, entrants, towers
 from .session import Budget, Record, Session, number, say, table
 
-TOWER, RIVAL = 25.0, 6.0  # seconds of each, about
+TOWER, RIVALS = 25.0, 10.0  # seconds of a tower, and of all rivals of a kernel, about
 
 
 def run(session: Session, budget: Budget) -> Record:
     """The headline's towers first. What cannot be compiled is named here, and fails where it is measured."""
     record: Record = {"compiled": [], "absent": {}, "failed": [], "table": []}
-    for name, seconds, build in everything(session):
+    for name, seconds, work in everything(session):
         if not session.dry and not budget.has(seconds, name):
             continue
-        begin = time.monotonic()
         try:
-            build()()
-            clock.synchronize(session.device)
-        except Exception as error:
+            for part, call in work():
+                begin = time.monotonic()
+                try:
+                    call()
+                    clock.synchronize(session.device)
+                except Exception as error:
+                    record["absent"][part] = entrants.reason(error)
+                else:
+                    record["compiled"].append({"name": part, "seconds": time.monotonic() - begin})
+                    say(f"  compiled in {number(time.monotonic() - begin)} s: {part}")
+        except Exception as error:  # it cannot even be built
             record["absent"][name] = entrants.reason(error)
-        else:
-            record["compiled"].append({"name": name, "seconds": time.monotonic() - begin})
-            say(f"  compiled in {number(time.monotonic() - begin)} s: {name}")
         record["table"] = lines(record)
         session.keep(record)
         clock.release(session.device)
@@ -41,30 +44,26 @@ def run(session: Session, budget: Budget) -> Record:
     return record
 
 
-def everything(session: Session) -> Iterator[tuple[str, float, Callable[[], Callable[[], Any]]]]:
-    """Name, seconds, and what builds the call that compiles."""
-    contests = [c for c in towers.contests(session) if c.what == towers.FORWARD]
-    dtype = torch.float32 if session.dry else torch.bfloat16
+Parts = Iterator[tuple[str, Callable[[], Any]]]
 
-    def tower(c: towers.Contest, name: str) -> Callable[[], Any]:
-        base = towers.build(c.vit, session.device, dtype)
-        images = towers.images_of(session, c, dtype)[0]
-        step = next(e for e in towers.entrants_of(session, base, c) if e.name == name).build()
-        return lambda: step(images)
 
-    def rival(build: Callable[[], cases.Case], name: str) -> Callable[[], Any]:
-        return lambda: build().entrants[name](0)
+def everything(session: Session) -> Iterator[tuple[str, float, Callable[[], Parts]]]:
+    """Name, seconds, and what builds the calls that compile: one tower each, all rivals of a kernel from one case."""
+    contest = next(c for c in towers.contests(session) if c.what == towers.FORWARD)
 
-    for c in contests[:1]:
-        base = towers.build(c.vit, session.device, dtype)
-        for name in [e.name for e in towers.entrants_of(session, base, c) if e.compiled]:
-            yield f"{c.name}: {name}", TOWER, lambda c=c, name=name: tower(c, name)
-    for title, _, build in cases.all_cases(session):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            names = [] if session.dry else [name for name in build().entrants if entrants.compiles(name)]
-        for name in names:
-            yield f"{title}: {name}", RIVAL, lambda build=build, name=name: rival(build, name)
+    def tower(name: str) -> Parts:
+        yield f"{contest.name}: {name}", towers.call_of(session, contest, name)
+
+    def rivals(title: str, build: Callable[[], cases.Case]) -> Parts:
+        case = build()
+        for name in filter(entrants.compiles, case.entrants):
+            yield f"{title}: {name}", lambda name=name: case.entrants[name](0)
+
+    base = towers.build(contest.vit, session.device, torch.float32)
+    for name in [e.name for e in towers.entrants_of(session, base, contest) if e.compiled]:
+        yield f"{contest.name}: {name}", TOWER, lambda name=name: tower(name)
+    for title, _, build in () if session.dry else cases.all_cases(session):
+        yield title, RIVALS, lambda title=title, build=build: rivals(title, build)
 
 
 def lines(record: Record) -> list[str]:

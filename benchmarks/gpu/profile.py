@@ -34,20 +34,17 @@ def run(session: Session, budget: Budget) -> Record:
     looks = [(what, name) for what, names in WANTED.items() for name in names]
     if not session.dry:
         looks += [(towers.FORWARD, name) for name in COMPILED]
-    dtype = torch.float32 if session.dry else torch.bfloat16
     for what, name in looks:
         title = f"{found[what].name}: {name}"
         if not session.dry and not budget.has(45.0 if name in COMPILED else 4.0, title):
             continue
-        base = towers.build(found[what].vit, session.device, dtype)
-        images = towers.images_of(session, found[what], dtype)[0]
-        step = next(e for e in towers.entrants_of(session, base, found[what]) if e.name == name).build()
+        call = towers.call_of(session, found[what], name)
         try:
-            record["profiles"].append({"name": title, **look(session, lambda s=step, x=images: s(x))})
+            record["profiles"].append({"name": title, **look(session, call)})
         except Exception as error:
             record["failed"].append(f"{title}: {entrants.reason(error)}")
         session.keep(record | {"table": lines(record["profiles"])})
-        del step, base
+        del call
         clock.release(session.device)
         torch.compiler.reset()
     return record | {"table": lines(record["profiles"])}

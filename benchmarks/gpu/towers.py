@@ -277,6 +277,15 @@ def entrants_of(session: Session, base: nn.Module, c: Contest) -> list[Entrant]:
     ]
 
 
+def call_of(session: Session, c: Contest, name: str) -> Callable[[], object]:
+    """Returns an entrant of a contest as a call on one batch of images."""
+    dtype = torch.float32 if session.dry else torch.bfloat16
+    entrants_here = entrants_of(session, build(c.vit, session.device, dtype), c)
+    step = next(e for e in entrants_here if e.name == name).build()
+    images = images_of(session, c, dtype)[0]
+    return lambda: step(images)
+
+
 def _inferring(forward: Step) -> Step:
     def infer(images: Tensor) -> Tensor:
         with torch.inference_mode():
