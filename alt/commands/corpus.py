@@ -100,7 +100,7 @@ def build(
         chosen = open_tagger(tagger, data)
         about |= {"WordNet": data.version, "tagger": chosen.name, "wsd": wsd}
         with progress_bar("labels", len(set(names))) as move:
-            built = build_corpus(names, data, chosen, wsd, lambda done, total: move(done, total))
+            built = build_corpus(names, data, chosen, wsd, move)
     if earlier is not None:
         if earlier.embeddings is not None:
             raise UserError(f"--onto: {onto} is embedded; append to one without embeddings, and embed the result.")
@@ -248,7 +248,7 @@ def expand(
     model = LanguageModel(llm, answers, endpoint, per_minute=per_minute)
     try:
         with progress_bar("questions", len(loaded)) as move:
-            grown = expand_corpus(loaded, model, data, prompts, lambda done, total: move(done, total))
+            grown = expand_corpus(loaded, model, data, prompts, move)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Interrupted; answers are kept in {answers}, and the same command goes on.") from None
     except LookupError as error:
