@@ -265,8 +265,8 @@ def cache_bytes(device: torch.device) -> int:
 
 def release(device: torch.device) -> None:
     """Return cached memory to the device, so that a case or a capture does not run out of what another held."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         with contextlib.suppress(RuntimeError):  # after an illegal access every call fails: the next case says so
             torch.cuda.synchronize(device)
             torch.cuda.empty_cache()
