@@ -48,6 +48,25 @@ def parameter_gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in pairs}
 
 
+def assert_same_gradients(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, looser: dict[str, float] | None = None
+) -> None:
+    """Asserts that gradients by name are equal to ``tolerance * (1 + m)``, m the largest of the parameter's module.
+
+    A gradient is a sum, so its rounding is relative to the terms, not to the sum. That of a bias of keys is exactly
+    zero, because the softmax cancels a constant in all logits of a query; what two models compute there is the
+    rounding of terms as large as those of the weight beside it. looser: tolerances by the ends of names.
+    """
+    assert found.keys() == expected.keys()
+    largest: dict[str, float] = {}
+    for name, gradient in expected.items():
+        module = name.rpartition(".")[0]
+        largest[module] = max(largest.get(module, 0.0), gradient.abs().max().item())
+    for name, gradient in expected.items():
+        allowed = max([tolerance, *(value for end, value in (looser or {}).items() if name.endswith(end))])
+        assert max_difference(found[name], gradient) < allowed * (1 + largest[name.rpartition(".")[0]]), name
+
+
 def loss_of(output: Any) -> Tensor:
     """A fixed random functional of all outputs."""
     generator = torch.Generator().manual_seed(5)
