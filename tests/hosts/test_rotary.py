@@ -187,6 +187,40 @@ def test_a_rotation_that_is_not_known_is_refused() -> None:
         alt.patch_model(model, 3)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_on_the_rotary_positions_see_the_table(training: bool) -> None:
+    """Training draws a scale of the places once, with a hook too."""
+    family, batch = ROTARY["DINOv3ViTModel"], images(2)
+    model = build(family).train(training)
+    model.config.pos_embed_rescale = 2.0
+    seen: list[Any] = []
+
+    def run() -> Any:
+        torch.manual_seed(3)
+        return family.run(model, batch)
+
+    hook = model.rope_embeddings.register_forward_hook(lambda module, inputs, table: seen.append((inputs[0], *table)))
+    expected = run()
+    with alt.patch_model(model, 0) as handle:
+        assert max_difference(run(), expected) < 1e-12
+        handle.r = REMOVED
+        merged = run()
+        assert len(seen) == 3
+        assert bit_equal(seen[1], seen[0])
+        assert bit_equal(seen[2], seen[0])
+        hook.remove()
+        assert bit_equal(run(), merged)
+
+
+def test_a_hook_that_replaces_the_table_is_told_so() -> None:
+    model = build(ROTARY["DINOv3ViTModel"])
+    model.rope_embeddings.register_forward_hook(lambda module, inputs, table: (table[0] * 0, table[1]))
+    changed = model(images(1)).pooler_output
+    with alt.patch_model(model, 0), pytest.raises(ValueError, match=r"returned a table of its own.*not replace it$"):
+        model(images(1))
+    assert bit_equal(model(images(1)).pooler_output, changed)
+
+
 @pytest.mark.slow
 @each
 def test_compiles_to_one_graph(family: Family) -> None:

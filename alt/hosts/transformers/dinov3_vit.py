@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..host import Embedded, Host, HostAttention, Projected
 from ..merging import MergingBlock
-from ..modules import require_class
+from ..modules import has_hooks, require_class
 from ..rotary import place_tokens
 from .attention import VitStyleAttention
 from .dinov2 import Dinov2
@@ -77,12 +77,26 @@ class Dinov3Attention(VitStyleAttention):
         return _cos_sin(positions, self.rope.inv_freq, self.dtype)
 
 
-class FakeRopePositionEmbedding(foreign.DINOv3ViTRopePositionEmbedding):
-    """The host's table without the host's cache of coordinates, which would keep the fake tensors of a trace."""
+class Placed:
+    """The results of one call of the rotary positions. An object, so that hooks and wrappers hand it on untouched.
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = _cos_sin(_places(self, pixel_values)[None], self.inv_freq, pixel_values.dtype)
-        return cos[0, 0], sin[0, 0]
+    places: ``[n, 2]``, see :func:`_places`. table: what the call returned, cosines and sines ``[n, D]``.
+    """
+
+    places: Tensor
+    table: tuple[Tensor, Tensor]
+
+
+class DINOv3ViTRopePositionEmbedding(foreign.DINOv3ViTRopePositionEmbedding):
+    """Returns the host's table, without its cache of coordinates, which would keep the fake tensors of a trace."""
+
+    def forward(self, pixel_values: Tensor, placed: Placed | None = None) -> tuple[Tensor, Tensor]:
+        places = _places(self, pixel_values)
+        cos, sin = _cos_sin(places[None], self.inv_freq, pixel_values.dtype)
+        table = cos[0, 0], sin[0, 0]
+        if placed is not None:
+            placed.places, placed.table = places, table
+        return table
 
 
 class Dinov3(Dinov2):
@@ -95,6 +109,7 @@ class Dinov3(Dinov2):
             foreign.DINOv3ViTModel: DINOv3ViTModel,
             foreign.DINOv3ViTEncoder: DINOv3ViTEncoder,
             foreign.DINOv3ViTLayer: DINOv3ViTLayer,
+            foreign.DINOv3ViTRopePositionEmbedding: DINOv3ViTRopePositionEmbedding,
         }
     )
     tower = foreign.DINOv3ViTModel
@@ -107,6 +122,9 @@ class Dinov3(Dinov2):
     def check_tower(self, tower: Any) -> None:
         super().check_tower(tower)
         require_class(tower.rope_embeddings, (foreign.DINOv3ViTRopePositionEmbedding,), "the rotary positions", OWNER)
+
+    def parts(self, tower: Any) -> list[tuple[str, nn.Module]]:
+        return [*super().parts(tower), ("the rotary positions", tower.rope_embeddings)]
 
     def encoder_of(self, tower: Any) -> Any:
         return tower.model
@@ -124,7 +142,7 @@ class Dinov3(Dinov2):
         return _embed(tower, images, None)
 
     def prepare_trace(self, tower: Any) -> None:
-        tower.rope_embeddings.__class__ = FakeRopePositionEmbedding
+        tower.rope_embeddings.__class__ = DINOv3ViTRopePositionEmbedding
 
     def finish(self, tower: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
         normed = tower.norm(x)
@@ -137,8 +155,20 @@ class Dinov3(Dinov2):
 def _embed(tower: Any, images: Tensor, masked: Tensor | None) -> Embedded:
     images = images.to(tower.embeddings.patch_embeddings.weight.dtype)
     x = tower.embeddings(images, bool_masked_pos=masked)
-    places = _places(tower.rope_embeddings, images)
+    rope = tower.rope_embeddings
+    places = _called_places(rope, images) if has_hooks(rope) else _places(rope, images)
     return Embedded(x, positions=place_tokens(places, len(x), HOST.num_protected(tower)))
+
+
+def _called_places(rope: Any, images: Tensor) -> Tensor:
+    """Returns the places of a call with hooks. They see the table of the patches, which attention does not read."""
+    placed = Placed()
+    if rope(images, placed=placed) is not placed.table:
+        raise ValueError(
+            "a forward hook on the rotary positions of a patched tower returned a table of its own, but merged tokens "
+            "are rotated at the mean place of their patches; such hooks may look at the table, not replace it"
+        )
+    return placed.places
 
 
 def _places(rope: Any, images: Tensor) -> Tensor:
