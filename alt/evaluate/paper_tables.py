@@ -1,4 +1,4 @@
-"""Finished evaluations in the paper's tables, beside the numbers that its two versions print."""
+"""Finished evaluations in the tables of the ALT and X-CLIP papers, beside the numbers that these print."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from typing import Any, NamedTuple
 
 from alt.errors import UserError
 from alt.files import read_json
-from alt.paper_tables import TABLES, Cell, PaperTable
+from alt.paper_tables import TABLES as ALT_TABLES
+from alt.paper_tables import Cell, PaperTable
 from alt.tables import plus_minus, to_markdown
+from alt.xclip_tables import XCLIP_TABLES
 
 from .spread import mean_std
 
-__all__ = ["Measured", "collect", "rows_of_table", "write_tables"]
+__all__ = ["TABLES", "Measured", "collect", "list_configurations", "rows_of_table", "write_tables"]
 
-HEAD = ("configuration", "column", "ours", "std", "results", "ICLR", "ICLR std", "CVPR")
+TABLES = (*ALT_TABLES, *XCLIP_TABLES)
+HEAD = ("configuration", "column", "ours", "std", "results", "ICLR", "ICLR std", "CVPR", "X-CLIP")
 """Columns of the CSV: one line per cell of a table."""
+
+
+def list_configurations() -> list[str]:
+    """Returns the configurations of all tables, each once, in their order."""
+    cells = (cell for table in TABLES for row in table.rows.values() for cell in row)
+    return list(dict.fromkeys(cell.configuration for cell in cells if cell.configuration is not None))
 
 
 class Measured(NamedTuple):
@@ -63,11 +72,17 @@ def collect(paths: Iterable[str | Path]) -> dict[str, Measured]:
 
 
 def rows_of_table(table: PaperTable, measured: Mapping[str, Measured]) -> list[list[Any]]:
-    """Returns the rows of the Markdown table: a name, and for every column ours, the ICLR and the CVPR version's."""
+    """Returns the rows of the Markdown table: a name, and for every column ours and the published ones of
+    :func:`_papers`."""
     return [
-        [name, *(text for cell in cells for text in (_ours(cell, measured), *_theirs(cell)))]
+        [name, *(text for cell in cells for text in (_ours(cell, measured), *_theirs(table, cell)))]
         for name, cells in table.rows.items()
     ]
+
+
+def _papers(table: PaperTable) -> tuple[str, ...]:
+    """Returns the papers whose numbers a table shows: the versions of ALT's, or X-CLIP's."""
+    return ("ICLR", "CVPR") if table.xclip is None else ("X-CLIP",)
 
 
 def _values(cell: Cell, measured: Mapping[str, Measured]) -> tuple[float, ...]:
@@ -82,27 +97,32 @@ def _ours(cell: Cell, measured: Mapping[str, Measured]) -> str | None:
     return plus_minus(*mean_std(values)) if values else "not run"
 
 
-def _theirs(cell: Cell) -> tuple[str | None, str | None]:
-    first = None if cell.iclr is None else plus_minus(cell.iclr, cell.std)
-    return first, None if cell.cvpr is None else plus_minus(cell.cvpr, None)
+def _theirs(table: PaperTable, cell: Cell) -> list[str | None]:
+    printed = {"ICLR": (cell.iclr, cell.std), "CVPR": (cell.cvpr, None), "X-CLIP": (cell.xclip, None)}
+    found = [printed[paper] for paper in _papers(table)]
+    return [None if value is None else plus_minus(value, std) for value, std in found]
 
 
 def write_tables(measured: Mapping[str, Measured]) -> tuple[str, list[list[Any]]]:
     """Returns (Markdown of all tables, rows of one CSV with the columns :data:`HEAD`)."""
     parts, rows = [], []
     for table in TABLES:
-        versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr))
+        versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr), ("X-CLIP paper", table.xclip))
         numbered = "; ".join(f"{version}: {number}" for version, number in versions if number is not None)
-        head = ["", *(f"{column} {who}".strip() for column in table.columns for who in ("ours", "ICLR", "CVPR"))]
+        head = ["", *(f"{column} {who}".strip() for column in table.columns for who in ("ours", *_papers(table)))]
         parts.append(f"### {table.title}\n\n{numbered}.\n\n{to_markdown(head, rows_of_table(table, measured))}")
         for name, cells in table.rows.items():
             for column, cell in zip(table.columns, cells, strict=True):
                 values = _values(cell, measured)
                 mean, std = mean_std(values) if values else (None, None)
                 label = cell.configuration or f"{table.key}: {name}"
-                rows.append([label, f"{table.key}: {column}", mean, std, len(values), cell.iclr, cell.std, cell.cvpr])
+                printed = (cell.iclr, cell.std, cell.cvpr, cell.xclip)
+                rows.append([label, f"{table.key}: {column}", mean, std, len(values), *printed])
     run = [f"- `{name}`: {_describe(result)}" for name, result in measured.items()]
-    note = "Accuracies in percent. ICLR and CVPR are the paper's two versions (arXiv 2311.15619); ours are from:\n\n"
+    note = (
+        "Accuracies in percent. ICLR and CVPR are the two versions of the ALT paper (arXiv 2311.15619), X-CLIP is "
+        "arXiv 2208.02816; ours are from:\n\n"
+    )
     return "\n".join([*parts, note + ("\n".join(run) or "- no run") + "\n"]), rows
 
 

@@ -48,6 +48,7 @@ KINDS = [
     "clip-joint-b16-k400-8f",
     "vifi-b16-k400-8f",
     "xclip-b16-hmdb-2shot",
+    "scratch-xclip-b32-k400-8f",
     "reading-mlp-tokens-k400-8f",
 ]
 
