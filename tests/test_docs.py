@@ -1,7 +1,7 @@
 """Every code block of the README and the documentation runs, or its commands are read as the program reads them.
 
 Python blocks run page by page, in order, in one namespace and in an empty folder. Only the download of weights is
-replaced: open_clip loads a file of random weights of the same model instead. Of shell blocks every command is parsed:
+replaced, by random weights (:mod:`tests.random_weights`). Of shell blocks every command is parsed:
 those of ``alt`` by its own parser, those of ``make`` by a dry run, requirements by the packaging library.
 """
 
@@ -21,26 +21,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from packaging.requirements import Requirement
+
+from tests.random_weights import Downloads
 
 ROOT = Path(__file__).resolve().parents[1]
 open_clip = pytest.importorskip("open_clip")
 
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/*.md", "docs/families/*.md", "benchmarks/*.md")
     for path in ROOT.glob(pattern)
     if path.name != "CHANGELOG.md"
 )
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 
-#: Pages whose models have the size of ViT-B/16 and which need more than a few seconds.
+#: Pages whose models have the size of ViT-B/16 or which need more than a few seconds.
 SLOW = {
     "docs/baselines.md",
     "docs/corpus.md",
     "docs/cost.md",
     "docs/entity_world.md",
+    "docs/families/open_clip.md",
+    "docs/families/torchvision.md",
     "docs/index.md",
     "docs/models.md",
     "docs/xclip.md",
@@ -101,32 +104,11 @@ def test_every_block_says_what_it_is() -> None:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Files of random weights by URL, made when they are asked for."""
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Downloads]:
+    """Random weights for all pages, made when they are asked for."""
     folder = tmp_path_factory.mktemp("weights")
-    yield {"folder": folder}
+    yield Downloads(folder)
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def no_download(weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What open_clip would download is a file of random weights with the names and shapes of that model."""
-
-    def file_of(entry: dict[str, Any], *_: Any, **__: Any) -> str:
-        url = entry["url"]
-        if url not in weights:
-            found = [
-                model for model, tag in open_clip.list_pretrained()
-                if open_clip.get_pretrained_cfg(model, tag).get("url") == url
-            ]  # fmt: skip
-            state = open_clip.create_model(found[0]).state_dict()
-            path = weights["folder"] / f"{len(weights)}.pt"
-            torch.save({key: value.half() for key, value in state.items()}, path)
-            weights[url] = path
-        return str(weights[url])
-
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", file_of)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def page_parameters() -> list[Any]:
@@ -137,10 +119,12 @@ def page_parameters() -> list[Any]:
 
 
 @pytest.mark.parametrize("page", page_parameters())
-def test_python_blocks_run(page: Path, no_download: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(page: Path, downloads: Downloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [block for block in BLOCKS if block.page == page and block.language == "python"]
+    downloads.replace(monkeypatch, "".join(block.text for block in found))
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for block in (block for block in BLOCKS if block.page == page and block.language == "python"):
+    for block in found:
         where = f"{name(page)}:{block.line}"
         if ">>>" in block.text:
             session = doctest.DocTestParser().get_doctest(block.text, namespace, where, where, block.line)
@@ -274,7 +258,7 @@ def test_a_wrong_command_is_found(line: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- links
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "docs"], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if ROOT / "docs" not in page.parents], ids=name)
 def test_links_of_pages_outside_the_site_lead_somewhere(page: Path) -> None:
     """`make docs` checks the links of the site itself."""
     home = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]

@@ -124,3 +124,13 @@ def test_supported_hosts_names_every_class_and_version() -> None:
 def test_the_table_in_the_docs_is_that_of_supported_hosts() -> None:
     page = supported_table.PAGE.read_text(encoding="utf-8")
     assert page == supported_table.with_table(page), "python -m tests.hosts.supported_table"
+
+
+def test_every_class_is_on_the_page_of_its_family() -> None:
+    pages = " ".join(
+        page.read_text(encoding="utf-8") for page in (supported_table.PAGE.parent / "families").glob("*.md")
+    )
+    missing = [
+        name for host in supported_hosts() for name in host.classes if " " not in name and f"`{name}`" not in pages
+    ]
+    assert not missing, f"docs/families names no {missing}"
