@@ -16,6 +16,7 @@ _STAGES = "it is hierarchical: it pools its tokens between stages by their place
 _GRID = "it convolves the grid of its tokens, which merging dissolves"
 _ROTARY = "its attention rotates queries and keys by the place of a patch, which alt does not do for this class"
 
+_PACKED = "it packs the patches of all images into one row, which alt does not support"
 _PLACES = "it mixes tokens by their place, without attention"
 _TIME = "it attends over the frames of a clip and over space in turns, which needs every patch in its place"
 
@@ -28,7 +29,10 @@ REASONS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("cvt", "convnext", "resnet", "regnet", "bit", "mobile", "focalnet", "poolformer"), _GRID),
         **dict.fromkeys(("align", "efficientnet", "swiftformer", "textnet", "pp_lcnet", "hgnet", "uvdoc"), _GRID),
         **dict.fromkeys(("rt_detr", "dinov3_convnext"), _GRID),
-        **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4", "mlcd", "sapiens2", "vjepa2"), _ROTARY),
+        **dict.fromkeys(("eomt_dinov3", "pixtral", "llama4", "mlcd", "sapiens2", "vjepa2", "mistral3"), _ROTARY),
+        **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl", "qwen3_omni", "qwen3_5"), _PACKED),
+        **dict.fromkeys(("glm4v", "glm46v", "glm_ocr", "ernie4_5_vl", "exaone4_5", "kimi_k25"), _PACKED),
+        **dict.fromkeys(("paddleocr_vl", "video_llama_3"), _PACKED),
         "x_clip": "its blocks exchange messages between frames, which alt does not support yet",
         "timesformer": _TIME,
     },
