@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Merges", "assign", "attend", "match", "merge", "normalised_rows", "take"]
+__all__ = ["Merges", "assign", "attend", "match", "match_keys", "merge", "take"]
 
 
 _TINY = 1e-30  # instead of dividing by zero
@@ -24,42 +24,38 @@ class Merges(NamedTuple):
     """What a merge needs of a plan, int64.
 
     own: ``[B, N']``, the input token that each output row is, apart from what merges into it.
-    source, target: ``[B, r]``, the tokens that move, and the tokens that they move to. row: ``[B, r]``, the output
-    rows of the targets. Targets may repeat.
+    source: ``[B, r]``, the tokens that move. row: ``[B, r]``, the output rows that they move to, which may repeat.
     """
 
     own: Tensor
     source: Tensor
-    target: Tensor
     row: Tensor
 
 
 def match(metric: Tensor, r: int, num_protected: int) -> tuple[Merges, Tensor]:
     """Returns the merges of ``metric`` ``[B, N, C]``, for r >= 1, and the output row of every token, int32."""
     batch, tokens = metric.shape[:2]
-    first_even, first_odd = num_protected + num_protected % 2, num_protected + 1 - num_protected % 2
-    unit, no_direction = normalised_rows(metric)
-    score = unit[:, first_even::2] @ unit[:, first_odd::2].transpose(1, 2) + no_direction[:, None, first_odd::2]
-    best, partner = score.max(-1)
-    # A stable sort, because among equals the lower index comes first. ONNX has TopK for it, which is stable.
-    order = (best + no_direction[:, first_even::2]).argsort(dim=-1, descending=True, stable=True)
-    evens = best.shape[1]
-    chosen, stays = order[:, :r], order[:, r:].topk(evens - r, dim=-1, largest=False).values  # those that stay ascend
     position = torch.arange(tokens, device=metric.device)
-    fixed = [part.expand(batch, -1) for part in (position[:num_protected], position[first_odd::2])]
-    own = torch.cat([fixed[0], first_even + 2 * stays, fixed[1]], 1)
+    first_even, first_odd = num_protected + num_protected % 2, num_protected + 1 - num_protected % 2
+    even, odd = position[first_even::2], position[first_odd::2]
+    x = _widen(metric)
+    unit = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a row without a direction becomes NaN
+    score = unit[:, first_even::2] @ unit[:, first_odd::2].transpose(1, 2)
+    best, partner = torch.where(score > -2, score, -torch.inf).max(-1)  # NaN is not larger than -2
+    # A stable sort, because among equals the lower index comes first. ONNX has TopK for it, which is stable.
+    chosen, stays = best.argsort(dim=-1, descending=True, stable=True).split([r, len(even) - r], 1)
+    stays = even[stays.topk(len(even) - r, dim=-1, largest=False).values]  # they ascend
     joined = partner.gather(1, chosen)
-    merges = Merges(own, first_even + 2 * chosen, first_odd + 2 * joined, num_protected + evens - r + joined)
-    rows = torch.arange(tokens - r, device=metric.device).expand(batch, -1)
+    own = torch.cat([position[:num_protected].expand(batch, -1), stays, odd.expand(batch, -1)], 1)
+    merges = Merges(own, even[chosen], joined + (num_protected + len(even) - r))
+    rows = position[: tokens - r].expand(batch, -1)
     output_row = position.expand(batch, -1).scatter(1, own, rows).scatter(1, merges.source, merges.row)
     return merges, output_row.to(torch.int32)
 
 
-def normalised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns rows of length one in float32 or better, and 0, or -inf for a row of zeros, which stays zero."""
-    x = x if x.dtype == torch.float64 else x.float()
-    length = torch.linalg.vector_norm(x, dim=-1)
-    return x / length.clamp_min(_TINY)[..., None], torch.where(length == 0, -torch.inf, 0.0).to(x.dtype)
+def match_keys(keys: Tensor, r: int, num_protected: int) -> tuple[Merges, Tensor]:
+    """Returns :func:`match` of the mean over heads of ``keys`` ``[B, H, N, D]``."""
+    return match(_widen(keys).mean(1), r, num_protected)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
@@ -68,18 +64,23 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def merge(x: Tensor, size: Tensor | None, merges: Merges) -> tuple[Tensor, Tensor]:
-    """Returns x' ``[B, N', C]`` and s' ``[B, N']`` float32. Only the rows that receive are computed, others copied."""
-    own, source, target, row = merges
-    wide = x if x.dtype == torch.float64 else x.float()
-    sizes = torch.ones_like(wide[..., 0]) if size is None else size.to(wide.dtype)
-    moving, still = sizes.gather(1, source), sizes.gather(1, target)
-    # Row k is the target of token k with every token that moves to it; equal targets give equal rows.
-    share = torch.where(target[:, :, None] == target[:, None, :], moving[:, None, :], 0.0)
-    total = still + share.sum(-1)
-    weighted = take(wide, target) * still[..., None] + share @ take(wide, source)
-    mean = weighted / total.clamp_min(_TINY)[..., None]  # a group of padding has size 0 and gives zeros
-    flat = take(x, own).flatten(0, 1).index_put((_flat(row, own),), mean.to(x.dtype).flatten(0, 1))
-    return flat.unflatten(0, (-1, own.shape[1])), sizes.gather(1, own).scatter(1, row, total).float()
+    """Returns x' ``[B, N', C]`` and s' ``[B, N']`` float32.
+
+    With w_ij = s_j where token j moves to row i, and 0 elsewhere, s'_i = s_i + sum_j w_ij and
+    x'_i = x_i + sum_j w_ij / s'_i (x_j - x_i). Rows that receive nothing are copied, and so is padding (s' = 0).
+    The product with w has r columns. A scatter that adds would be shorter, but ONNX Runtime's loses sums of equal rows.
+    """
+    own, source, row = merges
+    wide = _widen(x)
+    place = torch.arange(own.shape[1], device=x.device)
+    moves = row[:, None, :] == place[:, None]
+    sizes = None if size is None else size.to(wide.dtype)
+    share = moves.to(wide.dtype) if sizes is None else torch.where(moves, sizes.gather(1, source)[:, None, :], 0.0)
+    moved = share.sum(-1)
+    total = moved + (1 if sizes is None else sizes.gather(1, own))
+    divisor = total.clamp_min(_TINY)
+    kept = take(wide, own) * (1 - moved / divisor)[..., None]
+    return (kept + share / divisor[..., None] @ take(wide, source)).to(x.dtype), total.float()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> Tensor:
@@ -90,11 +91,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -
 
 def assign(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, hard: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the assigned entities ``[M, d]``, their numbers ``[M]`` and the log normalisers ``[M]``."""
-    logits = normalised_rows(x)[0] @ normalised_rows(entities)[0].T / tau
+    rows, columns = (F.normalize(_widen(t), dim=-1, eps=_TINY) for t in (x, entities))
+    logits = rows @ columns.T / tau
     logits = logits if noise is None else logits + noise
     index = logits.argmax(-1)
     output = entities.index_select(0, index) if hard else logits.softmax(-1) @ entities.to(logits.dtype)
     return output.to(torch.promote_types(x.dtype, entities.dtype)), index, logits.logsumexp(-1)
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Returns ``x`` in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _flat(rows: Tensor, x: Tensor) -> Tensor:

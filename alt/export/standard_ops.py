@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,8 +78,8 @@ class _Translator(torch.fx.Interpreter):
         super().__init__(program)
         self.merges: dict[int, Merges] = {}
         self.translations: dict[Any, Callable[..., Any]] = {
-            _OPS.bipartite_matching.default: self.match,
-            _OPS.bipartite_matching_from_keys.default: self.match_keys,
+            _OPS.bipartite_matching.default: partial(self.match, portable.match),
+            _OPS.bipartite_matching_from_keys.default: partial(self.match, portable.match_keys),
             _OPS.weighted_merge.default: self.merge,
             _OPS.merge_layer_norm.default: self.merge_layer_norm,
             _OPS.unmerge.default: self.unmerge,
@@ -94,17 +95,15 @@ class _Translator(torch.fx.Interpreter):
             raise ValueError(f"model: expected operations with a form of standard operators, got {target.name()}")
         return super().call_function(target, args, kwargs)
 
-    def match(self, metric: Tensor, r: int, num_protected: int) -> tuple[None, None, Tensor]:
+    def match(
+        self, find: Callable[..., tuple[Merges, Tensor]], rows: Tensor, r: int, num_protected: int
+    ) -> tuple[None, None, Tensor]:
         if r == 0:
-            tokens = torch.arange(metric.shape[1], dtype=torch.int32, device=metric.device)
-            return None, None, tokens.expand(metric.shape[0], -1)
-        merges, output_row = portable.match(metric, r, num_protected)
+            tokens = torch.arange(rows.shape[-2], dtype=torch.int32, device=rows.device)
+            return None, None, tokens.expand(rows.shape[0], -1)
+        merges, output_row = find(rows, r, num_protected)
         self.merges[id(output_row)] = merges  # the environment of the run keeps the tensor
         return None, None, output_row
-
-    def match_keys(self, keys: Tensor, r: int, num_protected: int) -> tuple[None, None, Tensor]:
-        exact = torch.float64 if keys.dtype == torch.float64 else torch.float32
-        return self.match(keys.mean(1, dtype=exact), r, num_protected)
 
     def merge(
         self, x: Tensor, size: Tensor | None, indices: Tensor | None, offsets: Any, output_row: Tensor
