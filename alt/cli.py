@@ -16,6 +16,7 @@ def build_app() -> typer.Typer:
     """Returns the typer application behind ``alt``."""
     import typer
 
+    from alt.commands.bags import bags
     from alt.commands.corpus import corpus
     from alt.commands.cost import cost
     from alt.commands.data import data
@@ -65,6 +66,7 @@ def build_app() -> typer.Typer:
     app.add_typer(data, name="data")
     app.add_typer(entityworld, name="entityworld")
     app.add_typer(corpus, name="corpus")
+    app.command("bags")(bags)
     app.command("cost")(cost)
     return app
 

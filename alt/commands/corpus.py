@@ -10,7 +10,16 @@ import typer
 
 from alt.errors import UsageError, UserError
 
-from .options import Device, parse_device
+from .options import (
+    Device,
+    Endpoint,
+    RequestsPerMinute,
+    TaggerName,
+    WordNetFolder,
+    kept_answers,
+    language_model,
+    parse_device,
+)
 from .outputs import check_file
 from .progress import progress_bar
 from .terminal import echo, say
@@ -25,15 +34,6 @@ Source = Annotated[
     typer.Argument(metavar="FROM", help="A corpus: its .json file, or the name of one that ships.", show_default=False),
 ]
 Target = Annotated[Path, typer.Argument(metavar="TO", help="The corpus to write, a .json file.", show_default=False)]
-WordNetFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--wordnet",
-        metavar="FOLDER",
-        help="WordNet's data base files. Without it that of WNSEARCHDIR, or where Debian's wordnet-base puts them.",
-        show_default=False,
-    ),
-]
 
 
 @corpus.callback()
@@ -66,14 +66,7 @@ def build(
         bool, typer.Option("--verbatim", help="The names themselves are the entities (the paper's choice for SS-v2).")
     ] = False,
     wordnet: WordNetFolder = None,
-    tagger: Annotated[
-        str,
-        typer.Option(
-            "--tagger",
-            metavar="NAME",
-            help="Parts of speech: spacy, nltk, lexicon (WordNet's words), or auto, the first that is installed.",
-        ),
-    ] = "auto",
+    tagger: TaggerName = "auto",
     wsd: Annotated[
         str,
         typer.Option("--wsd", metavar="NAME", help="Choice of a word's sense: lesk, or frequent (WordNet's first)."),
@@ -202,36 +195,14 @@ def embed(
 def expand(
     source: Source,
     to: Target,
-    llm: Annotated[
-        str,
-        typer.Option("--llm", metavar="NAME", help="Language model, as the endpoint names it.", show_default=False),
-    ],
-    answers: Annotated[
-        Path,
-        typer.Option(
-            "--answers",
-            metavar="FILE",
-            help="File of its answers (.jsonl), each kept as soon as it comes; kept ones are not asked for again.",
-            show_default=False,
-        ),
-    ],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--endpoint",
-            metavar="URL",
-            help="An OpenAI-compatible endpoint, http://localhost:8000/v1; its key is read from ALT_LLM_KEY. Without "
-            "it nothing is asked, and kept answers are replayed.",
-            show_default=False,
-        ),
-    ] = None,
+    llm: Annotated[str, language_model()],
+    answers: Annotated[Path, kept_answers()],
+    endpoint: Endpoint = None,
     prompts: Annotated[
         str,
         typer.Option("--prompts", metavar="NAME", help="Prompts of the paper's version cvpr or iclr."),
     ] = "cvpr",
-    per_minute: Annotated[
-        float, typer.Option("--per-minute", metavar="N", help="Requests per minute, at most.")
-    ] = 60.0,
+    per_minute: RequestsPerMinute = 60.0,
     wordnet: WordNetFolder = None,
 ) -> None:
     """Add the units that a language model proposes for the labels of a corpus, and its descriptions of phrases.
@@ -257,6 +228,40 @@ def expand(
     say(f"Asked {model.asked} times.")
     _describe(grown)
     echo(f"Wrote {to}.")
+
+
+@corpus.command()
+def verbs(
+    captions: Annotated[
+        Path,
+        typer.Argument(metavar="CAPTIONS", help="A text file, one caption per line.", show_default=False),
+    ],
+    to: Annotated[
+        Path, typer.Argument(metavar="TO", help="The list of names to write, a .txt file.", show_default=False)
+    ],
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Verbs, the most frequent ones.")] = 400,
+    tagger: TaggerName = "auto",
+    wordnet: WordNetFolder = None,
+) -> None:
+    """Write the most frequent verbs of captions as gerunds: names for a larger dictionary of MAXI (bags.dictionary)."""
+    from alt.corpus.tagging import open_tagger
+    from alt.corpus.verbs import count_verbs
+    from alt.corpus.wordnet import WordNet
+    from alt.files import read_text, replacing
+
+    if to.suffix != ".txt":
+        raise UsageError(f"TO: a list of names is a .txt file, got '{to}'.")
+    check_file(to, "TO")
+    if not captions.is_file():
+        raise UserError(f"CAPTIONS: there is no file '{captions}'.")
+    data = WordNet(wordnet)
+    lines = [line.strip() for line in read_text(captions).splitlines() if line.strip()]
+    found = [verb for verb, _ in count_verbs(lines, open_tagger(tagger, data, sentences=True), data).most_common(count)]
+    if not found:
+        raise UserError(f"CAPTIONS: no verb is in the {len(lines)} lines of '{captions}'.")
+    with replacing(to, "the names") as partial:
+        partial.write_text("\n".join(found) + "\n", encoding="utf-8")
+    echo(f"Wrote {to}: {len(found)} verbs of {len(lines)} captions.")
 
 
 @corpus.command()
@@ -303,19 +308,12 @@ def _load(source: str) -> Corpus:
 
 
 def _read_names(source: str) -> list[str]:
-    """Returns the action names of a list that ships, of a CSV, or of a text file."""
-    from alt.data.action_names import ACTION_SETS, read_action_names
-    from alt.data.clip_lists import read_labels
-    from alt.files import read_text
+    from alt.data.action_names import read_names
 
-    if source in ACTION_SETS:
-        return read_action_names(source)
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"LABELS: '{source}' is neither a file nor one of {', '.join(ACTION_SETS)}.")
-    if path.suffix == ".csv":
-        return read_labels(path)
-    return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
+    try:
+        return read_names(source)
+    except ValueError as error:
+        raise UserError(f"LABELS: {error}.") from None
 
 
 def _describe(found: Corpus) -> None:

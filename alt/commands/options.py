@@ -28,6 +28,26 @@ def list_of_clips() -> Any:
     )
 
 
+def language_model() -> Any:
+    """Returns the option ``--llm``, which `alt corpus expand` needs and `alt bags` does without."""
+    return typer.Option(
+        "--llm",
+        metavar="NAME",
+        help="Language model, as the endpoint names it; --answers keeps what it says.",
+        show_default=False,
+    )
+
+
+def kept_answers() -> Any:
+    """Returns the option ``--answers``, see :func:`language_model`."""
+    return typer.Option(
+        "--answers",
+        metavar="FILE",
+        help="File of its answers (.jsonl), each kept as soon as it comes; kept ones are not asked for again.",
+        show_default=False,
+    )
+
+
 Reduction = Annotated[
     str | None,
     typer.Option(
@@ -91,6 +111,36 @@ JsonFile = Annotated[
     Path | None,
     typer.Option(
         "--json", metavar="FILE", help="Write the results as JSON. - prints them, and nothing else.", show_default=False
+    ),
+]
+
+
+Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="An OpenAI-compatible endpoint, http://localhost:8000/v1; its key is read from ALT_LLM_KEY. Without it "
+        "nothing is asked, and kept answers are replayed.",
+        show_default=False,
+    ),
+]
+RequestsPerMinute = Annotated[float, typer.Option("--per-minute", metavar="N", help="Requests per minute, at most.")]
+TaggerName = Annotated[
+    str,
+    typer.Option(
+        "--tagger",
+        metavar="NAME",
+        help="Parts of speech: spacy, nltk, lexicon (WordNet's words), or auto, the first that is installed.",
+    ),
+]
+WordNetFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--wordnet",
+        metavar="FOLDER",
+        help="WordNet's data base files. Without it that of WNSEARCHDIR, or where Debian's wordnet-base puts them.",
+        show_default=False,
     ),
 ]
 

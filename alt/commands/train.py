@@ -64,7 +64,7 @@ def train(
 
     changes = [change for change in changes if change != "help"]
     if is_given(ctx, "device"):
-        changes.append(f"trainer.accelerator={_parse_accelerator(device)}")
+        changes.append(f"trainer.accelerator={parse_accelerator(device)}")
     chosen = TrainConfig()
     if config:
         chosen = load_config(config, changes)
@@ -93,7 +93,7 @@ def train(
         raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
 
 
-def _parse_accelerator(device: str) -> str:
+def parse_accelerator(device: str) -> str:
     """Returns Lightning's name of a device. A run may use several GPUs, so none is chosen by its number."""
     parse_device(device)  # raises if this machine has no such device
     known = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}

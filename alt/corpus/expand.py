@@ -14,7 +14,7 @@ from .prompts import PROMPTS
 from .units import split_label
 from .wordnet import WordNet
 
-__all__ = ["describe_phrases", "expand_corpus", "parse_proposals"]
+__all__ = ["describe_phrases", "expand_corpus", "parse_proposals", "split_answer"]
 
 _HEADINGS = {  # words of a heading -> category; roles are persons, which are objects here (alt.corpus.groups)
     "object": "object",
@@ -90,7 +90,7 @@ def describe_phrases(
         candidates = [
             (text, prompt.format(unit))
             for prompt in PROMPTS[version].descriptions
-            for text in _split_answer(model.ask(prompt.format(unit)))
+            for text in split_answer(model.ask(prompt.format(unit)))
         ]
         context = [word for label in sources for word in split_label(label)[0] if word not in unit.split()]
         text, prompt = candidates[chooser.choose_text([text for text, _ in candidates], context)]
@@ -116,7 +116,7 @@ def parse_proposals(answer: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def _split_answer(answer: str) -> list[str]:
+def split_answer(answer: str) -> list[str]:
     """Returns the explanations of an answer, one per line, without bullets; at least one."""
     lines = [re.sub(r"^[\s>#*•\-–]*(\d+[.)])?\s*", "", line).replace("*", "").strip() for line in answer.splitlines()]
     return [" ".join(line.split()).rstrip(".") for line in lines if line and not line.endswith(":")] or [answer.strip()]

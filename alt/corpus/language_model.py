@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from alt.errors import one_line
-from alt.files import describe_error, refuse_special
+
+from .kept_lines import KeptLines
 
 __all__ = ["KEY_VARIABLE", "LanguageModel"]
 
@@ -64,7 +65,8 @@ class LanguageModel:
         self._tries, self._pause = tries, 60.0 / per_minute
         self._sleep, self._now, self._next = sleep, now, 0.0
         self._client: Any = None
-        self._answers = self._read()
+        self._kept = KeptLines(answers, "answers")
+        self._answers = dict(self._kept.read(lambda row: (str(row["key"]), str(row["answer"]))))
 
     def ask(self, prompt: str) -> str:
         """Returns the answer to a prompt, kept or new.
@@ -85,31 +87,9 @@ class LanguageModel:
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(json.dumps([self.model, self.temperature, prompt]).encode()).hexdigest()
 
-    def _read(self) -> dict[str, str]:
-        refuse_special(self.path)
-        if not self.path.exists():
-            return {}
-        text = self.path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        found = {}
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                found[str(row["key"])] = str(row["answer"])
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"no {error}" if isinstance(error, KeyError) else describe_error(error)
-                raise ValueError(f"answers: {self.path}, line {number} is not an answer ({reason})") from None
-        if len(whole) < len(text):
-            os.truncate(self.path, len(whole))
-        return found
-
     def _keep(self, key: str, prompt: str, answer: str) -> None:
         row = {"key": key, "model": self.model, "temperature": self.temperature, "prompt": prompt, "answer": answer}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self._kept.append(row)
         self._answers[key] = answer
 
     def _request(self, prompt: str) -> str:

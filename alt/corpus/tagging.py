@@ -25,6 +25,25 @@ _CLOSED = {
     "ADV": "not then together upright upside down lightly slightly completely actually just almost together",
     "PART": "'s",
 }
+_AUXILIARIES = {
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "been",
+    "being",
+    "has",
+    "have",
+    "had",
+    "do",
+    "does",
+    "did",
+    "can",
+    "will",
+}
+_POSSESSIVES = {"his", "her", "their", "your", "my", "its"}
+_PLURALS = {"people", "men", "women", "children", "they", "we", "you", "i", "who", "that", "police", "cattle"}
 _TAG_OF = {word: tag for tag, words in _CLOSED.items() for word in words.split()}
 
 
@@ -35,8 +54,11 @@ class Tagger(NamedTuple):
     tag: Callable[[list[str]], list[str]]
 
 
-def open_tagger(name: str, wordnet: WordNet) -> Tagger:
+def open_tagger(name: str, wordnet: WordNet, *, sentences: bool = False) -> Tagger:
     """Returns a tagger by name; ``auto`` is spaCy, NLTK or the lexicon, the first whose data is installed.
+
+    Args:
+        sentences: the lexicon reads sentences, such as captions, instead of action labels. The others read both.
 
     Raises:
         ValueError: the name is unknown, or the tagger or its data is not installed.
@@ -44,7 +66,8 @@ def open_tagger(name: str, wordnet: WordNet) -> Tagger:
     if name not in TAGGERS:
         raise ValueError(f"tagger: expected one of {', '.join(TAGGERS)}, got {name!r}")
     if name == "lexicon":
-        return Tagger("lexicon", lambda words: tag_by_lexicon(words, wordnet))
+        tag = tag_sentence if sentences else tag_by_lexicon
+        return Tagger("lexicon", lambda words: tag(words, wordnet))
     openers = {"spacy": _open_spacy, "nltk": _open_nltk}
     if name != "auto":
         try:
@@ -57,7 +80,7 @@ def open_tagger(name: str, wordnet: WordNet) -> Tagger:
             return opener()
         except (ImportError, OSError, LookupError):
             continue
-    return open_tagger("lexicon", wordnet)
+    return open_tagger("lexicon", wordnet, sentences=sentences)
 
 
 def _open_spacy() -> Tagger:
@@ -118,6 +141,47 @@ def tag_by_lexicon(words: list[str], wordnet: WordNet) -> list[str]:
         else:
             tags.append(_TAG_OF.get(word, "NOUN"))
     return tags
+
+
+def tag_sentence(words: list[str], wordnet: WordNet) -> list[str]:
+    """Returns the tags of a caption's words, or of a phrase that begins with its verb, by WordNet's lexicon.
+
+    Everything is tagged as in a label, but for verbs behind the first word: gerunds that do not stand in a noun phrase
+    ("a man holding a cup", not "a swimming pool"), what may follow its subject ("a woman covers her face", "people
+    dance on a stage"), and participles behind a form of "be" ("is dressed in").
+    """
+    tags = tag_by_lexicon(words, wordnet)
+    tags[:1] = [_TAG_OF.get(word, tag) for word, tag in zip(words[:1], tags, strict=False)]
+    for i in range(len(words)):
+        before = tags[i - 1] if i else ""
+        if i and tags[i] in ("NOUN", "VERB", "ADJ"):
+            if words[i] not in _AUXILIARIES and _is_predicate(words, tags, i, before, wordnet):
+                tags[i] = "VERB"
+            elif tags[i] == "VERB":
+                tags[i] = "NOUN" if wordnet.base_forms(words[i], "n") else "ADJ"
+        if words[i] in _AUXILIARIES:
+            tags[i] = "AUX"
+    return tags
+
+
+def _is_predicate(words: list[str], tags: list[str], i: int, before: str, wordnet: WordNet) -> bool:
+    word, after = words[i], tags[i + 1] if i + 1 < len(words) else ""
+    if not wordnet.base_forms(word, "v"):
+        return False
+    if word.endswith("ing") and not wordnet.has(word, "v"):
+        if before in ("NOUN", "AUX", "CCONJ", "VERB", "ADV", "PRON"):
+            return True
+        return before == "ADP" and not wordnet.has(word, "n")  # "for cutting", but "in clothing"
+    if before == "AUX":  # "is dressed", "can jump"
+        return not word.endswith("s")
+    owner = words[i - 1] in _POSSESSIVES or words[i - 1].endswith("'s")
+    subject = before in ("NOUN", "PRON") and not owner
+    several = subject and (words[i - 1].endswith("s") or words[i - 1] in _PLURALS)
+    if before == "CCONJ" and "VERB" in tags[:i]:  # "run and jump", but "holding a cup and hat"
+        return wordnet.frequency(word, "v") >= wordnet.frequency(word, "n")
+    if not subject or (after == "NOUN" and not several and not word.endswith("s")):
+        return False
+    return word.endswith("s") != several if wordnet.has(word, "v") or word.endswith("s") else after == "ADP"
 
 
 def _is_verb(word: str, words: list[str], i: int, wordnet: WordNet) -> bool:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from alt.files import read_text
 
-__all__ = ["ACTION_SETS", "name_to_text", "read_action_names"]
+from .clip_lists import read_labels
+
+__all__ = ["ACTION_SETS", "name_to_text", "read_action_names", "read_names"]
 
 _FOLDER = Path(__file__).parent / "names"
 ACTION_SETS: tuple[str, ...] = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
@@ -24,6 +26,22 @@ def read_action_names(name: str) -> list[str]:
         raise ValueError(f"name: expected one of {', '.join(ACTION_SETS)}, got {name!r}")
     lines = read_text(_FOLDER / f"{name}.txt").splitlines()
     return [line for line in lines if not line.startswith("#")]
+
+
+def read_names(source: str) -> list[str]:
+    """Returns action names: of a list that ships, of a CSV with the columns id and name, or of a text file's lines.
+
+    Raises:
+        ValueError: it is none of them, or the file cannot be read.
+    """
+    if source in ACTION_SETS:
+        return read_action_names(source)
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"'{source}' is neither a file nor one of {', '.join(ACTION_SETS)}")
+    if path.suffix == ".csv":
+        return read_labels(path)
+    return [line.strip() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
 
 
 def name_to_text(name: str) -> str:

@@ -97,12 +97,14 @@ def _is_number(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) < 10
 
 
-def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None) -> list[Entry]:
+def read_list(
+    path: str | Path, root: str | Path | None = None, names: Sequence[str] | None = None, *, labelled: bool = True
+) -> list[Entry]:
     """Reads lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
 
     The label is the last word, a number. With ``names`` it may also be a name: the longest one that ends the line.
     A line ``path frames label``, as lists of frame folders have it, is told from a path with a space by the file that
-    is there.
+    is there. Where the clips are not ``labelled``, a line may be a path alone, and every label is -1.
 
     Raises:
         ClipError: the file cannot be read, or a line is not of this form.
@@ -115,19 +117,24 @@ def read_list(path: str | Path, root: str | Path | None = None, names: Sequence[
         line = line.strip()
         if not line or line.startswith("#"):
             continue
+        if "\0" in line:
+            raise ClipError(f"{path}, line {number}: a path is expected, got {line[:80]!r}")
         words = line.rsplit(maxsplit=1)
-        if len(words) == 2 and _is_number(words[1]):
+        if not labelled and os.path.exists(base / line):
+            clip, label = line, -1
+        elif len(words) == 2 and _is_number(words[1]):
             clip, label = words[0], int(words[1])
         else:
             match = next((i for i, name in longest if line.endswith((" " + name, "\t" + name))), None)
-            if match is None:
+            if match is not None:
+                label, clip = match, line[: -len((names or [])[match])].rstrip()
+            elif not labelled:
+                label, clip = -1, line
+            else:
                 raise ClipError(f"{path}, line {number}: 'path label' is expected, got {line[:80]!r}")
-            label, clip = match, line[: -len((names or [])[match])].rstrip()
-        if "\0" in clip:
-            raise ClipError(f"{path}, line {number}: a path is expected, got {clip[:80]!r}")
         if names is not None and label >= len(names):
             raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
-        found.append(_entry(base, clip.strip(), label))
+        found.append(_entry(base, clip.strip(), label if labelled else -1))
     if not found:
         raise ClipError(f"{path}: no clips listed in it")
     return found

@@ -110,9 +110,11 @@ class ClipFiles:
         root: the list, the label file and the clips are relative to this folder. None: clips are relative to the
             folder of the list, and the two files to the working directory.
         damaged: "replace" by another clip, or raise an "error".
+        labelled: False: labels are not read, and lines of the list may be paths alone.
 
     Attributes:
-        labels: ``[N]`` int64. class_names: in the order of the labels. entries: path and label of every clip.
+        labels: ``[N]`` int64, -1 where clips are not labelled. class_names: in the order of the labels. entries: path
+            and label of every clip.
         targets: ``[N, C]`` of 0 and 1 in a set with several labels per clip, None in others.
 
     Raises:
@@ -126,6 +128,7 @@ class ClipFiles:
         root: str | Path | None = None,
         *,
         damaged: Literal["replace", "error"] = "error",
+        labelled: bool = True,
     ) -> None:
         names: list[str] | None
         self._missing = 0
@@ -137,11 +140,11 @@ class ClipFiles:
                 raise ClipError(f"{base}: there is no such folder")
             names = None if labels is None else read_labels(base / labels)
             where = base / list_file
-            self.entries = read_list(where, root, names)
+            self.entries = read_list(where, root, names, labelled=labelled)
         check_entries(self.entries, where, lambda path: path.suffix.lower() in readable_suffixes())
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
-        self.targets = _targets(self.entries, len(self.class_names))
+        self.targets = _targets(self.entries, len(self.class_names)) if labelled else None
         self.damaged = damaged
         # Loading processes write into these.
         self._frames = torch.zeros(len(self.entries), dtype=torch.int64).share_memory_()

@@ -13,6 +13,7 @@ __all__ = [
     "AltConfig",
     "BaselineConfig",
     "FrameIntegrationConfig",
+    "MaxiConfig",
     "ViFiConfig",
     "VideoConfig",
     "XClipConfig",
@@ -101,6 +102,11 @@ class ViFiConfig(BaselineConfig):
     """ViFi-CLIP: CLIP-Mean whose text tower is trained too."""
 
     text: Literal["cached", "held", "trained"] = "trained"
+
+
+@checked
+class MaxiConfig(ViFiConfig):
+    """MAXI: ViFi-CLIP's model, for clips without labels."""
 
 
 @checked

@@ -6,7 +6,7 @@ import fnmatch
 import importlib
 from typing import Any, NamedTuple
 
-from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, VideoConfig, ViFiConfig, XClipConfig
+from .config import AltConfig, BaselineConfig, FrameIntegrationConfig, MaxiConfig, VideoConfig, ViFiConfig, XClipConfig
 
 __all__ = ["BACKBONES", "FAMILIES", "Family", "list_models", "load_family", "parse_name"]
 
@@ -25,6 +25,7 @@ FAMILIES = {
     "clip-one": Family("alt.models.baselines:ClipOne", BaselineConfig),
     "clip-joint": Family("alt.models.baselines:ClipJoint", BaselineConfig),
     "vifi": Family("alt.models.baselines:ViFiClip", ViFiConfig),
+    "maxi": Family("alt.models.maxi:Maxi", MaxiConfig),
     "xclip": Family("alt.models.xclip:XClip", XClipConfig),
     "mit": Family("alt.models.frame_integration:FrameIntegrationModel", FrameIntegrationConfig),
 }

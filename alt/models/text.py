@@ -74,13 +74,13 @@ class TextEncoder:
             raise TypeError("texts must be a sequence of str")
         if not texts:
             raise ValueError("texts must hold at least one text")
-        ids = self._tokenise(texts)
+        ids = self.tokenise(texts)
         same = find_same(ids, texts)
         if same is not None:
             _warn(f"texts: {same[0]!r} and {same[1]!r} have the same tokens, and so one embedding")
         return self._embed_ids(ids)
 
-    def _tokenise(self, texts: Sequence[str]) -> Tensor:
+    def tokenise(self, texts: Sequence[str]) -> Tensor:
         """Returns ids ``[n, length]``, and warns of texts that were cut to this length."""
         ids = torch.cat([self.tokenizer(list(texts[i : i + 1024])) for i in range(0, len(texts), 1024)])
         length = ids.shape[1]
@@ -134,7 +134,7 @@ class TextEncoder:
         texts = [text for template in chosen for text in fill(template, names)]
         if not texts:
             self.embed(texts)  # raises
-        ids = self._tokenise(texts)
+        ids = self.tokenise(texts)
         for part in ids.split(len(names)):
             same = find_same(part, range(len(names)))
             if same is not None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from alt.data.seeds import make_generator
 
+from .config import Form
 from .objective import ClipBatch, Objective, StepLoss
 
 __all__ = ["BagObjective", "Form", "Matches", "bag_loss", "bag_prompts", "draw_texts", "keep_share", "match_texts"]
-
-Form = Literal["sum", "pairwise", "instance", "max", "one"]
 
 
 class Matches(NamedTuple):
@@ -133,6 +133,9 @@ def bag_loss(videos: Tensor, texts: Tensor, matches: Tensor, *, form: Form = "su
 class BagObjective(Objective):
     """The loss of :func:`bag_loss` for a model that trains its text tower.
 
+    Several processes compare the clips and bags of all of them, and so have the loss and the gradients of one process
+    with the whole batch. Parts of a step (``trainer.accumulate``) are compared part by part.
+
     Args:
         ids: of the prompts of every clip, int64 ``[n_i, length]`` each, by the number of the clip in its list.
         matches: int64 ``[N]``, of :func:`match_texts`.
@@ -142,9 +145,9 @@ class BagObjective(Objective):
     def __init__(
         self, ids: Sequence[Tensor], matches: Tensor, *, size: int = 16, form: Form = "sum", sigma: float = 0.02
     ) -> None:
-        if len(ids) != len(matches) or any(len(rows) == 0 for rows in ids):
-            raise ValueError(f"ids: expected a bag with a text for each of {len(matches)} clips, got {len(ids)} bags")
-        self.ids, self.matches, self.size = list(ids), matches, size
+        if len(ids) != len(matches):
+            raise ValueError(f"ids: expected a bag for each of {len(matches)} clips, got {len(ids)} bags")
+        self.ids, self.matches, self.size = ids, matches, size
         self.form, self.sigma = form, sigma
 
     def __call__(self, model: Any, batch: ClipBatch, seed: int) -> StepLoss:
@@ -153,8 +156,29 @@ class BagObjective(Objective):
             raise ValueError(f"BagObjective: expected {lacking}, got none")
         numbers, generator = batch.numbers.cpu(), make_generator("bags", seed=seed)
         bags = [self.ids[i] for i in numbers.tolist()]
+        empty = next((i for i, bag in zip(numbers.tolist(), bags, strict=True) if len(bag) == 0), None)
+        if empty is not None:
+            raise ValueError(f"ids: expected at least one text for clip {empty}, got none")
         ids = torch.stack([bag[draw_texts(len(bag), self.size, generator)] for bag in bags]).to(batch.clips.device)
         texts = model.text(ids.flatten(0, 1), unit=True).unflatten(0, ids.shape[:2])
+        videos, _ = model.embed(model.encode(batch.clips), seed=None, noise=None)  # no logits: classes are not read
         matches = self.matches[numbers].to(batch.clips.device)
-        videos = model(batch.clips).embedding
+        videos, texts, matches = _gather(videos), _gather(texts), _gather(matches)
         return StepLoss(bag_loss(videos, texts, matches, form=self.form, sigma=self.sigma), None)
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Returns the rows of all processes, in their order; of one process ``x`` itself.
+
+    The gradient goes to the rows of this process alone, times the number of processes, whose mean DDP takes.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    world = dist.get_world_size()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world)]
+    dist.all_gather(parts, x.detach().contiguous())
+    own = x.view_as(x)
+    if own.requires_grad:
+        own.register_hook(lambda gradient: gradient * world)
+    parts[dist.get_rank()] = own
+    return torch.cat(parts)

@@ -65,7 +65,14 @@ def _check_corpus(section: ModelSection, backbone: str) -> None:
 def build_model(
     config: TrainConfig, classes: Sequence[str], world: Any = None, say: Callable[[str], None] = lambda line: None
 ) -> nn.Module:
-    """Builds the video model and sets its classes and corpus.
+    """Builds the video model and sets its classes and corpus. Errors as in :func:`build_with_encoder`."""
+    return build_with_encoder(config, classes, world, say)[0]
+
+
+def build_with_encoder(
+    config: TrainConfig, classes: Sequence[str], world: Any = None, say: Callable[[str], None] = lambda line: None
+) -> tuple[Any, Any]:
+    """Builds the video model, and returns it with the encoder of its class texts; None for a head without texts.
 
     Raises:
         UserError: the model, its weights, its corpus or the texts do not fit. The message is one sentence.
@@ -97,7 +104,7 @@ def build_model(
         raise
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise UserError(f"model: {one_line(error, 300)}.") from error
-    return model
+    return model, encoder
 
 
 def _open_corpus(section: ModelSection, classes: Sequence[str], world: Any) -> Corpus:

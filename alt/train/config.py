@@ -36,6 +36,9 @@ from alt.validation import (
 from .catalogue import find
 from .parse import read_override
 
+Form = Literal["sum", "pairwise", "instance", "max", "one"]
+"""Forms of MAXI's loss, see :func:`alt.train.bags.bag_loss`."""
+
 
 def _betas(value: tuple[float, ...]) -> tuple[float, ...]:
     if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
@@ -46,6 +49,12 @@ def _betas(value: tuple[float, ...]) -> tuple[float, ...]:
 def _scales(value: tuple[float, ...]) -> tuple[float, ...]:
     if not all(0 < scale <= 1 for scale in value):
         raise expected("a list of numbers above 0 and up to 1")
+    return value
+
+
+def _dictionary(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise expected("a list of at least one source of names")
     return value
 
 
@@ -227,13 +236,35 @@ class EvaluationSection:
 
 
 @checked
+class BagsSection:
+    """MAXI's bags of texts, for ``task`` "unlabelled".
+
+    ``file``: what `alt bags` wrote; None: ``bags.json`` in the folder of the run, which first makes it, by matching
+    alone. ``dictionary``: names that clips are matched with: "labels" (the class names of the data), sets whose action
+    names ship (k400), and files of names. ``templates``: of these names, while clips are matched. ``share``: p, the
+    share of clips with the best matches that is trained on. ``size``: N_bag, texts per clip and step. ``prompts``:
+    "photo" puts a text behind its name, ``a photo of a NAME. TEXT.``; "bare" are name and texts alone. ``form``,
+    ``sigma``: of the loss, see :func:`alt.train.bags.bag_loss`."""
+
+    file: Text | None = None
+    dictionary: Annotated[tuple[Text, ...], AfterValidator(_dictionary)] = ("labels",)
+    templates: Text = "kinetics28"
+    share: Share = 0.9
+    size: Count = 16
+    prompts: Literal["photo", "bare"] = "photo"
+    form: Form = "sum"
+    sigma: Positive = 0.02
+
+
+@checked
 class TrainConfig:
-    """One run. ``seed`` decides the order of the clips, every augmentation and every draw of noise."""
+    """One run. ``seed`` decides the order of the clips, every augmentation and every draw of noise. ``task``: with
+    labels, of the head alone, or MAXI's, which reads no labels."""
 
     name: Text = "run"
     about: Text = ""
     seed: Natural = 0
-    task: Literal["supervised", "linear-probe"] = "supervised"
+    task: Literal["supervised", "linear-probe", "unlabelled"] = "supervised"
     model: Annotated[ModelSection, Group] = field(default_factory=ModelSection)
     data: Annotated[DataSection, Group] = field(default_factory=DataSection)
     optim: Annotated[OptimSection, Group] = field(default_factory=OptimSection)
@@ -241,6 +272,23 @@ class TrainConfig:
     augmentation: Annotated[AugmentationSection, Group] = field(default_factory=AugmentationSection)
     trainer: Annotated[TrainerSection, Group] = field(default_factory=TrainerSection)
     evaluation: Annotated[EvaluationSection, Group] = field(default_factory=EvaluationSection)
+    bags: Annotated[BagsSection, Group] = field(default_factory=BagsSection)
+
+    @model_validator(mode="after")
+    def _bags_can_be_trained_with(self) -> TrainConfig:
+        if self.task != "unlabelled":
+            return self
+        options = FAMILIES[parse_name(self.model.name)[0]].config(**self.model.options)
+        if options.text != "trained":
+            raise ValueError(
+                f"task is unlabelled, which trains the text tower too, and {self.model.name} does not; name a model "
+                "such as maxi-b16."
+            )
+        if self.trainer.strategy == "fsdp":
+            raise ValueError("task is unlabelled, whose processes share no parameters; trainer.strategy must be ddp.")
+        if self.data.shots is not None:
+            raise ValueError("task is unlabelled, so data.shots, clips per class, cannot be taken.")
+        return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(plain(self), sort_keys=False, allow_unicode=True)

@@ -95,12 +95,20 @@ class ClipData(LightningDataModule):
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)
         self.train_set = ClipDataset(self.sources.train, self.sources.chosen, frames, augment, seed)
-        self.steps_per_epoch = steps_per_epoch(len(self.train_set), data.batch_size)
-        self.total_steps, _ = config.schedule.length(self.steps_per_epoch)
+        self._count_steps()
         self.val_set = None
         if (validation := self.sources.validation) is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
             self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
+
+    def _count_steps(self) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(self.train_set), self.config.data.batch_size)
+        self.total_steps, _ = self.config.schedule.length(self.steps_per_epoch)
+
+    def keep_clips(self, numbers: Tensor) -> None:
+        """Trains on some clips only: int64, their numbers in the list."""
+        self.train_set.chosen = numbers
+        self._count_steps()
 
     def setup(self, stage: str) -> None:
         """Renders the clips of a generated world, only once the model is built, so that its errors come first."""

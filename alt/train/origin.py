@@ -15,14 +15,16 @@ from alt.data.clip_views import Clips
 from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
 
+from .bag_file import BagFile
 from .config import TrainConfig
 from .data import ClipData
 
 
-def describe_origin(config: TrainConfig, data: ClipData) -> dict[str, Any]:
+def describe_origin(config: TrainConfig, data: ClipData, bags: BagFile | None = None) -> dict[str, Any]:
     """Returns what a resumed run must find again, as plain values by the setting that decides it.
 
     Lists are hashed as their lines: paths relative to ``data.root``, labels, order. The content of clips is not read.
+    ``bags``: those of clips without labels.
 
     Raises:
         UserError: the corpus cannot be read.
@@ -41,6 +43,8 @@ def describe_origin(config: TrainConfig, data: ClipData) -> dict[str, Any]:
     elif data.world is not None:
         entities = ["\0".join(map(str, entity)) for entity in data.world.entities()]
         origin["the corpus"] = {"count": len(entities), "sha256": _hash(entities)}
+    if bags is not None:
+        origin["the bags of texts"] = {"count": len(bags.clips), "sha256": bags.content_hash()}
     origin["the length of the schedule"] = {"count": data.total_steps}
     return origin
 

@@ -15,12 +15,13 @@ from alt.data.clips import ClipError
 from alt.errors import Terminated, UserError, one_line
 from alt.models.weights import model_file
 
-from .build import build_model, check_files, export
+from .build import build_model, build_with_encoder, check_files, export
 from .checkpoint import LAST, WriteError, read_checkpoint
 from .config import TrainConfig
 from .data import ClipData
 from .folder import Earlier, find_earlier, open_folder
 from .lock import hold_folder
+from .matching import open_bags
 from .module import VideoLearner
 from .optim import describe_groups
 from .origin import describe_change, describe_origin
@@ -71,14 +72,18 @@ def fit(
         torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
         data = ClipData(config)
         check_files(config)
-        origin = describe_origin(config, data)
+        bags = None
+        if config.task == "unlabelled":
+            bags = open_bags(config, data, folder, report, resume=earlier is not None)
+        origin = describe_origin(config, data, None if bags is None else bags.file)
         if earlier is not None:
             _check_origin(earlier, origin, folder, report)
             if earlier.step >= data.total_steps and model_file(folder).exists():  # else killed before it was written
                 raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {earlier.step}.")
         trainer.loggers = open_folder(config, folder, earlier)
-        model = build_model(config, data.class_names, data.world, say=report)
-        learner = VideoLearner(model, config, data.steps_per_epoch)
+        model, encoder = build_with_encoder(config, data.class_names, data.world, say=report)
+        objective = None if bags is None else bags.make_objective(encoder, report)
+        learner = VideoLearner(model, config, data.steps_per_epoch, objective)
         learner.record = {"origin": origin, "changes": [] if earlier is None else earlier.changes}
         report(f"{config.name}: {len(data.train_set)} clips, {data.total_steps} steps of {config.data.batch_size}")
         for line in describe_groups(learner.groups()):

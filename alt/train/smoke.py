@@ -43,6 +43,8 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     )
     schedule = replace(config.schedule, steps=2, warmup_steps=1)
     trainer = replace(config.trainer, accelerator="cpu", devices=1, nodes=1, strategy="auto", checkpoint_every=None)
-    small = replace(config, model=model, data=data, schedule=schedule, trainer=trainer)
+    # The small CLIP knows the words of EntityWorld alone.
+    bags = replace(config.bags, file=None, dictionary=("labels",), templates="none", prompts="bare")
+    small = replace(config, model=model, data=data, schedule=schedule, trainer=trainer, bags=bags)
     before, after = flatten(config), flatten(small)
     return small, [f"{key}: {before.get(key)} -> {after[key]}" for key in after if before.get(key) != after[key]]

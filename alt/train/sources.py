@@ -74,7 +74,7 @@ def open_sources(config: TrainConfig) -> Sources:
     world = None if data.kind == "frames" else open_world(data)
     name, held_out = (data.train_list, data.val_list) if world is None else (data.train_split, data.val_split)
     validation = _find_split(data, held_out, frames, world) if held_out else None
-    train = _find_split(data, name, frames, world)
+    train = _find_split(data, name, frames, world, labelled=config.task != "unlabelled")
     return Sources(train, choose_clips(config, train.labels), validation, world)
 
 
@@ -94,21 +94,22 @@ def open_split(data: DataSection, name: str, frames: int, world: World | None) -
     return found.render() if isinstance(found, WorldClips) else found
 
 
-def _find_split(data: DataSection, name: str, frames: int, world: World | None) -> Clips:
+def _find_split(data: DataSection, name: str, frames: int, world: World | None, *, labelled: bool = True) -> Clips:
     if world is not None:
         try:
             return WorldClips(world, name, frames)
         except (ValueError, KeyError) as error:
             raise UserError(f"data: {one_line(error)}.") from None
-    return open_list(data, data.root, name)
+    return open_list(data, data.root, name, labelled=labelled)
 
 
-def open_list(data: DataSection, root: str | None, list_file: str) -> ClipFiles:
+def open_list(data: DataSection, root: str | None, list_file: str, *, labelled: bool = True) -> ClipFiles:
     """Opens a list file and its labels under ``root``, or the part of a set that ``data.sets`` describes."""
     try:
         if data.sets is not None:
-            return ClipFiles(read_named_set(data.sets, root, list_file), damaged=data.damaged)
-        return ClipFiles(list_file, data.labels, check_root(root), damaged=data.damaged)
+            found = read_named_set(data.sets, root, list_file)
+            return ClipFiles(found, damaged=data.damaged, labelled=labelled)
+        return ClipFiles(list_file, data.labels, check_root(root), damaged=data.damaged, labelled=labelled)
     except ClipError as error:
         raise UserError(f"data: {error}.") from None
 

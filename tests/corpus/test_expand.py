@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,79 +21,8 @@ from alt.corpus.language_model import KEY_VARIABLE, LanguageModel
 from alt.corpus.prompts import PROMPTS
 from alt.corpus.wordnet import WordNet
 
+from .endpoint import Stub
 from .tiny_wordnet import write_wordnet
-
-
-class Stub(ThreadingHTTPServer):
-    """Answers by a rule; ``fail`` holds the statuses of the next requests, ``hang_after`` a number of answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.prompts: list[str] = []
-        self.keys: set[str | None] = set()
-        self.fail: list[int] = []
-        self.hang_after = 10**9
-        self.hanging = threading.Event()
-        self.freed = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Stub
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.keys.add(self.headers["authorization"])
-        prompt = body["messages"][0]["content"]
-        if self.server.fail:
-            self.send_response(self.server.fail.pop(0))
-            self.send_header("retry-after", "7")
-            self.end_headers()
-            return
-        if len(self.server.prompts) >= self.server.hang_after:
-            self.server.hanging.set()
-            self.server.freed.wait(60)
-            return
-        self.server.prompts.append(prompt)
-        text = (
-            "Objects: hat, magic wand\nScenes:\n- kitchen" if prompt.startswith("What are") else f"1. about {prompt}."
-        )
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        answer = {
-            "id": "1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": "m",
-            "choices": [choice],
-            "usage": usage,
-        }
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield server
-    server.freed.set()
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +128,7 @@ def test_half_a_line_is_dropped_and_other_damage_is_told(tmp_path: Path) -> None
     LanguageModel("m", path)
     assert path.read_text() == '{"key": "k", "answer": "a"}\n'
     path.write_text("[]\n")
-    with pytest.raises(ValueError, match=r"answers: .*a\.jsonl, line 1 is not an answer"):
+    with pytest.raises(ValueError, match=r"answers: .*a\.jsonl, line 1 cannot be read"):
         LanguageModel("m", path)
     for change, match in (
         ({"per_minute": 0}, "per_minute: expected more than 0 requests, got 0"),

@@ -54,18 +54,19 @@ SYNSETS: dict[str, tuple[str, int, str, str, str, int]] = {
 EXCEPTIONS = {"n": "feet foot\n", "v": "ate eat\nrode ride\n"}
 
 
-def write_wordnet(folder: Path) -> Path:
-    """Writes the data base and returns its folder."""
+def write_wordnet(folder: Path, verbs: str = "") -> Path:
+    """Writes the data base, with further ``verbs``, and returns its folder."""
+    synsets = SYNSETS | {f"{verb}_more": ("v", 35, verb, f"to {verb}", "", 5) for verb in verbs.split()}
     folder.mkdir(parents=True, exist_ok=True)
     offsets: dict[str, int] = {}
     for _ in range(2):  # the second time with the offsets of the first
         texts: dict[str, str] = defaultdict(lambda: "  1 WordNet 3.0 Copyright of nobody: a tiny data base\n")
-        for name, (part, group, words, gloss, above, _count) in SYNSETS.items():
+        for name, (part, group, words, gloss, above, _count) in synsets.items():
             offset = len(texts[part].encode())
             names = words.split()
             found = [f"@ {offsets.get(other, 0):08d} n 0000" for other in above.split()]
             found += [
-                f"~ {offsets.get(other, 0):08d} n 0000" for other, row in SYNSETS.items() if name in row[4].split()
+                f"~ {offsets.get(other, 0):08d} n 0000" for other, row in synsets.items() if name in row[4].split()
             ]
             head = f"{offset:08d} {group:02d} {part} {len(names):02x} {' '.join(f'{word} 0' for word in names)}"
             pointers = " ".join([f"{len(found):03d}", *found])
@@ -74,7 +75,7 @@ def write_wordnet(folder: Path) -> Path:
     counts = ""
     for part, end in ENDS.items():
         senses: dict[str, list[str]] = defaultdict(list)
-        for name, row in SYNSETS.items():
+        for name, row in synsets.items():
             for word in row[2].split() if row[0] == part else ():
                 senses[word].append(name)
                 types = {"n": 1, "v": 2, "a": 3, "r": 4}

@@ -95,8 +95,10 @@ def train(
     return {"steps": result.steps, "metrics": result.metrics, "weights": str(result.weights)}
 
 
-def gradients(folder: str, overrides: Sequence[str] = (), batches: int = 1) -> dict[str, torch.Tensor]:
-    """The gradients that the optimiser of the first step sees, and the loss of each part."""
+def gradients(
+    folder: str, overrides: Sequence[str] = (), source: str = "entity-world-cpu", base: Sequence[str] = BASE
+) -> dict[str, torch.Tensor]:
+    """The gradients that the optimiser of the first step sees."""
     from lightning.pytorch.callbacks import Callback
 
     from alt.train import fit, load_config
@@ -112,7 +114,7 @@ def gradients(folder: str, overrides: Sequence[str] = (), batches: int = 1) -> d
                     seen[name] = parameter.grad.detach().clone()
             trainer.should_stop = True
 
-    config = load_config("entity-world-cpu", [*BASE, "schedule.steps=1", "schedule.warmup_steps=0", *overrides])
+    config = load_config(source, [*base, "schedule.steps=1", "schedule.warmup_steps=0", *overrides])
     fit(config, folder, say=lambda line: None, callbacks=[Stop()])
     return seen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from alt.train.bags import (
     match_texts,
 )
 from alt.train.objective import ClipBatch
+
+from . import jobs
 
 FORMS: tuple[Form, ...] = ("sum", "pairwise", "instance", "max", "one")
 
@@ -134,6 +137,50 @@ def test_bags_are_repeated_as_a_whole() -> None:
     assert bag_prompts("applying cream", []) == ["a photo of a applying cream."]
 
 
+class Towers(torch.nn.Module):
+    """Two matrices in the place of two towers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.video = torch.nn.Parameter(draw(3, 4))
+        self.words = torch.nn.Parameter(draw(7, 4, seed=9))
+
+    def encode(self, clips: Tensor) -> Tensor:
+        return clips @ self.video
+
+    def embed(self, tokens: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return tokens, None
+
+    def text(self, ids: Tensor, unit: bool) -> Tensor:
+        return self.words[ids[:, 0]]
+
+
+def objective_on_a_share(folder: str, rank: int, world: int) -> list[Tensor]:
+    """The loss of a part of four clips and its gradients, averaged as DDP does."""
+    import torch.distributed as dist
+
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    model, clips = Towers(), draw(4, 3, seed=5)
+    bags = [torch.tensor([[i], [i + 1], [i + 2]]) for i in range(4)]
+    objective = BagObjective(bags, torch.tensor([0, 1, 0, 2]), size=3, sigma=0.5)
+    numbers = torch.arange(4).chunk(world)[rank]
+    loss = objective(model, ClipBatch(clips[numbers], -torch.ones_like(numbers), numbers), 1).loss
+    loss.backward()
+    found = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    for gradient in found if world > 1 else ():
+        dist.all_reduce(gradient)
+        gradient /= world
+    return found
+
+
+def test_two_processes_compare_the_clips_of_both(tmp_path: Path) -> None:
+    whole = objective_on_a_share("", 0, 1)
+    started = [jobs.start(objective_on_a_share, str(tmp_path), rank, 2) for rank in range(2)]
+    for part in map(jobs.finish, started):
+        torch.testing.assert_close(part, whole, rtol=1e-12, atol=1e-12)
+
+
 def test_the_objective_trains_both_towers_with_the_texts_of_its_clips() -> None:
     model: Any = alt.create_model("vifi-mini", pretrained="entity-world").train()
     encoder = alt.models.create_text_encoder("vifi-mini", pretrained="entity-world")
@@ -149,5 +196,9 @@ def test_the_objective_trains_both_towers_with_the_texts_of_its_clips() -> None:
     )
     with pytest.raises(ValueError, match="BagObjective: expected clip numbers in its batches, got none"):
         objective(model, ClipBatch(clips, torch.tensor([0, 1])), 5)
-    with pytest.raises(ValueError, match="ids: expected a bag with a text for each of 2 clips, got 3 bags"):
+    with pytest.raises(ValueError, match="ids: expected a bag for each of 2 clips, got 3 bags"):
         BagObjective(bags, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="ids: expected at least one text for clip 0, got none"):
+        BagObjective([bags[0][:0], *bags[1:]], torch.tensor([0, 1, 2]))(
+            model, ClipBatch(clips, torch.tensor([-1, -1]), torch.tensor([2, 0])), 5
+        )

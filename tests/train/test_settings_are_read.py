@@ -49,6 +49,7 @@ def test_every_field_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> Non
     tiny = ["data.preset=tiny", "data.batch_size=4", "data.limit=4", "trainer.progress=false", "model.templates=none"]
     world = load_config("entity-world-cpu", [*tiny, "schedule={steps: 1, warmup_steps: 0}"])
     run = fit(world, tmp_path / "run", say=lambda line: None)
+    fit(load_config("entity-world-maxi", [*tiny, "schedule={steps: 1, warmup_steps: 0}"]), tmp_path / "maxi", say=print)
 
     video = torch.zeros(2, 4, 3, 24, 24, dtype=torch.uint8)
     write_clips(tmp_path / "set", video, [0, 1], ["a", "b"], "npy").rename(tmp_path / "set" / "val.txt")
