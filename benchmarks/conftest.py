@@ -5,6 +5,7 @@ Options: ``--alt-full`` for the kept result (more rounds), ``--alt-device`` to c
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pytest
 import shapes
 import torch
+from tower_forms import SUBJECTS
 
 from alt.measure import describe_machine, interleave, keep_freed_memory, median_interval, paired_ratio, time_call
 
@@ -42,6 +44,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="keep: freed memory stays with the process, so that results do not depend on what ran before",
     )
     group.addoption("--alt-device", default="auto", help="cpu, cuda or auto (cuda where there is one)")
+    group.addoption("--alt-towers", type=_names, default=(), help="of bench_cpu_towers.py: open_clip,timm,...")
+    group.addoption("--alt-r", type=_numbers, default=(0, 8, 13, 16), help="of bench_cpu_towers.py: 0,8,13,16")
+    group.addoption("--alt-rounds", type=int, help="of bench_cpu_towers.py: at least 6")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    wrong = [name for name in text.split(",") if name not in SUBJECTS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(SUBJECTS)}, got {wrong[0]!r}")
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0,8,13, got {text!r}") from None
 
 
 def pytest_configure(config: pytest.Config) -> None:

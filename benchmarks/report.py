@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import report_forms
+
 from alt.tables import to_markdown
 
 BENCHMARKS = Path(__file__).resolve().parent
@@ -60,13 +62,20 @@ def trim(raw: Record) -> Record:
 
 
 def keep(path: Path, results: Path) -> Path:
-    """Trims ``path`` into the results folder of its device and returns the new path."""
+    """Trims ``path`` into the results folder of its device and returns the new path.
+
+    A run of other benchmarks on the same day at the same commit is joined: they stay in the file.
+    """
     from alt.measure import machine_slug
 
     record = trim(json.loads(path.read_text()))
     facts = record["machine_info"]["alt"]
     target = results / machine_slug(facts) / f"{record['datetime'][:10]}-{facts['commit']}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        measured = {benchmark["fullname"] for benchmark in record["benchmarks"]}
+        earlier = json.loads(target.read_text())["benchmarks"]
+        record["benchmarks"] += [b for b in earlier if b["fullname"] not in measured]
     target.write_text(json.dumps(_rounded(record), indent=1) + "\n")
     return target
 
@@ -170,6 +179,7 @@ def device_section(device: str, record: Record) -> str:
         "",
         *_operations(record),
         *_towers(record),
+        *report_forms.sections(record),
         *_memory(record),
         *_training_memory(record),
         *_host_time(record),

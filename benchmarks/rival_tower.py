@@ -1,18 +1,19 @@
-"""Token merging inside open_clip's image tower as commonly written: the plain-torch operations of `rivals`.
+"""Token merging inside an image tower as commonly written: the plain-torch operations of `rivals`.
 
-It uses the tower's own modules and parameters, one call each. Only attention and the merge after it differ from the
-unpatched tower: query-key product, log size, softmax and product with the values run one after the other. It supports
-the needs of the benchmarks: class-token pooling, blocks with `nn.MultiheadAttention`, no patch dropout.
+The tower may be of any host of `alt.hosts`, whose modules and parameters it uses, one call each. Only attention and
+the merge after it differ from the unpatched tower: query-key product, log size, softmax and product with the values
+run one after the other. It supports the needs of the benchmarks: at most one protected token, the first; pre-norm
+blocks; no rotary positions.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from alt.hosts import HostAttention, find_tower
 
 
 def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
@@ -20,40 +21,44 @@ def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -
 
     ``masked``: attention by PyTorch's fused kernel with the log sizes as its mask, instead of step by step.
     """
-    t: Any = tower
-    return t.ln_post(tokens(tower, images, r, masked=masked)[:, 0]) @ t.proj
+    x, size = _run(tower, images, r, masked)
+    host, tower = find_tower(tower)
+    return host.pool(tower, x, None if size is None else size[..., 0])
 
 
 def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
     """Returns the tokens after the last block, ``[B, n, w]``, with gradient."""
-    t: Any = tower
-    patches = t.conv1(images).flatten(2).transpose(1, 2)
-    cls = t.class_embedding.expand(len(images), 1, -1)
-    x = t.ln_pre(torch.cat([cls, patches], dim=1) + t.positional_embedding)
+    return _run(tower, images, r, masked)[0]
+
+
+def _run(tower: nn.Module, images: Tensor, r: int, masked: bool) -> tuple[Tensor, Tensor | None]:
+    host, tower = find_tower(tower)
+    protected = host.num_protected(tower)
+    x = host.embed(tower, images).x
     size: Tensor | None = None
-    for block in t.transformer.resblocks:
-        mixed, keys = attend(block.attn, block.ln_1(x), size, masked)
-        x = x + block.ls_1(mixed)
-        removed = min(r, (x.shape[1] - 1) // 2)
+    for i, block in enumerate(host.blocks(tower)):
+        parts = host.block_parts(block, tower, i)
+        mixed, keys = attend(parts.attention, parts.norm_1(x), size, masked)
+        x = x + parts.after_attention(mixed)
+        removed = min(r, (x.shape[1] - protected) // 2)
         if removed:
-            size = x.new_ones(*x.shape[:2], 1) if size is None else size
+            size = torch.ones_like(x[..., :1]) if size is None else size
             with torch.no_grad():  # the choice of pairs has no gradient
-                pairs = rivals.match(keys.mean(dim=1), removed)
+                pairs = rivals.match(keys.mean(dim=1), removed, protected)
             x, size = rivals.merge(x, size, pairs)
-        x = x + block.ls_2(block.mlp(block.ln_2(x)))
-    return x
+        x = x + parts.feed_forward(parts.norm_2(x))
+    return x, size
 
 
-def attend(attn: nn.MultiheadAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:
+def attend(attention: HostAttention, x: Tensor, size: Tensor | None, masked: bool = False) -> tuple[Tensor, Tensor]:
     """Returns attention's output ``[B, N, C]`` and the keys ``[B, H, N, D]``, whose mean over heads is the metric."""
-    projected = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
-    q, k, v = (t.transpose(1, 2) for t in projected.unflatten(-1, (3, attn.num_heads, attn.head_dim)).unbind(2))
+    q, k, v = attention.project(x, None)[:3]
     if masked:
         out = (
             F.scaled_dot_product_attention(q, k, v) if size is None else rivals.attention_broadcast_mask(q, k, v, size)
         )
     elif size is None:  # every size is 1 and its logarithm 0
-        out = ((q * attn.head_dim**-0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        out = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     else:
         out = rivals.attention(q, k, v, size)
-    return attn.out_proj(out.transpose(1, 2).flatten(2)), k
+    return attention.join_heads(out, x), k

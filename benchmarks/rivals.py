@@ -27,11 +27,14 @@ class Pairs(NamedTuple):
     target: Tensor
 
 
-def match(metric: Tensor, r: int) -> Pairs:
-    """Pairs every even token with the odd token of highest cosine and picks the r best pairs; token 0 never merges."""
+def match(metric: Tensor, r: int, num_protected: int = 1) -> Pairs:
+    """Pairs every even token with the odd token of highest cosine and picks the r best pairs.
+
+    ``num_protected``: 1 if token 0, a class token, must not merge; 0 if there is none.
+    """
     unit = metric / metric.norm(dim=-1, keepdim=True)
     cosine = unit[:, 0::2] @ unit[:, 1::2].transpose(1, 2)
-    cosine[:, 0] = float("-inf")
+    cosine[:, :num_protected] = float("-inf")
     best, partner = cosine.max(dim=-1)
     ranked = best.argsort(dim=-1, descending=True)
     source = ranked[:, :r]

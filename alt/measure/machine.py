@@ -19,7 +19,7 @@ __all__ = ["describe_machine", "find_commit", "is_busy", "machine_slug", "query_
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Distributions whose version may explain a result. torch, Triton and our own are asked themselves.
-DISTRIBUTIONS = ("numpy", "lightning", "open_clip_torch")
+DISTRIBUTIONS = ("numpy", "lightning", "open_clip_torch", "timm", "transformers", "onnxruntime", "openvino")
 #: Files that a commit must hold for "modified" to be false; results and texts do not count.
 CODE = ("alt_kernels", "alt", "csrc", "benchmarks/*.py", "setup.py")
 
