@@ -17,6 +17,7 @@ def build_app() -> typer.Typer:
     import typer
 
     from alt.commands.bags import bags
+    from alt.commands.compare import compare
     from alt.commands.corpus import corpus
     from alt.commands.cost import cost
     from alt.commands.data import data
@@ -63,6 +64,7 @@ def build_app() -> typer.Typer:
     app.command("table")(table)
     app.command("zeroshot")(zeroshot)
     app.command("tradeoff")(tradeoff)
+    app.command("compare")(compare)
     app.add_typer(data, name="data")
     app.add_typer(entityworld, name="entityworld")
     app.add_typer(corpus, name="corpus")

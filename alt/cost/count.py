@@ -72,7 +72,8 @@ def count_macs(
         fake_mode = FakeTensorMode()
         with FakeCopyMode(fake_mode):
             traced = copy.deepcopy(original)
-        traced.eval().requires_grad_(False)
+        with fake_mode:  # on its way into evaluation, a trained text tower embeds the class texts
+            traced.eval().requires_grad_(False)
         _drop_user_hooks(traced)
         traced_tower = traced.get_submodule(tower.removesuffix("."))
         host.prepare_trace(traced_tower)

@@ -1,7 +1,7 @@
 """EntityWorld: generated clips, a small CLIP trained on them, and the methods of the papers compared on both.
 
 python -m alt.entityworld.mini_clip_training            # the small CLIP; its weights ship with the package
-alt entityworld                                      # the grid of methods, orderings and tables
+alt compare                                          # the methods, orderings and tables
 alt tradeoff                                         # accuracy and cost as r grows
 """
 

@@ -18,6 +18,7 @@ from alt.models.strategy import apply_strategy
 from alt.models.video_model import VideoModel
 from alt.train.config import AugmentationSection, OptimSection, ScheduleSection, TrainConfig
 from alt.train.module import VideoLearner
+from alt.train.objective import Objective
 from alt.train.trainer import run_steps
 
 __all__ = ["FineTuning", "RenderedSplit", "fine_tune", "render_split", "top1"]
@@ -65,6 +66,7 @@ def fine_tune(
     training: FineTuning,
     *,
     seed: int,
+    objective: Objective | None = None,
     report: Callable[[int, Tensor], None] | None = None,
 ) -> float:
     """Trains ``model`` by ``training.strategy`` on its own device and returns the seconds taken.
@@ -72,6 +74,7 @@ def fine_tune(
     Learner and loop are those of ``alt train``. There is no augmentation except label smoothing.
 
     Args:
+        objective: what a step minimises, of clips with their numbers in ``clips``; None: cross-entropy with the labels.
         report: called with (step, loss) after every step; the loss is a tensor of the device, not yet read.
     """
     device = next(model.parameters()).device
@@ -85,12 +88,12 @@ def fine_tune(
         augmentation=AugmentationSection(mixup=0, cutmix=0, label_smoothing=training.label_smoothing),
     )
 
-    def take(rows: Tensor) -> tuple[Tensor, Tensor]:
+    def take(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = rows.to(device)
-        return normalise(clips.frames[rows]), clips.labels[rows]
+        return normalise(clips.frames[rows]), clips.labels[rows], rows
 
     seconds = run_steps(
-        VideoLearner(model, config),
+        VideoLearner(model, config, objective=objective),
         take,
         samples=len(clips.labels),
         batch_size=training.batch_size,

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from alt.evaluate.spread import mean_std
 from alt.tables import plus_minus
 
+from .outcomes import Found, Ordering, Results, make_row
+from .system_orderings import system_orderings
+
 __all__ = ["Ordering", "Results", "orderings"]
-
-Results = Mapping[str, Sequence[Mapping[str, float]]]
-"""method -> results of ``run_method``, one per seed, in the same order of seeds for all methods."""
-
-
-class Ordering(NamedTuple):
-    """A statement and its outcome.
-
-    key: "a" to "g", or a word. gated: the statement must hold. holds: it does; None if it was not run.
-    found: the numbers, mean and spread over seeds. seeds: their number.
-    """
-
-    key: str
-    statement: str
-    gated: bool
-    holds: bool | None
-    found: str
-    seeds: int
-
-
-class Series(tuple[float, ...]):
-    """One number per seed."""
-
-    @property
-    def mean(self) -> float:
-        return mean_std(self)[0]
-
-    def minus(self, other: Sequence[float]) -> Series:
-        """Subtracts seed by seed."""
-        return Series(a - b for a, b in zip(self, other, strict=True))
-
-    def __str__(self) -> str:
-        return plus_minus(*mean_std(self))
 
 
 def orderings(results: Results, *, classes: int, steps: int) -> list[Ordering]:
@@ -51,48 +19,28 @@ def orderings(results: Results, *, classes: int, steps: int) -> list[Ordering]:
     Args:
         results: see ``Results``. classes: number of seen classes. steps: training steps of the adapters.
     """
-    found = _Found(results)
+    found = Found(results)
     rows = [_reversal_blind(found), _reversal_seen(found, steps), _motion_family(found), _merging(found)]
     rows += [_grounding(found), _shots(found), _initialisation(found), _chance(found, classes)]
     rows += _reported(found)
+    rows += system_orderings(found)
     return rows
-
-
-class _Found:
-    def __init__(self, results: Results) -> None:
-        self.results = results
-
-    def get(self, method: str, name: str) -> Series | None:
-        runs = self.results.get(method)
-        if not runs or any(name not in run for run in runs):
-            return None
-        return Series(run[name] for run in runs)
-
-    def difference(self, first: str, second: str, name: str) -> Series | None:
-        one, other = self.get(first, name), self.get(second, name)
-        return None if one is None or other is None or len(one) != len(other) else one.minus(other)
-
-
-def _row(key: str, statement: str, gated: bool, parts: Sequence[Series | None], holds: bool, found: str) -> Ordering:
-    if any(part is None for part in parts):
-        return Ordering(key, statement, gated, None, "not run", 0)
-    return Ordering(key, statement, gated, holds, found, min(len(part) for part in parts if part is not None))
 
 
 NAME = "ALT r=2"  # the model with its defaults
 BLIND = ("CLIP-Mean", "MLP", "ALT no conv")
 
 
-def _reversal_blind(found: _Found) -> Ordering:
+def _reversal_blind(found: Found) -> Ordering:
     flipped = {name: found.get(name, "changed by reversal") for name in BLIND}
     known = {name: value for name, value in flipped.items() if value is not None}
     text = ", ".join(f"{name} {max(value):.2f} %" for name, value in known.items())
     holds = len(known) == len(flipped) and all(max(value) == 0 for value in known.values())
     statement = f"played backwards, no decision of {', '.join(BLIND)} changes"
-    return _row("a", statement, True, list(flipped.values()), holds, f"decisions changed: {text}")
+    return make_row("a", statement, True, list(flipped.values()), holds, f"decisions changed: {text}")
 
 
-def _reversal_seen(found: _Found, steps: int) -> Ordering:
+def _reversal_seen(found: Found, steps: int) -> Ordering:
     statement = f"played backwards, MIT and ALT lose 20 points or more (after {steps} steps)"
     drops = {}
     for name in ("MIT", NAME):
@@ -100,10 +48,10 @@ def _reversal_seen(found: _Found, steps: int) -> Ordering:
         drops[name] = None if forward is None or backward is None else forward.minus(backward)
     holds = all(drop is not None and drop.mean >= 20 for drop in drops.values())
     text = ", ".join(f"{name} {drop}" for name, drop in drops.items())
-    return _row("a", statement, True, list(drops.values()), holds, f"points lost: {text}")
+    return make_row("a", statement, True, list(drops.values()), holds, f"points lost: {text}")
 
 
-def _motion_family(found: _Found) -> Ordering:
+def _motion_family(found: Found) -> Ordering:
     statement = "classes told apart by their motion: ALT within 5 points of MIT or ahead, both ahead of the mean"
     names = (NAME, "MIT", "MLP", "CLIP-Mean")
     alt, mit, mlp, mean = parts = [found.get(name, "seen motion") for name in names]
@@ -116,10 +64,10 @@ def _motion_family(found: _Found) -> Ordering:
         and min(alt.mean, mit.mean) > max(mlp.mean, mean.mean)
     )
     text = ", ".join(f"{name} {part}" for name, part in zip(names, parts, strict=True))
-    return _row("b", statement, True, parts, holds, text)
+    return make_row("b", statement, True, parts, holds, text)
 
 
-def _merging(found: _Found) -> Ordering:
+def _merging(found: Found) -> Ordering:
     statement = "as r grows GMACs fall, and accuracy does not rise by more than 2 points at any r over a smaller one"
     names = ("ALT r=0", "ALT r=2", "ALT r=4", "ALT r=6")
     accuracy = [found.get(name, "seen") for name in names]
@@ -135,38 +83,40 @@ def _merging(found: _Found) -> Ordering:
         for name, a, c in zip(names, accuracy, cost, strict=True)
         if a is not None and c is not None
     )
-    return _row("c", statement, True, accuracy + cost, holds, text)
+    return make_row("c", statement, True, accuracy + cost, holds, text)
 
 
-def _grounding(found: _Found) -> Ordering:
+def _grounding(found: Found) -> Ordering:
     planted, wrong = found.get(NAME, "planted"), found.get(NAME, "wrong")
     statement = "the planted object is among a frame's entities five times as often as a wrong object"
     holds = planted is not None and wrong is not None and planted.mean >= 5 * wrong.mean
-    return _row("d", statement, True, [planted, wrong], holds, f"planted {planted} %, wrong {wrong} % of the frames")
+    return make_row(
+        "d", statement, True, [planted, wrong], holds, f"planted {planted} %, wrong {wrong} % of the frames"
+    )
 
 
-def _shots(found: _Found) -> Ordering:
+def _shots(found: Found) -> Ordering:
     few, many = found.get(NAME, "2-shot"), found.get(NAME, "16-shot")
     holds = few is not None and many is not None and many.mean > few.mean
-    return _row("e", "16 shots are better than 2", True, [few, many], holds, f"2-shot {few}, 16-shot {many}")
+    return make_row("e", "16 shots are better than 2", True, [few, many], holds, f"2-shot {few}, 16-shot {many}")
 
 
-def _initialisation(found: _Found) -> Ordering:
+def _initialisation(found: Found) -> Ordering:
     gain = found.difference(NAME, "ALT literal init", "2-shot")
     one, other = found.get(NAME, "2-shot"), found.get("ALT literal init", "2-shot")
     statement = "2-shot: residual, zero-initialised outputs are better than the literal initialisation"
     holds = gain is not None and gain.mean > 0
-    return _row("f", statement, True, [gain], holds, f"{one} against {other}, gain {gain}")
+    return make_row("f", statement, True, [gain], holds, f"{one} against {other}, gain {gain}")
 
 
-def _chance(found: _Found, classes: int) -> Ordering:
+def _chance(found: Found, classes: int) -> Ordering:
     accuracy = found.get(NAME, "seen")
     holds = accuracy is not None and accuracy.mean >= 500 / classes
     statement = f"ALT is right five times as often as chance ({100 / classes:.1f} %)"
-    return _row("chance", statement, True, [accuracy], holds, f"{accuracy} %")
+    return make_row("chance", statement, True, [accuracy], holds, f"{accuracy} %")
 
 
-def _reported(found: _Found) -> list[Ordering]:
+def _reported(found: Found) -> list[Ordering]:
     """Returns statements that the papers make or we expected, which are reported whatever the outcome."""
     rows = []
     pairs = (
@@ -190,5 +140,5 @@ def _reported(found: _Found) -> list[Ordering]:
         known = {name: gain for name, gain in gains.items() if gain is not None}
         holds = bool(known) and all(gain.mean >= 0 for gain in known.values())
         text = ", ".join(f"{name} {plus_minus(*mean_std(gain), signed=True)}" for name, gain in known.items())
-        rows.append(_row(key, statement, False, list(gains.values()), holds, text))
+        rows.append(make_row(key, statement, False, list(gains.values()), holds, text))
     return rows

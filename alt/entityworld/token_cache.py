@@ -97,9 +97,13 @@ class TokenCache:
         """Drops the tokens of one r."""
         self._tokens = {key: value for key, value in self._tokens.items() if key[1] != r}
 
+    def frames(self, name: str) -> Tensor:
+        """Returns the pictures of a split's clips, uint8 ``[N, T, 3, H, W]``."""
+        return self._render_split(name)[0]
+
     def clips(self, name: str, rows: slice = slice(None)) -> Tensor:
         """Returns clips ``[N, T, 3, H, W]`` of a split, CLIP-normalised."""
-        return normalise(self._render_split(name)[0][rows])
+        return normalise(self.frames(name)[rows])
 
     def _render_split(self, name: str) -> tuple[Tensor, CachedSplit]:
         if name not in self._frames:

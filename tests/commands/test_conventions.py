@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -74,7 +73,7 @@ def test_the_table_lists_every_option_of_every_command() -> None:
 
 def test_the_page_lists_every_command() -> None:
     listed = set(re.findall(r"^\| `alt ([a-z]+(?: [a-z]+)?)", PAGE.read_text(), re.M))
-    assert listed == {*COMMANDS, "entityworld"}
+    assert listed == set(COMMANDS)
 
 
 @pytest.mark.parametrize("option", sorted({name for command in COMMANDS.values() for name in options(command)}))
@@ -128,7 +127,7 @@ def test_wrong_usage_has_status_2(name: str, wrong: list[str]) -> None:
         (2, ["demo", "--sweep", "4,x"]),
         (2, ["demo", "--sweep", "-1"]),
         (1, ["demo", "--images", "/no/folder"]),
-        (2, ["entityworld", "--methods", "nobody"]),
+        (2, ["compare", "--methods", "nobody"]),
         (2, ["entityworld", "clips", "{tmp}", "--split", "nowhere"]),
         (2, ["nothing"]),
     ],
@@ -150,7 +149,7 @@ def test_statuses(status: int, arguments: list[str], tmp_path: Path, monkeypatch
         ["predict", "/no/model", "x", "--pictures", "{file}"],
         ["tradeoff", "--out", "{file}"],
         ["demo", "--out", "{file}"],
-        ["entityworld", "--out", "{file}"],
+        ["compare", "--out", "{file}"],
         ["entityworld", "clips", "{file}"],
     ],
     ids=lambda words: " ".join(words[:2] + words[-2:-1]),
@@ -289,10 +288,12 @@ def test_old_spellings_warn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert not (tmp_path / "result.json").exists()
 
 
-def test_entityworld_compares_by_default() -> None:
-    group = get_command(build_app()).commands["entityworld"]  # type: ignore[attr-defined]
-    context = group.make_context("entityworld", ["--seeds", "2"], parent=typer.Context(group))
-    assert [*context._protected_args, *context.args] == ["compare", "--seeds", "2"]
+@pytest.mark.parametrize("name", [["entityworld"], ["entityworld", "compare"]], ids=" ".join)
+def test_the_comparison_has_its_old_names(name: list[str]) -> None:
+    result = run(*name, "--methods", "nobody")
+    assert "Warning: alt entityworld compare is deprecated; write alt compare" in result.stderr
+    assert "Error: --methods knows systems, unlabelled" in result.stderr
+    assert result.exit_code == 2
 
 
 def test_the_device_of_training_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,8 @@ def test_the_draw_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("shots", [2, 4])
-def test_training_the_protocol_and_the_comparison_draw_the_same_clips(
-    shots: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from alt.entityworld import method_grid
+def test_training_the_protocol_and_the_comparison_draw_the_same_clips(shots: int) -> None:
+    from alt.entityworld.measures import few_shot as compare_few_shot
     from alt.evaluate.protocols import few_shot
     from alt.train.config import load_config
     from alt.train.sources import choose_clips
@@ -42,14 +41,13 @@ def test_training_the_protocol_and_the_comparison_draw_the_same_clips(
         return 0.0
 
     few_shot(pool.tolist(), keep, shots=(shots,), seeds=(3,))
-    tokens = SimpleNamespace(labels=pool, take=keep)  # stands for cached tokens: only the rows that are taken count
-    split = SimpleNamespace(split=SimpleNamespace(class_names=()), texts=None)
-    cache = SimpleNamespace(split=lambda name: split, tokens=lambda name, r: tokens)
-    model = SimpleNamespace(set_classes=lambda names, texts: None)
-    monkeypatch.setattr(method_grid, "train_head", lambda *_, **__: 0.0)
-    monkeypatch.setattr(method_grid, "accuracy", lambda *_: 0.0)
-    method = method_grid.METHODS["ALT r=2"]
-    method_grid.few_shot(model, method, cache, shots=(shots,), seed=3, budget=method_grid.Budget())
+    split = SimpleNamespace(split=SimpleNamespace(labels=pool))
+    trained = SimpleNamespace(accuracy=lambda name: 0.0)
+    entrant: Any = SimpleNamespace(
+        cache=SimpleNamespace(split=lambda name: split),
+        on_shots=lambda name, chosen, seed: trained if keep(chosen) == 0 else None,
+    )
+    compare_few_shot(entrant, shots=(shots,), seed=3)
     assert rows == [expected] * 3  # once by the protocol, once per transfer set
 
 

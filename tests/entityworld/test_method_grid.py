@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from alt.entityworld.method_grid import (
-    METHODS,
-    Budget,
-    build,
-    few_shot,
-    grounding,
-    predict,
-    run_grid,
-    run_method,
-    train_head,
-)
+from alt.entityworld.comparison import run_cells
+from alt.entityworld.measures import few_shot, grounding
+from alt.entityworld.method_grid import METHODS, TokenEntrant, accuracy, build, run_method, train_head
+from alt.entityworld.methods import Budget, Plan
 from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.world import World, WorldConfig
 
 FEW = {"train_per_class": 2, "test_per_class": 1, "transfer_train_per_class": 2, "transfer_test_per_class": 1}
 QUICK = Budget(steps=6, few_shot_steps=2)
+FAST = Plan(Budget(steps=1, few_shot_steps=1), shots=(2,), probe_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +76,9 @@ def test_the_tower_is_not_trained_and_a_seed_is_a_run(cache: TokenCache) -> None
 def test_training_helps(cache: TokenCache) -> None:
     tokens = cache.tokens("seen-train", 2)
     model = build(METHODS["ALT r=2"], cache, 0)
-    before = float((predict(model, tokens.x)[0] == tokens.labels).float().mean())
+    before = accuracy(model, tokens)
     train_head(model, tokens, steps=80, lr=2e-3, seed=0)
-    assert float((predict(model, tokens.x)[0] == tokens.labels).float().mean()) > before + 0.1
+    assert accuracy(model, tokens) > before + 10
 
 
 def test_clip_mean_has_nothing_to_train(cache: TokenCache) -> None:
@@ -90,16 +86,15 @@ def test_clip_mean_has_nothing_to_train(cache: TokenCache) -> None:
         train_head(build(METHODS["CLIP-Mean"], cache, 0), cache.tokens("seen-train", 0), steps=1, lr=1e-3, seed=0)
 
 
-def test_methods_report_the_same_things(cache: TokenCache) -> None:
+def test_methods_report_the_same_things(cache: TokenCache, tmp_path: Path) -> None:
     said: list[str] = []
     names = ("CLIP-Mean", "MIT", "ALT r=2", "ALT no conv", "ALT random queries", "ALT motions", "ALT literal init")
     methods = [METHODS[name] for name in names]
-    results = run_grid(
-        cache, methods, seeds=(0,), budget=Budget(steps=1, few_shot_steps=1), shots=(2,), say=said.append
-    )
+    results = run_cells(tmp_path, methods, cache, seeds=(0,), plan=FAST, say=said.append)
     assert tuple(results) == names
     assert len(said) == len(names)
     common = {"seen", "reversed", "changed by reversal", "seen motion", "zero-shot transfer-a", "2-shot", "gmacs"}
+    common |= {"linear probe", "parameters", "trained parameters"}
     for name, runs in results.items():
         assert common <= runs[0].keys(), name
         assert all(0 <= runs[0][measure] <= 100 for measure in common), name
@@ -110,17 +105,15 @@ def test_methods_report_the_same_things(cache: TokenCache) -> None:
 def test_few_shot_leaves_the_model_as_it_was(cache: TokenCache) -> None:
     model = build(METHODS["ALT r=2"], cache, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    few_shot(model, METHODS["ALT r=2"], cache, shots=(2,), seed=0, budget=QUICK)
+    few_shot(TokenEntrant(model, cache, METHODS["ALT r=2"], QUICK), shots=(2,), seed=0)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_zero_shot_gives_the_seen_classes_back(cache: TokenCache) -> None:
-    found = run_method(METHODS["CLIP-Mean"], cache, seed=0, budget=QUICK, shots=())
+    found = run_method(METHODS["CLIP-Mean"], cache, seed=0, plan=FAST)
     model = build(METHODS["CLIP-Mean"], cache, 0)
-    tokens = cache.tokens("seen-test", 0)
-    right = (predict(model, tokens.x)[0] == tokens.labels).float().mean()
-    assert found["seen"] == pytest.approx(100 * float(right))
+    assert found["seen"] == pytest.approx(accuracy(model, cache.tokens("seen-test", 0)))
 
 
 def test_grounding_counts_frames() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alt.entityworld.method_grid import grounding
+from alt.entityworld.measures import grounding
 from alt.entityworld.mini_clip import MiniClipConfig, load_mini_clip
 from alt.entityworld.mini_clip_training import Pretraining, contrastive_loss, pretrain, region_scores
 from alt.entityworld.token_cache import TokenCache

@@ -1,9 +1,10 @@
-"""``alt entityworld compare``: the methods of the papers compared on generated video."""
+"""``alt compare``: the systems of the papers trained and compared on generated video."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ def compare(
     preset: Annotated[
         Preset,
         typer.Option(
-            help="cpu: adapters on cached tokens of the shipped small CLIP; gpu: everything trained, larger; "
+            help="cpu: on the shipped small CLIP; gpu: on a larger one that is trained first; "
             "tiny and smoke: the same two in a few steps, to see that they run."
         ),
     ] = Preset.cpu,
@@ -37,7 +38,8 @@ def compare(
         typer.Option(
             metavar="N",
             min=1,
-            help="Training steps per method. Without it, 1500 with --preset cpu.",
+            help="Training steps per method. Without it, with --preset cpu, 1500 on cached tokens and 400 of a whole "
+            "model.",
             show_default=False,
         ),
     ] = None,
@@ -55,7 +57,11 @@ def compare(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Methods to compare. Without it, all.", show_default=False),
+        typer.Option(
+            metavar="NAME,...",
+            help="Methods or groups of them (systems, unlabelled, merging, strategies, adapters). Without it, all.",
+            show_default=False,
+        ),
     ] = None,
     pretrained: Annotated[
         str, typer.Option(metavar="CLIP", help="Small CLIP of --preset cpu: entity-world, or a file of one.")
@@ -63,14 +69,15 @@ def compare(
     device: Device = "auto",
     threads: Threads = 1,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Folder for results.json, results.csv and results.md.")
+        Path, typer.Option(metavar="FOLDER", help="Folder for the cells, results.json, results.csv and results.md.")
     ] = Path("entityworld_output"),
 ) -> None:
-    """Compare the methods of the papers on procedurally generated video actions; nothing is downloaded.
+    """Train and compare the systems of the papers on procedurally generated video actions; nothing is downloaded.
 
     Prints the orderings that have to hold and those that are only reported, with mean and spread over the seeds, and
-    tables in the layout of the papers'. Ends with status 1 if an ordering that has to hold does not. --preset cpu and
-    tiny always run on the CPU.
+    tables beside the papers'. Ends with status 1 if an ordering that has to hold does not. With --preset cpu and tiny,
+    which always run on the CPU, every method and seed is a file in the folder, and the same command goes on where it
+    was stopped.
     """
     import torch
 
@@ -99,46 +106,50 @@ def _names(methods: str | None) -> list[str] | None:
     return None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
 
 
-def _pick(known: Sequence[str], wanted: list[str] | None) -> list[str]:
+def _pick(
+    known: Sequence[str], wanted: list[str] | None, groups: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     if wanted is None:
         return list(known)
+    groups = groups or {}
+    wanted = list(dict.fromkeys(name for word in wanted for name in groups.get(word, [word])))
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
-        raise UsageError(f"--methods knows {', '.join(known)}; got '{unknown[0] if unknown else ''}'.")
+        raise UsageError(f"--methods knows {', '.join([*groups, *known])}; got '{unknown[0] if unknown else ''}'.")
     return wanted
 
 
 def _on_cpu(
     preset: str, seeds: int, steps: int | None, methods: list[str] | None, pretrained: str, out: Path
 ) -> list[str]:
-    from alt.entityworld.method_grid import METHODS, Budget, run_grid
-    from alt.entityworld.method_grid_report import markdown, write
+    from alt.entityworld.comparison import measure_speed, run_cells
+    from alt.entityworld.comparison_report import markdown, write
+    from alt.entityworld.methods import GROUPS, METHODS, Plan
     from alt.entityworld.orderings import orderings
     from alt.entityworld.token_cache import TokenCache
     from alt.entityworld.world import World
 
-    chosen = [METHODS[name] for name in _pick(list(METHODS), methods)]
+    chosen = [METHODS[name] for name in _pick(list(METHODS), methods, GROUPS)]
     tiny = preset == "tiny"
-    budget = Budget(steps=steps or (20 if tiny else 1500), few_shot_steps=5 if tiny else Budget.few_shot_steps)
+    plan = (Plan.tiny() if tiny else Plan()).with_steps(steps)
     world = World(_world(preset))
     cache = TokenCache(world, pretrained)
     classes = len(cache.split("seen-train").split.classes)
     config = world.config
     setting: dict[str, Any] = {
-        "what": f"EntityWorld at {config.size} px, {config.frames} frames, {classes} seen classes, tower frozen, "
-        f"{budget.steps} steps",
-        "steps": budget.steps,
+        "what": f"EntityWorld at {config.size} px, {config.frames} frames, {classes} seen classes",
+        "plan": asdict(plan),
         "seeds": list(range(seeds)),
         "classes": classes,
         "preset": preset,
     }
-    shots = (2,) if tiny else (2, 16)
 
     def keep(results: dict[str, list[dict[str, float]]]) -> None:
         write(out, results, [], setting | {"unfinished": True})
 
-    results = run_grid(cache, chosen, seeds=range(seeds), budget=budget, shots=shots, say=say, done=keep)
-    found = orderings(results, classes=classes, steps=budget.steps)
+    results = run_cells(out / "cells", chosen, cache, seeds=range(seeds), plan=plan, say=say, done=keep)
+    setting["speed"] = measure_speed(out / "speed.json", [m for m in chosen if m.training == "clips"], cache)
+    found = orderings(results, classes=classes, steps=plan.tokens.steps)
     files = write(out, results, found, setting)
     echo(markdown(results, found, setting))
     echo(f"Wrote {', '.join(path.name for path in files)} to {out}.")
@@ -160,8 +171,8 @@ def _world(preset: str) -> Any:
 def _on_gpu(
     preset: str, seeds: int, limits: dict[str, Any], methods: list[str] | None, device: str, out: Path
 ) -> list[str]:
+    from alt.entityworld.comparison_report import markdown, write
     from alt.entityworld.gpu_comparison import METHODS, GpuPlan, run_gpu
-    from alt.entityworld.method_grid_report import markdown, write
 
     if preset == "gpu" and device == "cpu":
         raise UsageError(

@@ -13,105 +13,29 @@ from typing import Any
 
 import torch
 
-from alt import paper
 from alt.evaluate.spread import Spread, spread
 from alt.files import read_json, replacing
 from alt.measure import describe_machine
 from alt.tables import to_csv, to_markdown
 
+from .comparison_tables import TABLES, Numbers
 from .orderings import Ordering, Results
 
-__all__ = ["TABLES", "markdown", "records", "update_document", "write"]
+__all__ = ["markdown", "records", "update_document", "write"]
 
 ZERO = ("zero-shot transfer-a", "zero-shot transfer-b")
 COLUMNS = ("seen", "2-shot", "zero-shot")
-
-Numbers = tuple[float | None, float | None, float | None]
-
-
-def _rows_of(ablation: paper.Ablation, rows: Mapping[str, tuple[str, str]]) -> tuple[tuple[str, str, Numbers], ...]:
-    """Rows of a table: for each name in the paper's ablation what it is called here, and the method."""
-    return tuple((what, method, ablation.rows[name]) for name, (what, method) in rows.items())
-
-
-def _at_r(r: int) -> Numbers:
-    found = paper.cost_of("alt-b16", r)
-    return (found and found.top1, None, None)
-
-
-_THREE = "Kinetics-400, HMDB-51 2-shot, UCF-101 zero-shot"
-_NOTHING: Numbers = (None, None, None)
-
-# title -> what the paper's columns are, and rows: (what it is, the method here, the paper's numbers).
-TABLES: dict[str, tuple[str, tuple[tuple[str, str, Numbers], ...]]] = {
-    "Components": (
-        f"{paper.COMPONENTS.table}: {_THREE}",
-        _rows_of(
-            paper.COMPONENTS,
-            {
-                "order-aware baseline": ("order-aware baseline (MIT)", "MIT"),
-                "class token aligned": ("alignment of the class token", "ALT r=0 cls"),
-                "class token aligned, merging": ("and merging", "ALT cls only"),
-                "regions aligned, merging": ("and alignment of regions", "ALT r=2"),
-            },
-        ),
-    ),
-    "Tokens merged in a block": (
-        "Table 8: Kinetics-400, r = 0, 4, 8, 13",
-        (
-            ("r = 0", "ALT r=0", _at_r(0)),
-            ("r = 2 (the paper's 4)", "ALT r=2", _at_r(4)),
-            ("r = 4 (the paper's 8)", "ALT r=4", _at_r(8)),
-            ("r = 6 (the paper's 13)", "ALT r=6", _at_r(13)),
-        ),
-    ),
-    "Entities of the corpus": (
-        f"{paper.CORPUS_SUBSETS.table}: {_THREE}",
-        _rows_of(
-            paper.CORPUS_SUBSETS,
-            {
-                "none": ("none (random queries)", "ALT random queries"),
-                "body parts": ("body parts", "ALT body parts"),
-                "objects": ("objects", "ALT objects"),
-                "scenes": ("scenes", "ALT scenes"),
-                "motions": ("motions", "ALT motions"),
-                "all": ("all", "ALT r=2"),
-            },
-        ),
-    ),
-    "Parts of the adapter": (
-        f"{paper.ADAPTER_PARTS.table}: {_THREE}",
-        _rows_of(
-            paper.ADAPTER_PARTS,
-            {
-                "neither": ("neither", "ALT no SA no conv"),
-                "self-attention": ("self-attention", "ALT no conv"),
-                "convolution": ("convolution", "ALT no SA"),
-                "both": ("both", "ALT r=2"),
-            },
-        ),
-    ),
-    "Readings of what the paper leaves open": (
-        "no table of the paper",
-        (
-            ("similarity scale 1, the literal one", "ALT scale 1", _NOTHING),
-            ("similarity scale 10", "ALT scale 10", _NOTHING),
-            ("similarity scale 100", "ALT scale 100", _NOTHING),
-            ("similarity scale of CLIP", "ALT r=2", _NOTHING),
-            ("literal initialisation", "ALT literal init", _NOTHING),
-        ),
-    ),
-}
 
 
 def measures(runs: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
     """Returns every measure over the seeds, and the mean of the zero-shot splits as "zero-shot"."""
     rows = [dict(run) for run in runs]
+    seeds = [int(row.pop("seed", number)) for number, row in enumerate(rows)]
     for row in rows:
         known = [row[name] for name in ZERO if name in row]
         if known:
             row["zero-shot"] = sum(known) / len(known)
-    return {name: spread([row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)}
+    return {name: spread([row[name] for row in rows], seeds) for name in rows[0] if all(name in row for row in rows)}
 
 
 def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, Any]) -> str:
@@ -123,9 +47,11 @@ def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, 
     if found:
         parts += ["## Orderings\n", _orderings(found)]
     parts += ["## All methods\n", _methods(by_method)]
+    if setting.get("speed"):
+        parts += ["## Cost of the whole models\n", _COSTS, _costs(by_method, setting["speed"])]
     for title, (source, rows) in TABLES.items():
         if any(method in by_method for _, method, _ in rows):
-            parts += [f"## {title}\n", f"The paper's columns: {source} ({paper.VERSION}).\n", _table(rows, by_method)]
+            parts += [f"## {title}\n", f"The paper's columns: {source}.\n", _table(rows, by_method)]
     return "\n".join(parts)
 
 
@@ -138,13 +64,36 @@ def _orderings(found: Sequence[Ordering]) -> str:
 
 def _methods(by_method: Mapping[str, Mapping[str, Spread]]) -> str:
     names = ["seen", "seen appearance", "seen motion", "seen compositional", "reversed"]
-    names += ["zero-shot transfer-a", "zero-shot transfer-b", "zero-shot k600", "2-shot", "16-shot", "planted", "wrong"]
+    names += ["zero-shot transfer-a", "zero-shot transfer-b", "zero-shot k600", "2-shot", "4-shot", "8-shot", "16-shot"]
+    names += ["linear probe", "planted", "wrong", "match p=1", "match p=0.9", "match p=0.5", "match p=0.3"]
     names = [name for name in names if any(name in found for found in by_method.values())]
     rows = [
-        [method, f"{found['gmacs'].mean:.4f}" if "gmacs" in found else None, *(found.get(name) for name in names)]
+        [
+            method,
+            len(next(iter(found.values())).values),
+            f"{found['gmacs'].mean:.4f}" if "gmacs" in found else None,
+            *(found.get(name) for name in names),
+        ]
         for method, found in by_method.items()
     ]
-    return to_markdown(["method", "GMACs", *names], rows)
+    return to_markdown(["method", "seeds", "GMACs", *names], rows)
+
+
+_COSTS = """Speed and memory of one forward pass of eight clips on one thread, all methods in one interleaved run.
+Speed is relative to the first method.
+"""
+
+
+def _costs(by_method: Mapping[str, Mapping[str, Spread]], speed: Mapping[str, Mapping[str, float | None]]) -> str:
+    first = next(iter(speed.values()))["frames/s"] or 1.0
+    head = ["method", "GMACs", "parameters, M", "trained, M", "speed", "peak, MiB"]
+    rows = []
+    for method, measured in speed.items():
+        found = by_method.get(method, {})
+        counts = [found[name].mean if name in found else None for name in ("gmacs", "parameters", "trained parameters")]
+        memory = measured["peak bytes"]
+        rows.append([method, *counts, (measured["frames/s"] or 0) / first, memory and memory / 2**20])
+    return to_markdown(head, rows, digits=3)
 
 
 def _table(rows: Sequence[tuple[str, str, Numbers]], by_method: Mapping[str, Mapping[str, Spread]]) -> str:
@@ -222,5 +171,5 @@ if __name__ == "__main__":
     import sys
 
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m alt.entityworld.method_grid_report RESULTS.json DOCUMENT.md")
+        sys.exit("usage: python -m alt.entityworld.comparison_report RESULTS.json DOCUMENT.md")
     update_document(sys.argv[2], sys.argv[1])

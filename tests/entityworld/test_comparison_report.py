@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from alt.cli import build_app
+from alt.entityworld.comparison_report import markdown, records, update_document, write
+from alt.entityworld.comparison_tables import TABLES
 from alt.entityworld.gpu_comparison import GpuPlan, run_gpu
-from alt.entityworld.method_grid import METHODS
-from alt.entityworld.method_grid_report import TABLES, markdown, records, update_document, write
+from alt.entityworld.methods import METHODS
 from alt.entityworld.orderings import Ordering, orderings
 from alt.evaluate.spread import spread
 from alt.tables import to_csv
@@ -170,7 +171,7 @@ def test_a_gpu_run_takes_its_limits_from_outside() -> None:
 
 def test_command(tmp_path: Path) -> None:
     arguments = [
-        "entityworld",
+        "compare",
         "--preset",
         "tiny",
         "--seeds",
@@ -185,20 +186,20 @@ def test_command(tmp_path: Path) -> None:
     assert "CLIP-Mean" in done.output
     record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert list(record["results"]) == ["CLIP-Mean", "ALT no conv"]
-    assert record["setting"]["steps"] == 2
+    assert record["setting"]["plan"]["tokens"]["steps"] == 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--methods", "ALT, MIT"], 2, "--methods knows CLIP-Mean"),
+        (["--methods", "ALT, MIT"], 2, "--methods knows systems"),
         (["--preset", "gpu", "--device", "cpu"], 2, "needs a CUDA device"),
         (["--pretrained", "nowhere.safetensors"], 1, "found no nowhere.safetensors"),
         (["--preset", "tiny", "--seconds", "9"], 2, "--seconds belong to --preset gpu or smoke"),
     ],
 )
 def test_command_tells_what_is_wrong(arguments: list[str], status: int, words: str, tmp_path: Path) -> None:
-    done = CliRunner().invoke(build_app(), ["entityworld", "--out", str(tmp_path), *arguments])
+    done = CliRunner().invoke(build_app(), ["compare", "--out", str(tmp_path), *arguments])
     assert done.exit_code == status
     assert words in done.output
     assert "Traceback" not in done.output
