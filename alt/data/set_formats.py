@@ -19,19 +19,19 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alt.files import read_json
 
+from .action_names import name_to_text
 from .clip_lists import Entry, SetList, read_labels, read_list, read_text_file
 from .picture_videos import natural_key
 from .video import ClipError
 from .videos import readable_suffixes
 
-__all__ = ["FORMATS", "SetFolders", "name_to_text", "read_set"]
+__all__ = ["FORMATS", "SetFolders", "read_set"]
 
 
 class SetFolders(NamedTuple):
@@ -63,16 +63,6 @@ def read_set(form: str, folders: SetFolders, part: str, split: int = 1) -> SetLi
     if not there:
         raise ClipError(f"{found.where}: none of its {len(found.entries)} clips is below {folders.root}")
     return found._replace(entries=there, missing=len(found.entries) - len(there))
-
-
-def name_to_text(name: str) -> str:
-    """Returns a class name as words: ``ApplyEyeMakeup`` and ``brush_hair`` become "apply eye makeup", "brush hair".
-
-    A name that has spaces already stays as it is.
-    """
-    if " " in name:
-        return name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name).lower().strip()
 
 
 # --- the formats ---

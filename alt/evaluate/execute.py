@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from alt.cost import count_macs
 from alt.data.clip_views import Clips, ClipViews
-from alt.errors import UserError, one_line
+from alt.errors import UserError
 from alt.measure.machine import find_commit
 from alt.models.video_model import VideoModel
 from alt.models.weights import model_file
@@ -22,10 +22,11 @@ from alt.train.config import DataSection, TrainConfig
 from alt.train.sources import choose_clips, open_list, open_split, open_world
 
 from .checkpoint import at_r, check_classes, open_model
+from .class_draws import choose_classes
 from .class_texts import open_class_texts
 from .linear_probe import ProbeConfig, linear_probe
 from .metrics import Result
-from .protocols import few_shot, random_subsets, zero_shot
+from .protocols import few_shot, listed_subsets, zero_shot
 from .run import collect_logits, result_of
 from .spread import Spread, spread
 from .views import Views
@@ -80,7 +81,8 @@ def execute(
     few-shot      trains on ``data.shots`` clips per class, ``draws`` times (once), and tests each time
     linear-probe  fits a linear layer on the frozen model's vectors of the training clips, for each of ``splits``
     zero-shot     new classes by their names: each of ``sets`` (a folder beside ``data.root``), each of ``splits``;
-                  or ``draws`` times ``subset`` of the classes that training never saw
+                  or ``draws`` times ``subset`` of the classes that training never saw, at random or as
+                  ``class_draws`` lists them
     ============= =====================================================================================
 
     Few-shot and linear-probe runs of ``alt train`` are already trained for the protocol, so they are only tested.
@@ -294,29 +296,26 @@ class _Job:
         return Evaluated(f"{shots}-shot", top1, tuple(results))
 
     def zero_shot(self) -> Evaluated:
-        trained = set(self.model.classes)
-        results, sets = {}, self.new_sets()
-        if self.section.subset is not None and len(sets) > 1:
+        results, sets, section = {}, self.new_sets(), self.section
+        subsets = section.subset is not None or section.class_draws is not None
+        if subsets and len(sets) > 1:
             raise UserError(
                 f"evaluation.subset: expected one data set with one split to draw classes from, got {len(sets)}."
             )
+        drawn = choose_classes(section, sets[0][1].class_names, self.model.classes) if subsets else None
         texts = open_class_texts(self.model, self.config.model, self.warn)
         for name, clips in sets:
             names = clips.class_names
             texts.name_classes(self.model, names, name)
             collected = self.collect(clips)
-            if self.section.subset is None:
+            if drawn is None:
                 results[name] = result_of(collected, names, **self.setting(split=name))
                 continue
-            new = [number for number, label in enumerate(names) if label not in trained]
-            draws = self.section.draws or 1
-            try:
-                drawn = random_subsets(collected, names, size=self.section.subset, draws=draws, candidates=new)
-            except ValueError as error:
-                raise UserError(f"evaluation.{one_line(error).replace('size', 'subset', 1)}.") from None
-            for result in drawn[1]:
-                result.setting.update(self.setting(split=name))
-            return Evaluated(f"zero-shot, {draws} draws of {self.section.subset} classes", drawn[0], tuple(drawn[1]))
+            top1, found = listed_subsets(collected, names, drawn.draws, protocol=drawn.protocol, numbers=drawn.numbers)
+            for result in found:
+                result.setting.update({**self.setting(split=name), "protocol": drawn.protocol})
+            size = len(drawn.draws[0])
+            return Evaluated(f"zero-shot, {len(found)} draws of {size} classes", top1, tuple(found))
         return Evaluated(f"zero-shot on {', '.join(results)}", zero_shot(results), tuple(results.values()))
 
     def new_sets(self) -> list[tuple[str, Clips]]:

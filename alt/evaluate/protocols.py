@@ -17,7 +17,7 @@ from .metrics import Result
 from .run import Collected, result_of
 from .spread import Spread, spread
 
-__all__ = ["Spread", "few_shot", "random_subsets", "restrict", "zero_shot"]
+__all__ = ["Spread", "draw_classes", "few_shot", "listed_subsets", "random_subsets", "restrict", "zero_shot"]
 
 
 def few_shot(
@@ -78,7 +78,8 @@ def random_subsets(
     seed: int = 0,
     candidates: Sequence[int] | None = None,
 ) -> tuple[Spread, list[Result]]:
-    """Runs Kinetics-600's zero-shot protocol on random subsets of the new classes (there 160 of 220).
+    """Runs Kinetics-600's zero-shot protocol on random subsets of the new classes (there 160 of 220, whose published
+    draws :func:`alt.data.new_classes.read_draws` reads).
 
     Each of ``draws`` draws takes ``size`` classes. It is tested on their videos, against their names only.
 
@@ -90,16 +91,45 @@ def random_subsets(
     Returns:
         (top-1 over the draws, the result of each draw).
     """
-    refuse_unordered(candidates, "candidates")
     pool = list(range(len(classes)) if candidates is None else candidates)
+    seeds = range(seed, seed + draws)
+    drawn = draw_classes(pool, size, seeds)
+    return listed_subsets(collected, classes, drawn, protocol=f"{size} of {len(pool)} classes", numbers=seeds)
+
+
+def draw_classes(pool: Sequence[int], size: int, seeds: Sequence[int]) -> list[list[int]]:
+    """Returns ``size`` random numbers of the pool for each seed, ascending.
+
+    Raises:
+        ValueError: there are fewer, or no seeds.
+    """
+    refuse_unordered(pool, "candidates")
     if not 2 <= size <= len(pool):
         raise ValueError(f"size: expected 2 to {len(pool)} classes, got {size}")
-    if draws < 1:
-        raise ValueError(f"draws: expected an int >= 1, got {draws}")
+    if len(seeds) < 1:
+        raise ValueError(f"draws: expected an int >= 1, got {len(seeds)}")
+    return [sorted(make_numpy_generator(seed, 0).choice(pool, size=size, replace=False).tolist()) for seed in seeds]
+
+
+def listed_subsets(
+    collected: Collected,
+    classes: Sequence[str],
+    draws: Sequence[Sequence[int]],
+    *,
+    protocol: str,
+    numbers: Sequence[int],
+) -> tuple[Spread, list[Result]]:
+    """Runs the zero-shot protocol on given subsets of the classes: each on their videos, against their names only.
+
+    Args:
+        collected, classes: as in :func:`random_subsets`. draws: for each, the numbers of its classes.
+        protocol: in words. numbers: of the draws: their seeds, or their places in a file.
+
+    Returns:
+        (top-1 over the draws, the result of each draw).
+    """
     results = []
-    seeds = range(seed, seed + draws)
-    for number in seeds:
-        keep = sorted(make_numpy_generator(number, 0).choice(pool, size=size, replace=False).tolist())
+    for number, keep in zip(numbers, draws, strict=True):
         part, names = restrict(collected, classes, keep)
-        results.append(result_of(part, names, protocol=f"{size} of {len(pool)} classes", seed=number))
-    return spread([result.top1 for result in results], seeds), results
+        results.append(result_of(part, names, protocol=protocol, draw=number))
+    return spread([result.top1 for result in results], numbers), results

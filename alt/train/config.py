@@ -223,7 +223,8 @@ class EvaluationSection:
 
     Training itself validates with one view. ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``:
     data sets; in a zero-shot protocol they are folders beside ``data.root``, otherwise they name ``data.root``.
-    ``splits``: official splits. ``draws``: of ``subset`` random classes (zero-shot), or of the few shots."""
+    ``splits``: official splits. ``draws``: of ``subset`` random classes (zero-shot), or of the few shots.
+    ``class_draws``: takes the classes of the draws from a file instead (:func:`alt.data.new_classes.read_draws`)."""
 
     protocol: Literal["supervised", "few-shot", "zero-shot", "linear-probe"] = "supervised"
     sets: tuple[Text, ...] = ()
@@ -233,6 +234,7 @@ class EvaluationSection:
     clips: Count = 1
     subset: Count | None = None
     draws: Count | None = None
+    class_draws: Text | None = None
 
 
 @checked

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from alt.data.action_names import name_to_text
 from alt.data.clips import ClipError, ClipFiles
-from alt.data.set_formats import SetFolders, name_to_text, read_set
+from alt.data.set_formats import SetFolders, read_set
 
 
 def touch(root: Path, *names: str) -> None:

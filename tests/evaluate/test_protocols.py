@@ -66,7 +66,7 @@ def test_random_subsets_known_answer_spread_and_seeds() -> None:
         assert len(kept) == 6
         assert result.videos == 18
         assert value == result.top1 == pytest.approx(100 * (6 - misled) / 6)
-    assert [r.setting["seed"] for r in results] == [4, 5, 6] == list(found.seeds)
+    assert [r.setting["draw"] for r in results] == [4, 5, 6] == list(found.seeds)
     assert found.mean == pytest.approx(sum(found.values) / 3)
     assert random_subsets(collected(), NAMES, size=6, draws=3, seed=4)[0] == found
     assert len({tuple(r.per_class) for r in results}) > 1

@@ -35,6 +35,7 @@ EVERYWHERE = {
     "evaluation.splits": [1],
     "evaluation.subset": None,
     "evaluation.draws": None,
+    "evaluation.class_draws": None,
     "task": "supervised",
 }
 MIXED = {"augmentation.mixup": 0.8, "augmentation.cutmix": 1.0, "augmentation.label_smoothing": 0.1}
@@ -71,7 +72,7 @@ def expected(name: str) -> dict[str, object]:
         if words[0] in ("alt", "xclip") and frames == 32 and "k600" not in words:  # the others report the first split
             wanted["evaluation.splits"] = [1, 2, 3]
         if "k600" in words:
-            wanted |= {"evaluation.subset": 160, "evaluation.draws": 3}
+            wanted |= {"evaluation.subset": 160, "evaluation.draws": 3, "evaluation.class_draws": "k600-160-of-220"}
     elif words[-1].endswith("shot"):
         wanted |= {**FEW, **({} if ours else FEW_OF_XCLIP), "data.shots": int(words[-1].removesuffix("shot"))}
         if "ssv2" not in words:
