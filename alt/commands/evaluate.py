@@ -62,7 +62,9 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Folder for results.json and the table per class, results.csv.", show_default=False
+            metavar="FOLDER",
+            help="Folder for results.json, the table per class (results.csv) and pictures of the classes.",
+            show_default=False,
         ),
     ] = None,
     json_: JsonFile = None,
@@ -108,12 +110,22 @@ def evaluate(
         _show(found, worst)
     if results is not None:
         write_json(whole, results, "the result")
-        tables = [results.with_suffix(".csv")]
-        if len(found.results) > 1:
-            tables = [results.with_name(f"{results.stem}-{n + 1}.csv") for n in range(len(found.results))]
-        for result, table in zip(found.results, tables, strict=True):
-            result.save_per_class(table)
-        echo(f"Wrote {results} and {', '.join(map(str, tables))}.", err=json_ == STDOUT)
+        written = _write_tables_and_pictures(found, results)
+        echo(f"Wrote {results} and {', '.join(map(str, written))}.", err=json_ == STDOUT)
+
+
+def _write_tables_and_pictures(found: Evaluated, results: Path) -> list[Path]:
+    """Writes the table per class of every result, and pictures of it, beside ``results``; returns their paths."""
+    from alt.evaluate.result_pictures import draw_confusion, draw_per_class
+
+    written = []
+    for number, result in enumerate(found.results, 1):
+        end = f"-{number}" if len(found.results) > 1 else ""
+        written.append(result.save_per_class(results.with_name(f"{results.stem}{end}.csv")))
+        written.append(draw_per_class(result, results.with_name(f"per-class{end}.png")))
+        if result.confusion:
+            written.append(draw_confusion(result, results.with_name(f"confusion{end}.png")))
+    return written
 
 
 def _refuse_options_of_lists(ctx: typer.Context) -> None:

@@ -187,6 +187,25 @@ def test_zero_shot_on_new_classes(folder: Path) -> None:
     drawn = run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [new], subset: 2, draws: 3}")
     assert [len(result.per_class) for result in drawn.results] == [2, 2, 2]
     assert drawn.top1.seeds == (0, 1, 2)
+    listed = folder / "draws.csv"
+    names = list(World("tiny").split("transfer-b-1").class_names)
+    rows = [f"{name},{int(i < 2)},{int(i > 0)},1" for i, name in enumerate(names[:3])]
+    listed.write_text("\n".join(["class,draw 1,draw 2,draw 3", *rows]) + "\n")
+    file = f"evaluation={{protocol: zero-shot, sets: [new], class_draws: {listed}}}"
+    by_file = run(folder, *lists_of(folder), file)
+    assert [list(result.per_class) for result in by_file.results] == [names[:2], names[1:3], names[:3]]
+    assert [result.setting["draw"] for result in by_file.results] == [1, 2, 3] == list(by_file.top1.seeds)
+    for change, says in (
+        ("evaluation.subset=2", "draws 2 or 3 classes, evaluation.subset says 2"),
+        ("evaluation.draws=2", "has 3 draws, evaluation.draws says 2"),
+        ("evaluation.sets=[seen]", "classes: expected the 2 of the draw among the"),
+        (
+            "evaluation.class_draws=k600-160-of-220",
+            "expected the 160 of the draw .*, 160 are missing: acting",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            run(folder, *lists_of(folder), file, change)
     with pytest.raises(UserError, match=r"evaluation\.subset: expected 2 to 0 classes"):
         run(folder, *lists_of(folder), "evaluation={protocol: zero-shot, sets: [seen], subset: 2}")
     with pytest.raises(UserError, match=r"evaluation\.subset: expected one data set with one split .*, got 2"):
@@ -335,5 +354,7 @@ def test_the_command_takes_the_configuration_of_the_run(folder: Path, tmp_path: 
                     "--set", "data.val_split=transfer-b-1", "--out", tmp_path / "out")  # fmt: skip
     assert draws.exit_code == 0, draws.output
     assert "zero-shot, 2 draws of 2 classes: top-1 " in draws.output
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"results.json", "results-1.csv", "results-2.csv"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "results.json", *(f"{name}-{n}.{end}" for n in (1, 2) for name, end in
+                          (("results", "csv"), ("per-class", "png"), ("confusion", "png")))}  # fmt: skip
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["results"]) == 2
