@@ -10,7 +10,8 @@ Source: arXiv 2311.15619, both versions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from . import paper
@@ -33,7 +34,8 @@ class Cell(NamedTuple):
 
 class PaperTable(NamedTuple):
     """key: its name here. title: what it shows. iclr, cvpr: its number in a version, None where it has none.
-    columns: of accuracies. rows: name -> one cell per column. xclip: where it is in the X-CLIP paper."""
+    columns: of accuracies. rows: name -> one cell per column. xclip: where it is in the X-CLIP paper.
+    gflops: name of a row -> cost of all views as the ALT paper prints it, in 1e9 multiply-accumulates."""
 
     key: str
     title: str
@@ -42,6 +44,7 @@ class PaperTable(NamedTuple):
     columns: tuple[str, ...]
     rows: dict[str, tuple[Cell, ...]]
     xclip: str | None = None
+    gflops: Mapping[str, float] = MappingProxyType({})
 
 
 def _run(iclr: float | None, cvpr: float | None, configuration: str, std: float | None = None) -> Cell:
@@ -84,8 +87,16 @@ TABLES = (
         "main text",
         ("top-1", "top-5"),
         {
-            "ViViT-H, 32": _printed(84.9, 95.8),
+            "MViTv1-B": _printed(81.2, 95.1),
+            "Uniformer-B": _printed(83.0, 95.4),
+            "TimeSformer-L": _printed(80.7, 94.7),
+            "VideoSwin-L": _printed(83.1, 95.9),
+            "ViViT-H": _printed(84.9, 95.8),
+            "MTV-H": _printed(89.1, 98.2),
+            "PromptingCLIP": _printed(76.9, 93.5),
             "ActionCLIP-B": _printed(83.8, 97.1),
+            "ST-Adapter-L": _printed(87.2, 97.6),
+            "EVL-L": _printed(87.3, 97.6),
             "AIM-L": _printed(87.5, 97.7),
             "X-CLIP-L": _printed(87.1, 97.6),
             "ALT-B/16, 8": _supervised("alt-b16-k400-8f", 83.6, 96.2),
@@ -94,6 +105,25 @@ TABLES = (
             "ALT-L/14, 8": _supervised("alt-l14-k400-8f", 86.7, 97.4),
             "ALT-L/14, 16": _supervised("alt-l14-k400-16f", 87.6, 97.6),
             "ALT-L/14, 32": _supervised("alt-l14-k400-32f", 87.9, 97.7, 88.1),
+        },
+        gflops={
+            "MViTv1-B": 4095,
+            "Uniformer-B": 3108,
+            "TimeSformer-L": 7140,
+            "VideoSwin-L": 7248,
+            "ViViT-H": 48916,
+            "MTV-H": 45537,
+            "ActionCLIP-B": 16890,
+            "ST-Adapter-L": 8248,
+            "EVL-L": 8088,
+            "AIM-L": 11208,
+            "X-CLIP-L": 7896,
+            **{
+                f"ALT-{size}, {frames}": 3 * cost.gflops
+                for size, model in (("B/16", "alt-b16"), ("L/14", "alt-l14"))
+                for frames in (8, 16, 32)
+                if (cost := paper.cost_of(model, 8, frames)) is not None
+            },
         },
     ),
     PaperTable(

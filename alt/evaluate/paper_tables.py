@@ -72,10 +72,14 @@ def collect(paths: Iterable[str | Path]) -> dict[str, Measured]:
 
 
 def rows_of_table(table: PaperTable, measured: Mapping[str, Measured]) -> list[list[Any]]:
-    """Returns the rows of the Markdown table: a name, and for every column ours and the published ones of
-    :func:`_papers`."""
+    """Returns the rows of the Markdown table: a name, its published cost where the table has costs, and for every
+    column ours and the published ones of :func:`_papers`."""
     return [
-        [name, *(text for cell in cells for text in (_ours(cell, measured), *_theirs(table, cell)))]
+        [
+            name,
+            *([table.gflops.get(name)] if table.gflops else []),
+            *(text for cell in cells for text in (_ours(cell, measured), *_theirs(table, cell))),
+        ]
         for name, cells in table.rows.items()
     ]
 
@@ -109,7 +113,12 @@ def write_tables(measured: Mapping[str, Measured]) -> tuple[str, list[list[Any]]
     for table in TABLES:
         versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr), ("X-CLIP paper", table.xclip))
         numbered = "; ".join(f"{version}: {number}" for version, number in versions if number is not None)
-        head = ["", *(f"{column} {who}".strip() for column in table.columns for who in ("ours", *_papers(table)))]
+        costs = ["GFLOPs"] if table.gflops else []
+        head = [
+            "",
+            *costs,
+            *(f"{column} {who}".strip() for column in table.columns for who in ("ours", *_papers(table))),
+        ]
         parts.append(f"### {table.title}\n\n{numbered}.\n\n{to_markdown(head, rows_of_table(table, measured))}")
         for name, cells in table.rows.items():
             for column, cell in zip(table.columns, cells, strict=True):

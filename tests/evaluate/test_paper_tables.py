@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from alt.cli import build_app
 from alt.errors import UserError
-from alt.evaluate.paper_tables import TABLES, collect, list_configurations, rows_of_table, write_tables
+from alt.evaluate.paper_tables import TABLES, Measured, collect, list_configurations, rows_of_table, write_tables
+from alt.evaluate.pareto import Point, find_front, list_points
 from alt.paper import ADAPTER_PARTS, COMPONENTS, CORPUS_SUBSETS, COSTS
 from alt.train.catalogue import names
 
@@ -57,6 +58,27 @@ def test_rows_of_x_clip() -> None:
     assert printed == {"scratch-mean-b32-k400-8f": 45.3, "scratch-xclip-b32-k400-8f": 47.8}
 
 
+def test_costs_are_those_that_the_paper_prints() -> None:
+    costs = BY_KEY["k400"].gflops
+    assert set(costs) == set(BY_KEY["k400"].rows) - {"PromptingCLIP"}  # which prints none
+    ours = [cost for name, cost in costs.items() if name.startswith("ALT")]
+    assert ours == [330, 657, 1308, 1245, 2478, 4947]
+    assert rows_of_table(BY_KEY["k400"], {})[0][:4] == ["MViTv1-B", 4095, None, "81.2"]
+
+
+def test_points_and_their_front() -> None:
+    measured = Measured((84.0, 85.0), (97.0, 97.0), {"gmacs_per_video": 318.5}, Path("run"))
+    points = list_points({"alt-b16-k400-8f": measured, "r8-k400-8f": measured})
+    assert len(points) == len(BY_KEY["k400"].gflops) + 1
+    assert [point for point in points if point.kind == "ours"] == [Point("ALT-B/16, 8", 318.5, 84.5, "ours")]
+    assert Point("ALT-L/14, 32", 4947, 88.1, "ALT") in points  # the later version's
+    front = [point.name for point in find_front(points) if point.kind != "ours"]
+    assert front == ["ALT-B/16, 16", "ALT-L/14, 8", "ALT-L/14, 16", "ALT-L/14, 32", "MTV-H"]
+    assert [point.name for point in find_front([Point("a", 2, 5, ""), Point("b", 1, 5, ""), Point("c", 1, 4, "")])] == [
+        "b"
+    ]
+
+
 def result(configuration: str, top1: float, top5: float = 90.0) -> dict[str, object]:
     setting = {"configuration": configuration, "frames": 8, "crops": 1, "clips": 1, "r": 8, "seed": 3, "commit": "abc"}
     return {"top1": top1, "top5": top5, "setting": setting}
@@ -99,4 +121,5 @@ def test_the_command(tmp_path: Path) -> None:
     found = rows["alt-b16-hmdb-2shot", "few-shot: HMDB 2"]
     assert (found["ours"], found["ICLR"], found["CVPR"], found["results"]) == ("61.0", "64.0", "64.3", "1")
     assert rows["alt-b16-hmdb-4shot", "few-shot: HMDB 4"]["ours"] == ""
+    assert (tmp_path / "out" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert CliRunner().invoke(build_app(), ["table"]).output.count("not run") > 100
