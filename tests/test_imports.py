@@ -59,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.patch": BELOW_PATCH,
     "alt.cost": BELOW_MODELS,
     "alt.export": {"alt_kernels", "alt.lazy"},
-    "alt.models": BELOW_MODELS | {"alt.errors", "alt.corpus", "alt.entityworld.mini_clip"},
+    "alt.models": BELOW_MODELS | {"alt.errors", "alt.corpus", "alt.data", "alt.entityworld.mini_clip"},
     "alt.data": {"alt.errors", "alt.files"},
     "alt.measure": {"alt_kernels", "alt.lazy"},
     "alt.files": set(),

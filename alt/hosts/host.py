@@ -324,6 +324,29 @@ class Host(ABC):
 
     # --- the text tower ---
 
+    def take_tower(self, model: nn.Module) -> nn.Module:
+        """Returns the image tower of a CLIP, with a projection to the joint space that lies outside it put inside.
+
+        A tower that is passed comes back as it is.
+        """
+        tower = self.find_tower(model)
+        assert tower is not None, "asked of the host that found a tower"
+        return tower
+
+    def source_name(self, model: nn.Module) -> str | None:
+        """Returns where a model's weights come from, as a backbone's name (``hf:PATH``); None if it is not known."""
+        return None
+
+    def has_text(self, model: nn.Module) -> bool:
+        """Returns True if the model has a text tower, so that :meth:`encode_text` works."""
+        return False
+
+    def text_modules(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Returns the modules of the text tower by their paths in the model; by default all outside the image tower."""
+        tower = self.find_tower(model)
+        image = set() if tower is None or tower is model else set(tower.modules())  # all, where it was dropped
+        return [(name, module) for name, module in model.named_modules() if module not in image]
+
     def encode_text(self, model: Any, ids: Tensor) -> Tensor:
         """Returns text embeddings ``[n, d]`` of token ids ``[n, length]``.
 

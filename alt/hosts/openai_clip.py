@@ -151,6 +151,19 @@ class OpenAIClip(Host):
 
     # --- weights and pictures ---
 
+    def describe(self, tower: Any) -> dict[str, Any]:
+        return {
+            "input_resolution": tower.input_resolution,
+            "patch_size": tower.conv1.kernel_size[0],
+            "width": tower.conv1.out_channels,
+            "layers": len(tower.transformer.resblocks),
+            "heads": tower.transformer.resblocks[0].attn.num_heads,
+            "output_dim": self.joint_width(tower),
+        }
+
+    def build(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
+        return VisionTransformer(**sizes)  # the package has QuickGELU alone
+
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.positional_embedding
 
@@ -158,6 +171,9 @@ class OpenAIClip(Host):
         return _MEAN, _STD
 
     # --- the text tower ---
+
+    def has_text(self, model: nn.Module) -> bool:
+        return isinstance(model, CLIP)
 
     def encode_text(self, model: Any, ids: Tensor) -> Tensor:
         return model.encode_text(ids)

@@ -1,4 +1,4 @@
-"""CLIP by name, as open_clip builds it, or the small CLIP of EntityWorld."""
+"""CLIP as a backbone: by name, as open_clip or transformers builds it, the small CLIP of EntityWorld, or a model."""
 
 from __future__ import annotations
 
@@ -6,57 +6,52 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alt.errors import one_line
 
 from .clip_file import ClipWeights, read_clip_weights
-from .text import TextEncoder, TextSource, fingerprint_text_tower
+from .foreign_clip import HF, adopt_clip, load_hf_clip
+from .loaded_clip import LoadedClip, check_activation
 
-__all__ = ["LoadedClip", "build_clip", "check_weights", "list_tags"]
+__all__ = ["Backbone", "LoadedClip", "build_clip", "check_activation", "check_weights", "list_tags", "name_backbone"]
 
-
-class LoadedClip(NamedTuple):
-    """clip: open_clip's ``CLIP`` with both towers. quick_gelu: its activation. tokenizer: returns its tokenizer.
-    templates: prompts for class names, in the style of its training texts. backbone, pretrained: as it was asked for;
-    of a file of weights the name."""
-
-    clip: Any
-    quick_gelu: bool
-    tokenizer: Callable[[], Any]
-    templates: str
-    backbone: str
-    pretrained: str | None
-
-    def text_source(self) -> TextSource | None:
-        """Returns which text encoder it has; None for random weights, which nobody has twice."""
-        if self.pretrained is None:
-            return None
-        return TextSource(self.backbone, self.pretrained, fingerprint_text_tower(self.clip))
-
-    def text_encoder(self) -> TextEncoder:
-        """Returns the encoder of texts, with the weights of ``clip``."""
-        return TextEncoder(self.clip, self.tokenizer(), backbone=self.backbone, pretrained=self.pretrained)
+Backbone = str | nn.Module | tuple[nn.Module, Any]
+"""A name; a CLIP of a package that a host knows; or such a CLIP and its tokenizer."""
 
 
 def build_clip(
-    backbone: str, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
+    backbone: Backbone, pretrained: str | os.PathLike[str] | None = None, *, quick_gelu: bool | None = None
 ) -> LoadedClip:
-    """Builds the open_clip ``CLIP`` of a backbone, both towers, on torch's default device.
+    """Builds the CLIP of a backbone, both towers, on torch's default device.
 
     Args:
-        backbone: an open_clip name or "mini". pretrained: as in :func:`create_model`.
+        backbone: open_clip's name of a model, also behind "open_clip:"; "mini"; "hf:PATH", which transformers loads; a
+            model, or a model and its tokenizer (:func:`~alt.models.foreign_clip.adopt_clip`).
+        pretrained: as in :func:`create_model`.
         quick_gelu: None: as the weights were trained, or without weights as the name says.
 
     Raises:
+        TypeError: the backbone is neither a name nor a model with two towers.
         ValueError: there is no such model, its weights could not be loaded, or they were trained with the other
             activation.
     """
+    if not isinstance(backbone, str) or backbone.startswith(HF):
+        if pretrained is not None:
+            raise ValueError(
+                f"pretrained: the backbone {name_backbone(backbone)} has its weights already; expected None, got "
+                f"{os.fspath(pretrained)!r}"
+            )
+        if isinstance(backbone, str):
+            return load_hf_clip(backbone.removeprefix(HF), quick_gelu=quick_gelu)
+        model, tokenizer = backbone if isinstance(backbone, tuple) else (backbone, None)
+        return adopt_clip(model, tokenizer, quick_gelu=quick_gelu)
+    backbone = name_backbone(backbone)
     if backbone == "mini":
         if quick_gelu:
             raise ValueError("quick_gelu: the mini model was trained without it, got True")
@@ -98,6 +93,17 @@ def build_clip(
     return LoadedClip(clip, quick_gelu, lambda: open_clip.get_tokenizer(backbone), "alt16", backbone, name)
 
 
+def name_backbone(backbone: Backbone) -> str:
+    """Returns the name by which configurations and records know a backbone.
+
+    Raises:
+        TypeError: it is neither a name, nor a model with two towers, nor such a model and its tokenizer.
+    """
+    if isinstance(backbone, str):
+        return backbone.removeprefix("open_clip:")
+    return adopt_clip(backbone[0] if isinstance(backbone, tuple) and len(backbone) == 2 else backbone).backbone
+
+
 def read_weights(path: str | os.PathLike[str]) -> ClipWeights:
     """Reads a checkpoint as :func:`~alt.models.clip_file.read_clip_weights`; the ValueError names ``pretrained``."""
     try:
@@ -131,15 +137,6 @@ def is_built_in(backbone: str) -> bool:
     return config is not None and "hf_model_name" not in config["text_cfg"]
 
 
-def check_activation(path: str | os.PathLike[str], trained: bool | None, wanted: bool | None) -> None:
-    """Raises ValueError if weights were trained with another activation than the model is to have; None: not known."""
-    if trained is not None and wanted is not None and trained != wanted:
-        raise ValueError(
-            f"pretrained: {path} was trained with{'' if trained else 'out'} QuickGELU; create the model with "
-            f"quick_gelu={trained}"
-        )
-
-
 def warn_of_activation(path: str | os.PathLike[str], taken: bool) -> None:
     """Warns that a file of weights does not tell its activation, and which one was taken."""
     warnings.warn(
@@ -154,11 +151,16 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
     """Checks that the weights exist before anything slow. It needs no network and builds no model.
 
     Raises:
-        ValueError: open_clip has no such model, or ``pretrained`` is neither a file nor one of its tags.
+        ValueError: open_clip has no such model, or ``pretrained`` is neither a file nor one of its tags, or is given
+            with a backbone that brings its weights.
     """
-    if pretrained is None or Path(pretrained).is_file():
+    if pretrained is None:
         return
-    tag = os.fspath(pretrained)
+    tag, backbone = os.fspath(pretrained), name_backbone(backbone)
+    if backbone.startswith(HF):
+        raise ValueError(f"pretrained: the backbone {backbone} has its weights already; expected none, got {tag!r}")
+    if Path(tag).is_file():
+        return
     if backbone == "mini":
         if tag not in list_tags(backbone):
             raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {tag}")

@@ -6,6 +6,7 @@ built from sizes that the tensors do not have.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +40,9 @@ OF_DATA = ("head.", "text.ids", "alignment.entities")  # tensors that depend on 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a saved model's description.
 
-    Its keys are ``family``, ``config``, ``host``, ``tower``, ``text_tower`` (if the model holds one), ``classes``,
-    ``texts`` (how the class names were embedded), ``corpus`` and ``text_encoder`` (of the joint space).
+    Its keys are ``family``, ``config``, ``host``, ``tower``, ``statistics`` (mean and standard deviation that the tower
+    expects; None: CLIP's), ``text_tower`` (if the model holds one), ``classes``, ``texts`` (how the class names were
+    embedded), ``corpus`` and ``text_encoder`` (of the joint space).
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is not a model of this package, or of a newer version.
@@ -76,12 +78,14 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     header.setdefault("host", "open_clip")  # files of version 0.1 do not name it
     header.setdefault("texts", None)
     header.setdefault("text_encoder", None)
+    statistics = header.setdefault("statistics", None)  # files of this format that lack it have CLIP's
     corpus, held = header.get("corpus"), header.setdefault("text_tower", None)
     right = {
         "family": isinstance(header.get("family"), str) and header["family"] in FAMILIES,
         "config": isinstance(header.get("config"), dict),
         "host": isinstance(header["host"], str),
         "tower": isinstance(header.get("tower"), dict),
+        "statistics": statistics is None or _are_statistics(statistics),
         "text_tower": held is None or isinstance(held, dict),
         "classes": _are_texts(header.get("classes")),
         "texts": _is_source(header["texts"]),
@@ -92,6 +96,15 @@ def parse_header(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"{path} is not a model file that can be used: its description has no valid {wrong[0]}")
     return header
+
+
+def _are_statistics(value: Any) -> bool:
+    """Whether a value is [mean, standard deviation], three numbers each."""
+    if not isinstance(value, list) or [len(part) for part in value if isinstance(part, list)] != [3, 3]:
+        return False
+    numbers = [number for part in value for number in part]
+    finite = all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    return finite and all(number > 0 for number in value[1])
 
 
 def _are_texts(values: Any) -> bool:

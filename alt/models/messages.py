@@ -57,11 +57,16 @@ def insert_messages(tower: Any, frames: int) -> None:
     """Inserts new messages into every block of a patched tower, as ``message_adapter``, on its device, in its dtype.
 
     Raises:
-        TypeError: the tower is not patched, so its blocks would not call them, or its heads are not known.
+        TypeError: the tower is not patched, so its blocks would not call them, its heads are not known, or it has no
+            class token.
     """
     if not is_patched(tower):
         raise TypeError("messages sit in patched blocks: call alt.patch_clip(model, r) first (r=0 merges nothing)")
     host = find_host(tower)
+    if host.num_protected(tower) == 0:
+        raise TypeError(
+            f"messages: they are made from class tokens, and {type(tower).__name__} has none; expected messages=False"
+        )
     for i, block in enumerate(host.blocks(tower)):
         parts = host.block_parts(block, tower, i)
         weight: Any = parts.norm_1.weight

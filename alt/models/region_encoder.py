@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alt.hosts import Host, find_tower
+from alt.data.pixels import CLIP_MEAN, CLIP_STD
+from alt.hosts import Host, find_host
 from alt.patch import PatchHandle, get_handle, patch_clip
 from alt_kernels import source_map
 
@@ -62,6 +63,10 @@ class RegionEncoder(nn.Module):
         prop_attn: add log s to attention logits.
         grad_checkpointing: recompute the blocks in the backward.
 
+    Attributes:
+        statistics: mean and standard deviation per channel that the tower expects of pictures in [0, 1]. Clips are
+            normalised as CLIP's images are, and changed to these.
+
     Raises:
         TypeError: the tower is of another kind.
         ValueError: the tower is already patched, or r does not fit it.
@@ -79,10 +84,12 @@ class RegionEncoder(nn.Module):
         grad_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        host, tower = find_tower(visual)
+        host = find_host(visual)
+        tower = host.take_tower(visual)
         host.joint_width(tower)  # raises before anything is patched
         patch_clip(tower, r, inflection=inflection, prop_attn=prop_attn)
         self.visual = tower
+        self.statistics = host.mean_std(tower)
         host.set_checkpointing(tower, grad_checkpointing)
 
     @property
@@ -170,7 +177,7 @@ class RegionEncoder(nn.Module):
         tower, handle = self.visual, self.handle
         host, protected = handle.host, handle.host.num_protected(tower)
         lead = (clips.shape[0], 1) if joint else tuple(clips.shape[:2])
-        x, call = handle.encode(clips.flatten(0, 1), clips.shape[1] if joint else 1)
+        x, call = handle.encode(self._restate(clips.flatten(0, 1)), clips.shape[1] if joint else 1)
         context = None if read is None else call.restore(read(x))[:, protected:].unflatten(0, lead).mean(1)
         if rows == "class" and not trace:
             z = host.pool(tower, x, call.size)[:, None]
@@ -186,6 +193,15 @@ class RegionEncoder(nn.Module):
             source = torch.cat([patches.new_zeros(len(patches), 1), patches], 1).unflatten(0, lead)
         x = host.project(tower, x, call.size)
         return Tokens(x.unflatten(0, lead), size.unflatten(0, lead), source, context)
+
+    def _restate(self, images: Tensor) -> Tensor:
+        """Changes images ``[B, 3, H, W]`` from CLIP's mean and standard deviation to the tower's."""
+        mean, std = self.statistics
+        if (tuple(mean), tuple(std)) == (CLIP_MEAN, CLIP_STD):
+            return images
+        factor = [was / now for was, now in zip(CLIP_STD, std, strict=True)]
+        offset = [(was - now) / by for was, now, by in zip(CLIP_MEAN, mean, std, strict=True)]
+        return images * images.new_tensor(factor).view(3, 1, 1) + images.new_tensor(offset).view(3, 1, 1)
 
     def _check(self, clips: Tensor) -> None:
         height, width = self.image_size

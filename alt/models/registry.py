@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from alt.errors import refuse_unordered
-from alt.hosts import find_host, find_tower
+from alt.hosts import find_host
 
-from .clip import LoadedClip, build_clip
+from .clip import Backbone, LoadedClip, build_clip, name_backbone
 from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
 from .text import TextEncoder
 from .text_tower import TextTower
@@ -32,6 +32,7 @@ def create_model(
     r: int | float | Sequence[int] | None = None,
     corpus: Any = None,
     classes: Sequence[str] | tuple[Sequence[str], Tensor] | None = None,
+    backbone: Backbone | None = None,
     **options: Any,
 ) -> VideoModel:
     """Creates a video model by name.
@@ -48,8 +49,12 @@ def create_model(
             without embeddings is embedded with this CLIP's text encoder. ``set_corpus`` sets one later.
         classes: names, embedded with this CLIP's text encoder, or ``(names, embeddings [C, d])``. ``name_classes``
             and ``set_classes`` set them later; without classes the logits are ``[B, 0]``.
-        options: fields of the family's configuration (:class:`AltConfig`, :class:`XClipConfig`, ...); ``backbone``
-            takes any open_clip ViT.
+        backbone: another CLIP than the name's: open_clip's name of a ViT ("open_clip:ViT-H-14" or "ViT-H-14");
+            "hf:PATH", a folder or name from which transformers loads a ``CLIPModel`` or ``SiglipModel`` with its
+            tokenizer; such a model itself, open_clip's or OpenAI's; or (model, tokenizer). A model is not copied: its
+            image tower is patched, and with ``text="held"`` or "trained" taken out of it. ``frames``, ``r`` and
+            ``layers`` are still those of the name.
+        options: fields of the family's configuration (:class:`AltConfig`, :class:`XClipConfig`, ...).
 
     Returns:
         The model, in training mode, on torch's default device. Under ``torch.device("meta")`` it needs no memory.
@@ -61,7 +66,7 @@ def create_model(
     if isinstance(classes, str):
         raise TypeError(f"classes: expected a sequence of names, got one str {classes!r}")
     model: Any
-    model, loaded = build_with_clip(name, pretrained=pretrained, frames=frames, r=r, **options)
+    model, loaded = build_with_clip(name, pretrained=pretrained, frames=frames, r=r, backbone=backbone, **options)
     if corpus is not None:
         model.set_corpus(_with_embeddings(corpus, loaded))
     if classes is not None:
@@ -78,6 +83,7 @@ def build_with_clip(
     pretrained: str | os.PathLike[str] | None = None,
     frames: int | None = None,
     r: int | float | Sequence[int] | None = None,
+    backbone: Backbone | None = None,
     **options: Any,
 ) -> tuple[VideoModel, LoadedClip]:
     """Builds a video model without corpus and classes, and returns it with the CLIP whose image tower it took.
@@ -85,17 +91,19 @@ def build_with_clip(
     Arguments and errors are those of :func:`create_model`.
     """
     family, suffix = parse_name(name)
-    backbone, default_frames, default_r, layers = BACKBONES[suffix]
-    backbone = options.pop("backbone", backbone)
+    own_backbone, default_frames, default_r, layers = BACKBONES[suffix]
+    backbone = own_backbone if backbone is None else backbone
     frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
     r = tuple(r) if isinstance(r, Sequence) and not isinstance(r, str) else r
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
-    config = FAMILIES[family].config(backbone=backbone, frames=frames, r=r, **values)  # checked before any file is read
+    named = name_backbone(backbone)
+    config = FAMILIES[family].config(backbone=named, frames=frames, r=r, **values)  # checked before any file is read
     loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
     text_source = loaded.text_source()  # before the tower is patched
-    visual, scale = find_tower(loaded.clip)[1], loaded.clip.logit_scale.detach().exp()
+    visual = find_host(loaded.clip).take_tower(loaded.clip)
+    scale = loaded.clip.logit_scale.detach().exp().reshape(())
     text = None if config.text == "cached" else TextTower(loaded.clip)
     model = load_family(family)(config, visual, scale, text)
     model.text_source = text_source
@@ -109,12 +117,14 @@ def create_text_encoder(
     quick_gelu: bool | None = None,
     device: str | torch.device = "cpu",
 ) -> TextEncoder:
-    """Creates the text encoder of an open_clip model or of EntityWorld's small CLIP.
+    """Creates the text encoder of a backbone.
 
-    The tokenizer is open_clip's own, whose vocabulary ships with it, or the vocabulary of the small CLIP's weights.
+    The tokenizer is open_clip's own, whose vocabulary ships with it, that of the small CLIP's weights, or that of the
+    path from which transformers loads a model.
 
     Args:
-        name: an open_clip model (``ViT-B-16``), or a model of this package (``alt-b16``, ``mit-l14``, ``alt-mini``).
+        name: an open_clip model (``ViT-B-16``), a model of this package (``alt-b16``, ``mit-l14``, ``alt-mini``), or
+            ``hf:PATH``.
         pretrained: an open_clip tag, or the path of a checkpoint ("entity-world" for the small CLIP); None: random
             weights.
         quick_gelu: the tower's activation; None: as the tag's weights were trained.

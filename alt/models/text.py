@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alt.corpus import TextSource
 from alt.errors import refuse_unordered
-from alt.hosts import find_tower
+from alt.hosts import find_host
 
 from .prompts import draw, ensemble, fill, templates_of
 
@@ -26,8 +26,9 @@ class TextEncoder:
     """Embeds texts as unit rows in CLIP's joint space, in batches and without gradient.
 
     Args:
-        clip: an open_clip model (its ``encode_text`` is used), on any device.
-        tokenizer: list of texts -> ids ``[n, context_length]``.
+        clip: a model with a text tower that a host knows (open_clip's, transformers', OpenAI's), on any device.
+        tokenizer: list of texts -> ids ``[n, context_length]``. If it has ``count(texts)``, numbers of tokens without
+            a limit, texts that it cuts are found by it.
         batch_size: texts per pass of the tower.
         backbone, pretrained: names of the model and its weights, for :meth:`source`.
     """
@@ -41,8 +42,8 @@ class TextEncoder:
         backbone: str = "",
         pretrained: str | None = None,
     ) -> None:
-        if not callable(getattr(clip, "encode_text", None)):
-            raise TypeError(f"clip must be an open_clip model with a text tower, got {type(clip).__name__}")
+        if not has_text_tower(clip):
+            raise TypeError(f"clip must be a model with a text tower, got {type(clip).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.clip = clip
@@ -84,6 +85,10 @@ class TextEncoder:
         """Returns ids ``[n, length]``, and warns of texts that were cut to this length."""
         ids = torch.cat([self.tokenizer(list(texts[i : i + 1024])) for i in range(0, len(texts), 1024)])
         length = ids.shape[1]
+        count = getattr(self.tokenizer, "count", None)
+        if count is not None:
+            self._warn_of_cuts(texts, count(texts), length)
+            return ids
         try:
             padding = self.tokenizer([""])[0, -1]
             full = (ids[:, -1] != padding).nonzero()[:, 0].tolist()
@@ -92,24 +97,28 @@ class TextEncoder:
             longer = tokenise([texts[i] for i in full], context_length=8 * length) if full else ids[:0]
         except (TypeError, ValueError):  # a tokenizer of the caller's that takes no length, or raises by itself
             return ids
-        counts = (longer != padding).sum(1).tolist()
-        cut = [(texts[i], count) for i, count in zip(full, counts, strict=True) if count > length]
+        counts = dict(zip(full, (longer != padding).sum(1).tolist(), strict=True))
+        self._warn_of_cuts(texts, [counts.get(i, 0) for i in range(len(texts))], length)
+        return ids
+
+    def _warn_of_cuts(self, texts: Sequence[str], counts: Sequence[int], length: int) -> None:
+        cut = [(text, count) for text, count in zip(texts, counts, strict=True) if count > length]
         if cut:
             text, count = cut[0]
             shown = text if len(text) <= 60 else f"{text[:57]}..."
             _warn(
                 f"texts: {len(cut)} of {len(texts)} have more than the {length} tokens that the tower reads, and are "
-                f"cut: {shown!r} ({count}) first"
+                f"cut: {shown!r} ({count}) first",
+                stacklevel=5,
             )
-        return ids
 
     def _embed_ids(self, ids: Tensor, unit: bool = True) -> Tensor:
-        device = next(self.clip.parameters()).device
+        device, host = next(self.clip.parameters()).device, find_host(self.clip)
         training = self.clip.training
         self.clip.eval()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                parts = (self.clip.encode_text(part.to(device)).float() for part in ids.split(self.batch_size))
+                parts = (host.encode_text(self.clip, part.to(device)).float() for part in ids.split(self.batch_size))
                 rows = [F.normalize(part, dim=-1) if unit else part for part in parts]
         finally:
             self.clip.train(training)
@@ -184,7 +193,7 @@ def fingerprint_text_tower(clip: nn.Module) -> str:
     Of each tensor it takes some 1024 evenly spaced values as bfloat16, in milliseconds. Training changes it, and
     the precision of the weights does not. On the device "meta" it is "".
     """
-    parts = _text_modules(clip)
+    parts = find_host(clip).text_modules(clip)
     kinds = sorted({type(module).__name__ for _, module in parts if "gelu" in type(module).__name__.lower()})
     digest = hashlib.sha256(" ".join(kinds).encode())
     for owner, module in sorted(parts, key=lambda part: part[0]):
@@ -200,11 +209,12 @@ def fingerprint_text_tower(clip: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _text_modules(clip: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Returns the modules outside the image tower, by name."""
-    tower = find_tower(clip)[1]
-    image = set() if tower is clip else set(tower.modules())  # the whole model where the tower was dropped
-    return [(name, module) for name, module in clip.named_modules() if module not in image]
+def has_text_tower(clip: Any) -> bool:
+    """Returns True for a model of a host, with a text tower."""
+    try:
+        return find_host(clip).has_text(clip)
+    except (TypeError, AttributeError):
+        return False
 
 
 def find_same(ids: Tensor, texts: Sequence[T]) -> tuple[T, T] | None:
@@ -217,5 +227,5 @@ def find_same(ids: Tensor, texts: Sequence[T]) -> tuple[T, T] | None:
     return None
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=4)
+def _warn(message: str, stacklevel: int = 4) -> None:
+    warnings.warn(message, UserWarning, stacklevel=stacklevel)

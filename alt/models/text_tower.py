@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alt.hosts import find_host
+from alt.hosts import find_host, find_tower
 
 from .heads import adopt_rows
 
@@ -31,9 +31,9 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: Any) -> None:
         super().__init__()
-        host = find_host(clip)
+        host, tower = find_tower(clip)
         sizes = host.describe_text(clip)
-        if getattr(clip, "visual", None) is not None:
+        if tower is not clip:  # where it was dropped, the whole model stands for it
             host.drop_tower(clip)
         self.clip = clip
         self.register_buffer("ids", torch.empty(0, sizes["context_length"], dtype=torch.int64))

@@ -91,6 +91,9 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     check_clip_size(model, path)
     model.load_state_dict(state, assign=True)
     model.to(device)
+    if header["statistics"] is not None:
+        mean, std = header["statistics"]
+        model.backbone.statistics = (tuple(mean), tuple(std))
     model.text_source = parse_source(header["text_encoder"])
     _adopt_classes(model, header)
     _adopt_corpus(model, header)
@@ -208,6 +211,7 @@ def _description(model: Any) -> dict[str, Any]:
         "config": plain(model.config),
         "host": host.name,
         "tower": host.describe(tower),
+        "statistics": [list(part) for part in model.backbone.statistics],
         "text_tower": None if model.text is None else host.describe_text(model.text.clip),
         "classes": list(model.classes),
         "texts": None if model.class_texts is None else model.class_texts._asdict(),

@@ -212,6 +212,9 @@ class OpenClip(Host):
 
     # --- the text tower ---
 
+    def has_text(self, model: nn.Module) -> bool:
+        return callable(getattr(model, "encode_text", None))
+
     def encode_text(self, model: Any, ids: Tensor) -> Tensor:
         return model.encode_text(ids)
 

@@ -151,6 +151,14 @@ class Timm(Host):
         names = tower.no_weight_decay()  # may name parameters that this tower does not have
         return [parameter for name, parameter in tower.named_parameters() if name in names]
 
+    def take_tower(self, model: nn.Module) -> nn.Module:
+        tower: Any = super().take_tower(model)
+        outside: Any = getattr(model, "visual", model)  # open_clip's TimmModel, which knows how its CLIP was trained
+        if outside is not tower and getattr(outside, "image_mean", None) is not None:
+            known = getattr(tower, "pretrained_cfg", None) or {}
+            tower.pretrained_cfg = {**known, "mean": outside.image_mean, "std": outside.image_std}
+        return tower
+
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = getattr(tower, "pretrained_cfg", None) or {}  # a tower built by hand has none
         return tuple(config.get("mean", IMAGENET_INCEPTION_MEAN)), tuple(config.get("std", IMAGENET_INCEPTION_STD))

@@ -2,6 +2,8 @@
 
 SigLIP 2 of a fixed image size loads as these classes. There is no class token: a head of attention pools the patches,
 and sees each merged token as often as it has patches.
+
+In the joint space a region has the row that the head gives an image of this token alone.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.siglip import modeling_siglip as foreign
+from transformers.models.siglip.configuration_siglip import SiglipConfig, SiglipVisionConfig
 from transformers.utils.constants import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 from transformers.utils.output_capturing import capture_outputs
 
@@ -22,8 +26,9 @@ from ..modules import require_class
 from ..packed import MultiheadAttention
 from ..pooling import KeySizes, key_bias, size_weighted_mean
 from .attention import ClipStyleAttention, SeparateAttention
-from .family import OWNER, ClipStyleFamily
+from .family import OWNER
 from .merging import MergingEncoder, MergingVisionModel
+from .two_towers import TwoTowers
 
 __all__ = ["HOST", "MergingHead", "Siglip"]
 
@@ -64,7 +69,7 @@ class SiglipAttention(ClipStyleAttention):
     known = foreign.SiglipAttention
 
 
-class Siglip(ClipStyleFamily):
+class Siglip(TwoTowers):
     """The host of transformers' ``SiglipVisionModel``.
 
     Attributes:
@@ -88,6 +93,10 @@ class Siglip(ClipStyleFamily):
     pooling_head: type[nn.Module] = foreign.SiglipMultiheadAttentionPoolingHead
     owners = ("vision_model",)
     mean, std = tuple(IMAGENET_STANDARD_MEAN), tuple(IMAGENET_STANDARD_STD)
+    clip, clip_config, tower_config = foreign.SiglipModel, SiglipConfig, SiglipVisionConfig
+    text_parts = ("text_model",)
+    image_fields = (*TwoTowers.image_fields, "vision_use_head")
+    text_fields = (*TwoTowers.text_fields, "projection_size")
 
     def check_tower(self, tower: Any) -> None:
         super().check_tower(tower)
@@ -112,8 +121,28 @@ class Siglip(ClipStyleFamily):
         normed, pooled = self.finish(tower, x, size)
         return size_weighted_mean(normed, size) if pooled is None else pooled
 
-    def position_embedding(self, tower: Any) -> torch.nn.Parameter:
+    def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.embeddings.position_embedding.weight
+
+    # --- the joint space ---
+
+    def joint_width(self, tower: Any) -> int:
+        return tower.config.hidden_size
+
+    def project(self, tower: Any, x: Tensor, size: Tensor | None) -> Tensor:
+        regions = tower.post_layernorm(x)
+        if tower.use_head:
+            regions = pool_each(tower.head, regions)
+        return torch.cat([self.pool(tower, x, size)[:, None], regions], 1)
+
+
+def pool_each(head: Any, x: Tensor) -> Tensor:
+    """Returns what the head makes of each token of ``x`` ``[B, n, C]`` alone: the softmax over one key is 1."""
+    attention, width = head.attention, x.shape[-1]
+    bias = attention.in_proj_bias
+    value = F.linear(x, attention.in_proj_weight[2 * width :], None if bias is None else bias[2 * width :])
+    y = F.linear(value, attention.out_proj.weight, attention.out_proj.bias)
+    return y + head.mlp(head.layernorm(y))
 
 
 HOST = Siglip()

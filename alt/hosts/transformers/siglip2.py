@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers.models.siglip2 import modeling_siglip2 as foreign
+from transformers.models.siglip2.configuration_siglip2 import Siglip2Config, Siglip2VisionConfig
 from transformers.utils.output_capturing import capture_outputs
 
 from ..host import Embedded
@@ -87,6 +88,8 @@ class Siglip2(Siglip):
     layer = foreign.Siglip2EncoderLayer
     attention = Siglip2Attention
     pooling_head = foreign.Siglip2MultiheadAttentionPoolingHead
+    clip, clip_config, tower_config = foreign.Siglip2Model, Siglip2Config, Siglip2VisionConfig
+    image_fields = ("num_channels", "num_patches", "patch_size", "vision_use_head")
 
     def grid(self, tower: Any) -> tuple[int, int]:
         side = math.isqrt(tower.config.num_patches)
