@@ -28,7 +28,7 @@ class TwoTowers(ClipStyleFamily):
         image_fields, text_fields: of the two configurations, besides those of every trunk.
     """
 
-    clip: type[nn.Module]
+    clip: Any  # a class; `type` would narrow what it knows of its instances
     clip_config: Any
     tower_config: Any
     text_parts: tuple[str, ...]
