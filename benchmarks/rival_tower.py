@@ -8,12 +8,14 @@ blocks; no rotary positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import rivals
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alt.hosts import HostAttention, find_tower
+from alt.hosts import BlockParts, HostAttention, find_tower
 
 
 def forward(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) -> Tensor:
@@ -32,12 +34,28 @@ def tokens(tower: nn.Module, images: Tensor, r: int, *, masked: bool = False) ->
 
 
 def _run(tower: nn.Module, images: Tensor, r: int, masked: bool) -> tuple[Tensor, Tensor | None]:
+    return run(tower, embed(tower, images), r, masked)
+
+
+def embed(tower: nn.Module, images: Tensor) -> Tensor:
+    """Returns the tokens before the first block, ``[B, N, w]``."""
+    host, tower = find_tower(tower)
+    return host.embed(tower, images).x
+
+
+def blocks(tower: nn.Module) -> Iterator[tuple[BlockParts, nn.Module]]:
+    """Yields the parts of every block, and the block."""
+    host, tower = find_tower(tower)
+    for i, block in enumerate(host.blocks(tower)):
+        yield host.block_parts(block, tower, i), block
+
+
+def run(tower: nn.Module, x: Tensor, r: int, masked: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Returns tokens ``[B, n, w]`` after all blocks and their sizes ``[B, n, 1]``, None if nothing was merged."""
     host, tower = find_tower(tower)
     protected = host.num_protected(tower)
-    x = host.embed(tower, images).x
     size: Tensor | None = None
-    for i, block in enumerate(host.blocks(tower)):
-        parts = host.block_parts(block, tower, i)
+    for parts, _ in blocks(tower):
         mixed, keys = attend(parts.attention, parts.norm_1(x), size, masked)
         x = x + parts.after_attention(mixed)
         removed = min(r, (x.shape[1] - protected) // 2)

@@ -6,9 +6,11 @@ import copy
 import json
 from pathlib import Path
 
+import bench_train
 import gates
 import pytest
 import report
+import rival_systems
 import rival_tower
 import rivals
 import shapes
@@ -61,6 +63,17 @@ def test_rival_assignment_is_ours_for_its_noise() -> None:
     torch.manual_seed(7)
     gradient = rivals.assign_gradient(x, entities, 0.3, grad)
     torch.testing.assert_close(gradient, torch.autograd.grad(ours, x, grad)[0])
+
+
+@pytest.mark.parametrize("system", list(rival_systems.SYSTEMS))
+def test_a_plain_training_step_is_ours(system: str) -> None:
+    """Loss and gradients in float64, with merging: of the tower, of messages, prompts and places, of the adapter."""
+    model = rival_systems.build(system, "mini", blocks=3, frames=3).double()
+    x, labels = rival_systems.batch(model, 2)
+    plain, ours = (bench_train.gradients(system, model, x.double(), labels, dense=dense) for dense in (True, False))
+    assert len(ours) == 2 + len(rival_systems.SYSTEMS[system][2])
+    for got, want in zip(ours, plain, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_rival_tower_is_open_clip_unmerged_and_the_patched_tower_merged() -> None:

@@ -94,7 +94,7 @@ def _tuned(name: str, model: str, r: int = 0, few_shot: bool = True, **options: 
 
 
 def _unlabelled(name: str, wrong: float = 0.0, training: Literal["bags", "labels"] = "bags") -> Method:
-    return Method(name, "vifi-mini", 0, {}, None, training, wrong, few_shot=False, templates="photo")
+    return Method(name, "maxi-mini", 0, {}, None, training, wrong, few_shot=False, templates="photo")
 
 
 _GROUPS: dict[str, tuple[Method, ...]] = {
