@@ -165,23 +165,32 @@ def embed(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model of this package (alt-b16) or of open_clip (ViT-B-16).", show_default=False
+            metavar="MODEL",
+            help="A model of this package (alt-b16), of open_clip (ViT-B-16), or hf:PATH.",
+            show_default=False,
         ),
     ],
     pretrained: Annotated[
-        str,
-        typer.Option("--pretrained", metavar="CLIP", help="Its weights: a tag of open_clip, or a file."),
-    ] = "openai",
+        str | None,
+        typer.Option(
+            "--pretrained",
+            metavar="CLIP",
+            help="Its weights: a tag of open_clip, or a file. Default: openai; hf:PATH brings its own.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Embed the entities with a frozen text encoder, once. `alt train` also does so by itself."""
     from alt.corpus.corpus_file import read_corpus_file
-    from alt.models.clip import check_weights
+    from alt.models.clip import check_weights, has_own_weights
     from alt.models.families import BACKBONES, list_models
     from alt.models.registry import create_text_encoder
 
     _check_target(to)
     loaded, where = _load(source), parse_device(device)
+    if pretrained is None and not has_own_weights(model):
+        pretrained = "openai"
     check_weights(BACKBONES[model.rpartition("-")[2]][0] if model in list_models() else model, pretrained)
     encoder = create_text_encoder(model, pretrained=pretrained, device=where)
     begin = time.perf_counter()

@@ -29,6 +29,14 @@ def cost(
         int | None, typer.Option(metavar="T", min=1, help="Frames per clip of MODEL.", show_default=False)
     ] = None,
     r: Reduction = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLIP",
+            help="Another CLIP than MODEL's: open_clip:NAME, or hf:PATH, of which the configuration alone is read.",
+            show_default=False,
+        ),
+    ] = None,
     classes: Annotated[int, typer.Option(metavar="C", min=1, help="Classes that MODEL scores.")] = 400,
     json_: JsonFile = None,
 ) -> None:
@@ -39,10 +47,10 @@ def cost(
     """
     check_file(json_, "--json")
     if model is not None:
-        _cost_of_model(model, frames, r, classes, json_)
+        _cost_of_model(model, backbone, frames, r, classes, json_)
         return
-    if frames is not None or r is not None:
-        raise UsageError("--frames and --r need the name of a model: alt cost MODEL.")
+    if frames is not None or r is not None or backbone is not None:
+        raise UsageError("--frames, --r and --backbone need the name of a model: alt cost MODEL.")
     from alt.evaluate.paper_costs import paper_costs
     from alt.tables import to_markdown
 
@@ -78,13 +86,16 @@ def cost(
     echo(f"Largest deviation: {abs(worst.deviation):.2f} %, {where}.")
 
 
-def _cost_of_model(name: str, frames: int | None, r: str | None, classes: int, json_: Path | None) -> None:
+def _cost_of_model(
+    name: str, backbone: str | None, frames: int | None, r: str | None, classes: int, json_: Path | None
+) -> None:
     from alt.cost import count_macs
     from alt.evaluate.paper_costs import meta_model
     from alt.tables import to_markdown
 
     try:
-        model = meta_model(name, frames=frames, r=None if r is None else parse_reduction(r), classes=classes)
+        reduction = None if r is None else parse_reduction(r)
+        model = meta_model(name, backbone=backbone, frames=frames, r=reduction, classes=classes)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{one_line(error, 300)}.") from None
     report = count_macs(model)
@@ -92,6 +103,7 @@ def _cost_of_model(name: str, frames: int | None, r: str | None, classes: int, j
     if json_ is not None:
         values = {
             "model": name,
+            "backbone": model.config.backbone,
             "frames": model.config.frames,
             "r": model.r,
             "classes": classes,
@@ -110,6 +122,7 @@ def _cost_of_model(name: str, frames: int | None, r: str | None, classes: int, j
         [f"+ {part.replace('_', ' ')}", f"{macs / 1e9:.3f}"] for part, macs in report.by_convention.items() if macs
     ]
     rows.append(["paper's convention", f"{report.paper_convention_g:.3f}"])
-    echo(f"{name}: {model.config.frames} frames, r = {model.r}, {classes} classes, {parameters:,} parameters\n")
+    over = "" if backbone is None else f" over {model.config.backbone}"
+    echo(f"{name}{over}: {model.config.frames} frames, r = {model.r}, {classes} classes, {parameters:,} parameters\n")
     echo("1e9 multiply-accumulates per clip (the literature's GFLOPs), one view:\n")
     echo(to_markdown(["part", "1e9 MACs"], rows))

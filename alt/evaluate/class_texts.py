@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from alt.errors import UserError, one_line
-from alt.models.clip import list_tags
+from alt.models.clip import has_own_weights, list_tags
 from alt.models.registry import create_text_encoder
 from alt.models.video_model import VideoModel
 from alt.train.build import RandomTextEncoder, text_encoder
@@ -37,7 +37,8 @@ def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[s
     """Opens the encoder that the checkpoint of ``model`` records, and takes the templates that it records.
 
     The record names published weights by their tag. Anything else in it is no reason to read or download a file:
-    weights from a file are those of ``section.pretrained``. Either way the tower must have the recorded fingerprint.
+    weights from a file are those of ``section.pretrained``, and those of a folder of transformers ``section.backbone``.
+    Either way the tower must have the recorded fingerprint.
     A checkpoint without a record (format 1) takes encoder and templates of ``section``, which is told.
 
     Raises:
@@ -55,9 +56,15 @@ def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[s
     if source.backbone == "random":
         return ClassTexts(RandomTextEncoder(model.width), ())
     backbone, pretrained = model.config.backbone, source.pretrained
-    if source.backbone != backbone or pretrained not in list_tags(backbone):
+    if section.backbone is not None and has_own_weights(section.backbone):
+        backbone, pretrained = section.backbone, None
+    elif pretrained is None and ":" in backbone:
+        raise UserError(
+            f"The checkpoint's class names were embedded by {source}: name its folder with model.backbone=hf:PATH."
+        )
+    elif source.backbone != backbone or pretrained not in list_tags(backbone):
         pretrained = section.pretrained
-    if pretrained is None:
+    if pretrained is None and not has_own_weights(backbone):
         raise UserError(f"The checkpoint's class names were embedded by {source}: name the file with model.pretrained.")
     try:
         encoder = create_text_encoder(backbone, pretrained=pretrained, quick_gelu=model.config.quick_gelu)
@@ -65,7 +72,7 @@ def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[s
         raise UserError(f"model.{one_line(error, 300)}.") from None
     if encoder.fingerprint() != source.sha256:
         raise UserError(
-            f"The checkpoint's class names were embedded by {source}, and {pretrained} is another text tower: name the "
-            "right weights with model.pretrained."
+            f"The checkpoint's class names were embedded by {source}, and {pretrained or backbone} is another text "
+            f"tower: name the right weights with model.{'pretrained' if pretrained else 'backbone'}."
         )
     return ClassTexts(encoder, source.templates)

@@ -34,6 +34,7 @@ class PaperCost(NamedTuple):
 def meta_model(
     name: str,
     *,
+    backbone: str | None = None,
     frames: int | None = None,
     r: int | float | Sequence[int] | None = None,
     classes: int = CLASSES,
@@ -43,7 +44,7 @@ def meta_model(
     ALT at r = 0 aligns the class token alone, as in the paper.
 
     Args:
-        name, frames, r: as in :func:`alt.create_model`. classes: C.
+        name, backbone, frames, r: as in :func:`alt.create_model`. classes: C.
 
     Raises:
         ValueError: there is no such model, or ``frames`` or ``r`` does not fit it.
@@ -51,7 +52,7 @@ def meta_model(
     options = {"align_tokens": "cls"} if name.startswith("alt") and r == 0 else {}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # L/14 at r = 13 runs out of tokens, as its schedule shows
-        model = create_model(name, frames=frames, r=r, **options)
+        model = create_model(name, backbone=backbone, frames=frames, r=r, **options)
         model.set_classes([str(number) for number in range(classes)], torch.empty(classes, model.width))
         if isinstance(model, AltModel):
             model.set_corpus(torch.empty(paper.ENTITIES, model.width))

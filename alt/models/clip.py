@@ -19,7 +19,16 @@ from .clip_file import ClipWeights, read_clip_weights
 from .foreign_clip import HF, adopt_clip, load_hf_clip
 from .loaded_clip import LoadedClip, check_activation
 
-__all__ = ["Backbone", "LoadedClip", "build_clip", "check_activation", "check_weights", "list_tags", "name_backbone"]
+__all__ = [
+    "Backbone",
+    "LoadedClip",
+    "build_clip",
+    "check_activation",
+    "check_weights",
+    "has_own_weights",
+    "list_tags",
+    "name_backbone",
+]
 
 Backbone = str | nn.Module | tuple[nn.Module, Any]
 """A name; a CLIP of a package that a host knows; or such a CLIP and its tokenizer."""
@@ -41,7 +50,7 @@ def build_clip(
         ValueError: there is no such model, its weights could not be loaded, or they were trained with the other
             activation.
     """
-    if not isinstance(backbone, str) or backbone.startswith(HF):
+    if not isinstance(backbone, str) or has_own_weights(backbone):
         if pretrained is not None:
             raise ValueError(
                 f"pretrained: the backbone {name_backbone(backbone)} has its weights already; expected None, got "
@@ -104,6 +113,11 @@ def name_backbone(backbone: Backbone) -> str:
     return adopt_clip(backbone[0] if isinstance(backbone, tuple) and len(backbone) == 2 else backbone).backbone
 
 
+def has_own_weights(backbone: str) -> bool:
+    """Returns True for a backbone by name that brings its weights, so that ``pretrained`` stays None."""
+    return backbone.startswith(HF)
+
+
 def read_weights(path: str | os.PathLike[str]) -> ClipWeights:
     """Reads a checkpoint as :func:`~alt.models.clip_file.read_clip_weights`; the ValueError names ``pretrained``."""
     try:
@@ -157,7 +171,7 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
     if pretrained is None:
         return
     tag, backbone = os.fspath(pretrained), name_backbone(backbone)
-    if backbone.startswith(HF):
+    if has_own_weights(backbone):
         raise ValueError(f"pretrained: the backbone {backbone} has its weights already; expected none, got {tag!r}")
     if Path(tag).is_file():
         return

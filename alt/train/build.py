@@ -28,21 +28,22 @@ def check_files(config: TrainConfig) -> None:
             categories, or another text encoder embedded it.
     """
     from alt.models.clip import check_weights
-    from alt.models.families import BACKBONES, parse_name
 
     section = config.model
     try:
-        check_weights(BACKBONES[parse_name(section.name)[1]][0], section.pretrained)
+        check_weights(section.clip, section.pretrained)
     except ValueError as error:
         raise UserError(f"model: {one_line(error, 300)}.") from None
     if section.init_from is not None and not Path(section.init_from).is_file():
         raise UserError(f"model.init_from: there is no file {section.init_from}; train the run it names first.")
     if section.corpus not in (None, "world", "labels"):
-        _check_corpus(section, BACKBONES[parse_name(section.name)[1]][0])
+        _check_corpus(section)
 
 
-def _check_corpus(section: ModelSection, backbone: str) -> None:
+def _check_corpus(section: ModelSection) -> None:
     """Reads the corpus of a file. Its encoder is compared by name here; by its weights when the model is there."""
+    from alt.models.clip import name_backbone
+
     name = str(section.corpus)
     if name not in READY and not Path(name).is_file():
         raise UserError(
@@ -54,7 +55,7 @@ def _check_corpus(section: ModelSection, backbone: str) -> None:
             corpus.subset(section.corpus_categories)
     except (OSError, ValueError) as error:
         raise UserError(f"model.corpus: {one_line(error, 300)}.") from None
-    wanted = "random" if section.texts == "random" else section.options.get("backbone", backbone)
+    wanted = "random" if section.texts == "random" else name_backbone(section.clip)
     if corpus.encoder is not None and corpus.encoder.backbone not in ("", wanted):
         raise UserError(
             f"model.corpus: {name} was embedded by {corpus.encoder}, and this run embeds its texts with {wanted}; "
@@ -83,7 +84,12 @@ def build_with_encoder(
     try:
         model: Any
         model, clip = build_with_clip(
-            section.name, pretrained=section.pretrained, frames=section.frames, r=section.r, **section.options
+            section.name,
+            backbone=section.backbone,
+            pretrained=section.pretrained,
+            frames=section.frames,
+            r=section.r,
+            **section.options,
         )
         if section.texts == "random":
             model.text_source = RandomTextEncoder(model.width).source()
@@ -154,11 +160,12 @@ def text_encoder(section: ModelSection, width: int, clip: LoadedClip | None = No
     Raises:
         UserError: it is CLIP's text tower, and no weights are named.
     """
+    from alt.models.clip import has_own_weights
     from alt.models.registry import create_text_encoder
 
     if section.texts == "random":
         return RandomTextEncoder(width)
-    if section.pretrained is None:
+    if section.pretrained is None and not has_own_weights(section.clip):
         raise UserError(
             "model.pretrained is null, so its text tower is untrained; set model.texts=random for a random direction "
             "per text, or name weights."
@@ -166,7 +173,7 @@ def text_encoder(section: ModelSection, width: int, clip: LoadedClip | None = No
     if clip is not None:
         return clip.text_encoder()
     quick_gelu = section.options.get("quick_gelu")  # the two towers were trained with one activation
-    return create_text_encoder(section.name, pretrained=section.pretrained, quick_gelu=quick_gelu)
+    return create_text_encoder(section.clip, pretrained=section.pretrained, quick_gelu=quick_gelu)
 
 
 def load_start(model: nn.Module, path: Path) -> str:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, Strict, ValidationInfo, model_validator
 
 from alt.errors import UsageError, UserError
-from alt.models.families import FAMILIES, parse_name
+from alt.models.families import BACKBONES, FAMILIES, parse_name
 from alt.validation import (
     Count,
     Finite,
@@ -74,7 +74,7 @@ def _model_name(value: str) -> str:
 
 def _model_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     """Checks ``model.options`` against the configuration of the named model."""
-    for key, owner in (("backbone", "name"), ("frames", "frames"), ("r", "r")):
+    for key, owner in (("backbone", "backbone"), ("frames", "frames"), ("r", "r")):
         if key in options:
             raise ValueError(f"model.options.{key} is not set here but by model.{owner}.")
     if "name" not in info.data:  # it is wrong, and the first error
@@ -85,13 +85,15 @@ def _model_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, A
 
 @checked
 class ModelSection:
-    """``name``, ``pretrained``, ``frames`` and ``r`` go to :func:`alt.create_model` as they are, ``options`` are the
-    other fields of its configuration. ``init_from``: weights of an earlier run to start from (few-shot).
+    """``name``, ``backbone``, ``pretrained``, ``frames`` and ``r`` go to :func:`alt.create_model` as they are,
+    ``options`` are the other fields of its configuration. The backbone "hf:PATH" has its weights, so ``pretrained`` is
+    null. ``init_from``: weights of an earlier run to start from (few-shot).
     ``corpus``: a file, "world" (EntityWorld's own) or "labels" (the class names are the entities);
     ``corpus_categories``: keep these only. ``texts``: "clip" embeds class names and corpus with CLIP's text tower,
     "random" gives each text a fixed random direction. ``templates``: the prompts of the class texts."""
 
     name: Annotated[Text, AfterValidator(_model_name)] = "alt-b16"
+    backbone: Text | None = None
     pretrained: Text | None = "openai"
     init_from: Text | None = None
     frames: Count = 8
@@ -101,6 +103,11 @@ class ModelSection:
     texts: Literal["clip", "random"] = "clip"
     templates: Text = "alt16"
     options: Annotated[dict[str, Any], Group, AfterValidator(_model_options)] = field(default_factory=dict)
+
+    @property
+    def clip(self) -> str:
+        """Returns the name of the CLIP inside the model."""
+        return BACKBONES[parse_name(self.name)[1]][0] if self.backbone is None else self.backbone
 
 
 @checked

@@ -222,7 +222,7 @@ def _describe_model(config: TrainConfig) -> dict[str, Any]:
     return {
         **_describe(config.bags),
         "model": model.name,
-        "pretrained": model.init_from or model.pretrained,
+        "pretrained": model.init_from or model.pretrained or model.backbone,
         "frames": model.frames,
     }
 

@@ -60,7 +60,7 @@ def test_the_cost_of_one_model_by_its_parts() -> None:
     for arguments, words in (
         (["xclip-b17"], "name: expected one of alt-b32"),
         (["xclip-mini", "--r", "-1"], "r must"),
-        (["--frames", "3"], "--frames and --r need the name of a model"),
+        (["--frames", "3"], "--frames, --r and --backbone need the name of a model"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2, result.output
