@@ -173,7 +173,7 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
     tag, backbone = os.fspath(pretrained), name_backbone(backbone)
     if has_own_weights(backbone):
         raise ValueError(f"pretrained: the backbone {backbone} has its weights already; expected none, got {tag!r}")
-    if Path(tag).is_file():
+    if Path(tag).exists():  # of a folder, X-CLIP's loader says what it lacks
         return
     if backbone == "mini":
         if tag not in list_tags(backbone):

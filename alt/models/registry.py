@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,14 @@ from torch import Tensor
 from alt.errors import refuse_unordered
 from alt.hosts import find_host
 
-from .clip import Backbone, LoadedClip, build_clip, name_backbone
+from .clip import Backbone, LoadedClip, build_clip, has_own_weights, name_backbone
 from .families import BACKBONES, FAMILIES, list_models, load_family, parse_name
 from .text import TextEncoder
 from .text_tower import TextTower
 
 if TYPE_CHECKING:
     from .video_model import VideoModel
+    from .xclip_weights import XClipFile
 
 __all__ = ["build_with_clip", "create_model", "create_text_encoder"]
 
@@ -41,8 +43,9 @@ def create_model(
         name: one of :func:`list_models`, for example "alt-b16", "xclip-l14-336", "alt-mini", "clip-mean-b16"; a
             family alone is that of B/16: "xclip".
         pretrained: weights of CLIP: None for random ones, a tag of open_clip ("openai"), or the path of a
-            checkpoint; for "mini" also "entity-world", the weights that ship with the package.
-        frames: T of a clip; None: 8, 16 for L/14 at 336 pixels, and 4 for "mini".
+            checkpoint; for "mini" also "entity-world", the weights that ship with the package. For "xclip-*" also a
+            whole published X-CLIP: the authors' file (.pth), or a file or folder that transformers wrote.
+        frames: T of a clip; None: that of a published X-CLIP, else 8, 16 for L/14 at 336 pixels, and 4 for "mini".
         r: tokens merged away per block. None: 8 for ALT, or 2 if a frame has few tokens (B/32 and "mini"); 0 for the
             baselines.
         corpus: for ALT's entity queries: a ``Corpus``, the path of a saved one, or embeddings ``[K, d]``. A corpus
@@ -93,21 +96,39 @@ def build_with_clip(
     family, suffix = parse_name(name)
     own_backbone, default_frames, default_r, layers = BACKBONES[suffix]
     backbone = own_backbone if backbone is None else backbone
-    frames = default_frames if frames is None else frames
     r = (default_r if family == "alt" else 0) if r is None else r
     r = tuple(r) if isinstance(r, Sequence) and not isinstance(r, str) else r
     values: dict[str, Any] = {**({"layers": layers} if family == "alt" else {}), **options}
-    named = name_backbone(backbone)
-    config = FAMILIES[family].config(backbone=named, frames=frames, r=r, **values)  # checked before any file is read
-    loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
+    values |= {"backbone": name_backbone(backbone), "frames": default_frames if frames is None else frames, "r": r}
+    config = FAMILIES[family].config(**values)  # checked before any file is read
+    published = _open_published(family, backbone, pretrained)
+    if published is not None and frames is None:
+        config = dataclasses.replace(config, frames=published.frames)
+    if published is None:
+        loaded = build_clip(backbone, pretrained, quick_gelu=config.quick_gelu)
+    else:
+        loaded = build_clip(backbone, None, quick_gelu=config.quick_gelu is not False)  # as all of them were trained
+        if published.fill_text_tower(loaded.clip):
+            loaded = loaded._replace(pretrained=Path(published.path).name)
     config = dataclasses.replace(config, quick_gelu=loaded.quick_gelu)
     text_source = loaded.text_source()  # before the tower is patched
     visual = find_host(loaded.clip).take_tower(loaded.clip)
     scale = loaded.clip.logit_scale.detach().exp().reshape(())
     text = None if config.text == "cached" else TextTower(loaded.clip)
     model = load_family(family)(config, visual, scale, text)
+    if published is not None:
+        published.load_into(model)
     model.text_source = text_source
     return model, loaded
+
+
+def _open_published(family: str, backbone: Backbone, pretrained: str | os.PathLike[str] | None) -> XClipFile | None:
+    """Returns the published X-CLIP that ``pretrained`` names, if it is for such a model; None: weights of a CLIP."""
+    if family != "xclip" or not isinstance(backbone, str) or backbone == "mini" or has_own_weights(backbone):
+        return None
+    from .xclip_weights import open_xclip
+
+    return open_xclip(pretrained)
 
 
 def create_text_encoder(

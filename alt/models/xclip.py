@@ -39,6 +39,7 @@ class XClip(VideoModel):
     config_class = XClipConfig
     rows = "class"
     unit_texts = False
+    templates = "none"
 
     def __init__(
         self,

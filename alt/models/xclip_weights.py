@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from alt.files import replacing
+from alt.hosts import find_host
 from alt.hosts.xclip_names import from_authors, from_transformers, is_transformers, to_transformers
 
 from .clip import check_activation
@@ -20,9 +21,10 @@ from .clip_weights import BackboneReport
 from .config import num_heads
 from .xclip import XClip
 
-__all__ = ["load_xclip", "save_xclip"]
+__all__ = ["XClipFile", "load_xclip", "open_xclip", "save_xclip"]
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_POSITIONS, _TEXT = "integration.positions", "text.clip."
 
 
 def load_xclip(model: XClip, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> BackboneReport:
@@ -44,22 +46,91 @@ def load_xclip(model: XClip, source: str | os.PathLike[str] | Mapping[str, Tenso
         ValueError: the source is no X-CLIP, or one of other sizes or activation. The model is unchanged.
     """
     _require(model)
-    state, where = _read(source)
-    found, unknown = from_transformers(state) if is_transformers(state) else from_authors(state)
+    tensors, where = _read(source)
+    return _load(model, _translate(tensors), f"source: {where}")
+
+
+class XClipFile(NamedTuple):
+    """tensors: of a published X-CLIP, by our names. unknown: names of those that are not X-CLIP's. path: as given."""
+
+    tensors: dict[str, Tensor]
+    unknown: list[str]
+    path: str
+
+    @property
+    def frames(self) -> int:
+        """Returns T, the frames that the integration transformer was trained with."""
+        return len(self.tensors[_POSITIONS])
+
+    def fill_text_tower(self, clip: Any) -> bool:
+        """Loads the file's text tower into a CLIP of open_clip. False: the file has none.
+
+        Raises:
+            ValueError: it is of another size, or not complete.
+        """
+        host = find_host(clip)
+        beside = {name for name, _ in host.text_modules(clip)}
+        own = {name: tensor for name, tensor in clip.state_dict().items() if name.rpartition(".")[0] in beside}
+        own.pop("logit_scale", None)
+        state = {name.removeprefix(_TEXT): t for name, t in self.tensors.items() if name.startswith(_TEXT)}
+        if not state:
+            return False
+        for name, tensor in own.items():
+            if name not in state or state[name].shape != tensor.shape:
+                there = list(state[name].shape) if name in state else "missing"
+                raise ValueError(
+                    f"pretrained: {self.path} has another text tower: {name} is {there} there and "
+                    f"{list(tensor.shape)} in the model"
+                )
+        clip.load_state_dict({name: state[name] for name in own}, strict=False)
+        return True
+
+    def load_into(self, model: XClip) -> BackboneReport:
+        """Loads the tensors into a model. Errors as in :func:`load_xclip`, naming ``pretrained``."""
+        _require(model)
+        return _load(model, (self.tensors, self.unknown), f"pretrained: {self.path}")
+
+
+def open_xclip(path: str | os.PathLike[str] | None) -> XClipFile | None:
+    """Opens a published X-CLIP; None: ``path`` is neither a file nor a folder with one, but perhaps a CLIP.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if path is None or not (Path(path).is_file() or (Path(path) / _WEIGHTS).is_file()):
+        return None
+    tensors, where = _read(path, "pretrained")
+    found, unknown = _translate(tensors)
+    return XClipFile(found, unknown, where) if _is_xclip(found) else None
+
+
+def _translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns tensors of either format by our names, and the names of those that are not X-CLIP's."""
+    return from_transformers(state) if is_transformers(state) else from_authors(state)
+
+
+def _is_xclip(found: Mapping[str, Tensor]) -> bool:
+    return _POSITIONS in found and any("message_adapter" in name for name in found)
+
+
+def _load(model: XClip, translated: tuple[dict[str, Tensor], list[str]], where: str) -> BackboneReport:
+    """Loads translated tensors; ``where`` begins every message."""
+    found, unknown = translated
     own = model.state_dict()
     wanted = [name for name in own if not name.startswith("head.") and name != "text.ids"]
-    if "integration.positions" not in found or not any("message_adapter" in name for name in found):
-        raise ValueError(f"source: {where} holds no X-CLIP, which has messages and an integration transformer")
+    if not _is_xclip(found):
+        raise ValueError(f"{where} holds no X-CLIP, which has messages and an integration transformer")
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"source: {where} has no weights for {len(missing)} tensors of the model, {missing[0]} first")
+        raise ValueError(f"{where} has no weights for {len(missing)} tensors of the model, {missing[0]} first")
     for name in wanted:
         if found[name].shape != own[name].shape:
             raise ValueError(
-                f"source: {where} has another size: {name} is {list(found[name].shape)} there and "
-                f"{list(own[name].shape)} in the model"
+                f"{where} has another size: {name} is {list(found[name].shape)} there and {list(own[name].shape)} in "
+                "the model"
             )
-    check_activation(where, True, bool(model.config.quick_gelu))
+    argument, _, path = where.partition(": ")
+    check_activation(path, True, bool(model.config.quick_gelu), argument)
     model.load_state_dict({name: found[name] for name in wanted}, strict=False)
     model.refresh_texts()
     unused = [*unknown, *(name for name in found if name not in own)]
@@ -71,19 +142,24 @@ def _require(model: Any) -> None:
         raise TypeError(f"model: expected an X-CLIP, got {type(model).__name__}")
     config = model.config
     lacking = [name for name in ("messages", "layers", "prompt_layers") if not getattr(config, name)]
+    host = model.backbone.host
+    if host.name != "open_clip":
+        raise TypeError(f"model: X-CLIP's weights are of open_clip's tower, got one over {host.supports}")
     if lacking or config.strategy not in ("full", "frozen"):
         what = f"{lacking[0]}={getattr(config, lacking[0])}" if lacking else f"strategy={config.strategy!r}"
         raise ValueError(f"model: the published X-CLIP has all its parts and no adapters, got one with {what}")
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+def _read(
+    source: str | os.PathLike[str] | Mapping[str, Tensor], argument: str = "source"
+) -> tuple[Mapping[str, Tensor], str]:
     if isinstance(source, Mapping):
         return source, "the state dict"
     path = Path(source) / _WEIGHTS if Path(source).is_dir() else Path(source)
     try:
         return read_clip_weights(path).tensors, os.fspath(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"source: {error}") from None
+        raise ValueError(f"{argument}: {error}") from None
 
 
 def save_xclip(model: XClip, folder: str | os.PathLike[str]) -> Path:

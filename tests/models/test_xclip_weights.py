@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from transformers import XCLIPConfig, XCLIPModel
 
 import alt
 from alt.hosts import get_host
-from alt.hosts.xclip_names import from_transformers
+from alt.hosts.xclip_names import _translate, from_transformers
 from alt.models import load_xclip, save_xclip
 from alt.models.config import XClipConfig
+from alt.models.text import TextEncoder
 from alt.models.text_tower import TextTower
 from alt.models.xclip import XClip
 
@@ -227,6 +229,41 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="create the model with text='held', got 'cached'"):
         save_xclip(tiny_ours("cached"), tmp_path)
     assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_create_model_takes_a_published_xclip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authors' file and a folder of transformers by ``pretrained``, frames and text tower included."""
+    sizes = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {"image_size": IMAGE, "patch_size": PATCH, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", sizes)
+    small: dict[str, Any] = {"backbone": "tiny", "layers": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model: Any = alt.create_model("xclip-b32", **small, frames=2, quick_gelu=True, text="held")
+        randomised(model).eval()
+    names = ["juggling balls", "riding a bike"]
+    model.name_classes(names, TextEncoder(model.text.clip, open_clip.get_tokenizer("tiny")))
+    named = {_translate(name, 0, 1): tensor for name, tensor in model.state_dict().items()}  # None for head and ids
+    state = {row[0]: tensor for row, tensor in named.items() if row is not None}
+    state["logit_scale"] = state["logit_scale"].log()
+    torch.save({"model": state}, tmp_path / "k400_32_2.pth")
+    save_xclip(model, tmp_path / "folder")
+    x = clips(frames=2, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(x).logits
+        for source in (tmp_path / "k400_32_2.pth", tmp_path / "folder"):
+            found: Any = alt.create_model("xclip-b32", **small, pretrained=source, classes=names).eval()
+            assert found.config.frames == 2
+            assert found.config.quick_gelu
+            torch.testing.assert_close(found(x).logits, expected, rtol=0, atol=1e-4)
+            assert found.text_source.pretrained == ("model.safetensors" if source.is_dir() else source.name)
+    with pytest.raises(ValueError, match=r"pretrained: .*k400_32_2\.pth was trained with QuickGELU"):
+        alt.create_model("xclip-b32", **small, pretrained=tmp_path / "k400_32_2.pth", quick_gelu=False)
+    with pytest.raises(ValueError, match=r"pretrained: .* has no weights for \d+ tensors of the model, integration\.b"):
+        alt.create_model("xclip-b32", **{**small, "layers": 2}, pretrained=tmp_path / "folder")
 
 
 @pytest.mark.slow
