@@ -26,6 +26,7 @@ from .terminal import echo, say
 
 if TYPE_CHECKING:
     from alt.corpus import Corpus
+    from alt.corpus.sense_model import SenseModel
 
 corpus = typer.Typer(no_args_is_help=True)
 
@@ -69,8 +70,14 @@ def build(
     tagger: TaggerName = "auto",
     wsd: Annotated[
         str,
-        typer.Option("--wsd", metavar="NAME", help="Choice of a word's sense: lesk, or frequent (WordNet's first)."),
+        typer.Option(
+            "--wsd",
+            metavar="NAME",
+            help="Choice of a word's sense: lesk, frequent (WordNet's first), t5 (a published T5 for senses, from the "
+            "Hub), or t5:FOLDER.",
+        ),
     ] = "lesk",
+    device: Device = "auto",
 ) -> None:
     """Build a corpus from action names, with WordNet's descriptions and no language model.
 
@@ -91,9 +98,10 @@ def build(
     else:
         data = WordNet(wordnet)
         chosen = open_tagger(tagger, data)
+        method = _open_senses(wsd, device)
         about |= {"WordNet": data.version, "tagger": chosen.name, "wsd": wsd}
         with progress_bar("labels", len(set(names))) as move:
-            built = build_corpus(names, data, chosen, wsd, move)
+            built = build_corpus(names, data, chosen, method, move)
     if earlier is not None:
         if earlier.embeddings is not None:
             raise UserError(f"--onto: {onto} is embedded; append to one without embeddings, and embed the result.")
@@ -302,6 +310,16 @@ def degrade(
     worse.save(to, {"degraded from": Path(source).name, "damage": damage, "share": share, "draw": draw})
     _describe(worse)
     echo(f"Wrote {to}.")
+
+
+def _open_senses(wsd: str, device: str) -> str | SenseModel:
+    """Returns the name of a choice of senses, or the model of "t5" and "t5:FOLDER"."""
+    kind, _, name = wsd.partition(":")
+    if kind != "t5":
+        return wsd
+    from alt.corpus.sense_model import DEFAULT, SenseModel
+
+    return SenseModel(name or DEFAULT, parse_device(device))
 
 
 def _check_target(to: Path) -> None:

@@ -16,6 +16,7 @@ from .disambiguate import SenseChooser
 from .entity import Entity
 from .groups import BODY_PARTS, find_group
 from .inflect import form_gerund
+from .sense_model import SenseModel
 from .tagging import Tagger, open_tagger
 from .units import Unit, extract_units, split_label
 from .wordnet import Sense, WordNet
@@ -36,7 +37,7 @@ def build_corpus(
     labels: Iterable[str],
     wordnet: WordNet,
     tagger: Tagger | None = None,
-    wsd: str = "lesk",
+    wsd: str | SenseModel = "lesk",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Corpus:
     """Returns the corpus of action labels, not embedded: body parts, then the entities in the order of the labels.
@@ -46,7 +47,7 @@ def build_corpus(
 
     Args:
         labels: action labels; equal ones count once. wordnet: the descriptions. tagger: None: the lexicon's.
-        wsd: ``lesk`` or ``frequent``. progress: is told how many labels of how many are done.
+        wsd: ``lesk``, ``frequent`` or a model. progress: is told how many labels of how many are done.
 
     Raises:
         TypeError: ``labels`` is one str or a set. ValueError: there is no label, or one has no letters.
@@ -68,7 +69,7 @@ def choose_senses(
     labels: Iterable[str],
     wordnet: WordNet,
     tagger: Tagger | None = None,
-    wsd: str = "lesk",
+    wsd: str | SenseModel = "lesk",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterable[Choice]:
     """Yields the sense of every unit of every label. Arguments and errors as in :func:`build_corpus`."""
@@ -96,7 +97,8 @@ def choose_sense(label: str, unit: Unit, chooser: SenseChooser) -> Choice:
     senses = read_senses(unit, chooser.wordnet, action)
     inside = set(unit.words.split())
     context = [word for word in (*words, *remarks) if word not in inside]
-    return Choice(label, unit, senses, chooser.choose(senses, context, action) if senses else None)
+    whole = " ".join([*words, *remarks])
+    return Choice(label, unit, senses, chooser.choose(senses, context, action, unit.words, whole) if senses else None)
 
 
 def names_action(unit: Unit, words: list[str]) -> bool:

@@ -81,7 +81,7 @@ class BlipCaptioner:
             self._read: Any = BlipProcessor.from_pretrained(name)
             model: Any = BlipForConditionalGeneration.from_pretrained(name)
         except Exception as error:  # of the hub, of its files and of the disk
-            raise ValueError(f"caption-model: there is no BLIP {name!r} ({one_line(error)})") from None
+            raise ValueError(f"caption-model: the BLIP {name!r} cannot be loaded ({one_line(error)})") from None
         self._model, self._device = model.to(device).eval(), device
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Which sense of a word an action label means: extended Lesk, or the most frequent sense.
+"""Which sense of a word an action label means: extended Lesk, the most frequent sense, or a T5's choice.
 
 Lesk chooses the sense whose description shares most words with the context. A label is two or three words long, so its
 context is extended by the descriptions of its other words, and a sense's by those of its relations in WordNet
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+from .sense_model import SenseModel
 from .wordnet import Sense, WordNet
 
 __all__ = ["CHOICES", "SenseChooser"]
@@ -46,29 +47,42 @@ class SenseChooser:
     """Chooses senses by their context.
 
     Args:
-        wordnet: the data base. method: ``lesk``, or ``frequent`` for the first sense that WordNet lists.
+        wordnet: the data base. method: ``lesk``, ``frequent`` for the first sense that WordNet lists, or a model that
+            chooses (:class:`alt.corpus.sense_model.SenseModel`).
 
     Raises:
         ValueError: the method is unknown.
     """
 
-    def __init__(self, wordnet: WordNet, method: str = "lesk") -> None:
-        if method not in CHOICES:
-            raise ValueError(f"wsd: expected one of {', '.join(CHOICES)}, got {method!r}")
+    def __init__(self, wordnet: WordNet, method: str | SenseModel = "lesk") -> None:
+        if isinstance(method, str) and method not in CHOICES:
+            raise ValueError(f"wsd: expected {', '.join(CHOICES)} or a T5, got {method!r}")
         self.wordnet = wordnet
         self.method = method
         self._signature = lru_cache(maxsize=None)(self._read_signature)
         self._meanings = lru_cache(maxsize=None)(self._read_meanings)
 
-    def choose(self, senses: Sequence[Sense], context: Sequence[str], names_action: bool = False) -> Sense:
+    def choose(
+        self,
+        senses: Sequence[Sense],
+        context: Sequence[str],
+        names_action: bool = False,
+        unit: str | None = None,
+        label: str | None = None,
+    ) -> Sense:
         """Returns the sense that is frequent, seen by a camera and shares words with the context.
 
         Args:
             senses: at least one, as :meth:`WordNet.senses` returns them. context: the other words of the label.
             names_action: the unit is the action, and not what it is done with, so an act fits better.
+            unit, label: for a model: the word as it stands in the label, and the label. None: the senses' lemma, and
+                the context.
         """
         if self.method == "frequent" or len(senses) == 1:
             return senses[0]
+        if not isinstance(self.method, str):
+            descriptions = [sense.gloss for sense in senses]
+            return senses[self.method.choose(unit or senses[0].lemma, descriptions, label or " ".join(context))]
         around = self._weigh_context(context)
         for word in senses[0].lemma.split():
             around.pop(word, None)

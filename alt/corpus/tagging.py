@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .wordnet import WordNet
 
-__all__ = ["TAGGERS", "Tagger", "open_tagger"]
+__all__ = ["TAGGERS", "Tagger", "open_tagger", "tag_sentence"]
 
 TAGGERS = ("auto", "lexicon", "nltk", "spacy")
 _CLOSED = {

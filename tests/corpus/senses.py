@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from alt.corpus.build import choose_sense
 from alt.corpus.disambiguate import CHOICES, SenseChooser
+from alt.corpus.sense_model import DEFAULT, SenseModel
 from alt.corpus.units import Unit
 from alt.corpus.wordnet import WordNet
 
@@ -25,7 +26,7 @@ def read_sample() -> list[Row]:
     return [Row(label, Unit(words, part), set(keys.split())) for label, words, part, keys in lines]
 
 
-def find_wrong(wordnet: WordNet, method: str) -> list[str]:
+def find_wrong(wordnet: WordNet, method: str | SenseModel) -> list[str]:
     """Returns a line for every sense of the sample that a method chooses wrong."""
     chooser = SenseChooser(wordnet, method)
     wrong = []
@@ -40,9 +41,14 @@ def find_wrong(wordnet: WordNet, method: str) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wordnet", default=None, help="folder of WordNet's files")
-    wordnet = WordNet(parser.parse_args().wordnet)
+    parser.add_argument("--t5", nargs="?", const=DEFAULT, help="also by a T5: its folder, or a published one")
+    arguments = parser.parse_args()
+    wordnet = WordNet(arguments.wordnet)
+    methods: dict[str, str | SenseModel] = {name: name for name in CHOICES}
+    if arguments.t5 is not None:
+        methods[arguments.t5] = SenseModel(arguments.t5)
     count = len(read_sample())
-    for method in CHOICES:
+    for name, method in methods.items():
         wrong = find_wrong(wordnet, method)
-        print(f"{method}: {count - len(wrong)} of {count} right")
+        print(f"{name}: {count - len(wrong)} of {count} right")
         print("".join(f"  {line}\n" for line in wrong), end="")

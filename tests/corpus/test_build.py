@@ -156,7 +156,7 @@ def test_bad_input(wordnet: WordNet) -> None:
     ):
         with pytest.raises(error, match=match):
             build_corpus(labels, wordnet)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="wsd: expected one of lesk, frequent, got 'best'"):
+    with pytest.raises(ValueError, match="wsd: expected lesk, frequent or a T5, got 'best'"):
         build_corpus(["lifting"], wordnet, wsd="best")
     with pytest.raises(ValueError, match="tagger: expected one of auto, lexicon, nltk, spacy, got 'brill'"):
         open_tagger("brill", wordnet)
