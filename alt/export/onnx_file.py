@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["export_onnx"]
 _OPSET = 20  # the first with Gelu
 
 
-def export_onnx(model: nn.Module, file: str | os.PathLike[str], images: Tensor) -> Path:
+def export_onnx(model: nn.Module, file: str | os.PathLike[str], images: Tensor | Mapping[str, Tensor]) -> Path:
     """Writes a model as ONNX of standard operators, for batches of any size, and returns the file.
 
     ::
@@ -25,9 +26,11 @@ def export_onnx(model: nn.Module, file: str | os.PathLike[str], images: Tensor) 
         handle = alt.patch_model(model, r=8)
         alt.export.export_onnx(model.visual, "tower.onnx", images)
         onnxruntime.InferenceSession("tower.onnx").run(None, {"images": images.numpy()})
+        openvino.compile_model("tower.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images.numpy())
 
     Args:
-        model, images: as for :func:`alt.export.export_portable`.
+        model, images: as for :func:`alt.export.export_portable`. The file's input is ``images``, or has the given
+            names. Their first dimension is ``batch``.
         file: its folder exists. Weights beyond 1.8 GB go into a second file, ``<file>.data``.
 
     Raises:
@@ -39,11 +42,13 @@ def export_onnx(model: nn.Module, file: str | os.PathLike[str], images: Tensor) 
     if missing:
         raise ImportError(f"export_onnx needs {' and '.join(missing)}: pip install 'alt-kernels[onnx]'")
     program = export_portable(model, images)
+    names = ["images"] if isinstance(images, Tensor) else list(images)
     onnx = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=_OPSET,
-        input_names=["images"],
+        input_names=names,
+        dynamic_shapes=({0: "batch"}, *[None] * (len(names) - 1)),
         custom_translation_table={torch.ops.aten.sort.stable: _sort_rows},
         verbose=False,
     )

@@ -84,9 +84,13 @@ def merge(x: Tensor, size: Tensor | None, merges: Merges) -> tuple[Tensor, Tenso
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, size: Tensor | None, scale: float) -> Tensor:
-    """Returns ``softmax(q k^T scale + log s) v``."""
-    bias = None if size is None else size.log()[:, None, None, :].to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    """Returns ``softmax(scale q k^T + log s) v``, in steps that ONNX Runtime and OpenVINO join to their own attention.
+
+    The exporter's form of ``scaled_dot_product_attention`` scales q and k apart and transposes k twice.
+    """
+    scores = (q * scale) @ k.transpose(-1, -2)
+    scores = scores if size is None else scores + size.log()[:, None, None, :].to(q.dtype)
+    return scores.softmax(-1) @ v
 
 
 def assign(x: Tensor, entities: Tensor, tau: Tensor, noise: Tensor | None, hard: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,37 +21,72 @@ __all__ = ["export_portable"]
 _OPS = torch.ops.alt_kernels
 
 
-def export_portable(model: nn.Module, images: Tensor) -> ExportedProgram:
+def export_portable(model: nn.Module, images: Tensor | Mapping[str, Tensor]) -> ExportedProgram:
     """Returns a program of standard torch operators that computes a model on a batch of any size.
 
     ``torch.export.export(model, ...)`` works on patched models too, and keeps the operations of alt_kernels, which only
-    PyTorch can run. Here each of them is a few standard operators, so that other runtimes can: ONNX Runtime
-    (:func:`alt.export.export_onnx`), OpenVINO, Core ML.
+    PyTorch can run. Here each of them is a few standard operators, so that other runtimes can: ONNX Runtime and
+    OpenVINO (:func:`alt.export.export_onnx`), Core ML.
 
     Args:
         model: called with one batch of images; patched or not, in evaluation mode: a vision model of transformers, a
             model of timm, ``model.visual`` of open_clip. The r of the handle is part of the program.
-        images: float ``[B, 3, H, W]``, an example: the program takes images of this size and dtype.
+        images: float ``[B, 3, H, W]``, an example: the program takes images of this size and dtype. For a model with
+            other inputs, its named arguments, each ``[B, ...]``. The program takes them in this order.
 
     Raises:
         TypeError: an argument has another type.
-        ValueError: the model is in training mode, images have another shape, or the model uses an operation of
-            alt_kernels that has no such form (the backward ones).
+        ValueError: the model is in training mode, an input has another shape, ``torch.export`` cannot trace the model
+            for batches of any size, or it uses an operation of alt_kernels that has no such form (the backward ones).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        got = str(images.dtype).removeprefix("torch.") if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a float tensor [B, 3, H, W], got {got}")
-    if images.dim() != 4 or 0 in images.shape:
-        raise ValueError(f"images must be [B, 3, H, W], got shape {list(images.shape)}")
+    inputs = _check_inputs(images)
     if model.training:
         raise ValueError("model must be in evaluation mode to be exported: call model.eval() first")
-    example = (images[:1].detach().repeat(2, 1, 1, 1),)  # a batch of one would be taken for a constant
-    options: Any = {"dynamic_shapes": ({0: Dim("batch", min=1)},), "strict": False}
+    # A batch of one would be taken for a constant.
+    example = tuple(x[:1].detach().repeat(2, *(1,) * (x.dim() - 1)) for x in inputs.values())
+    batch = Dim("batch", min=1)
+    options: Any = {"dynamic_shapes": (tuple({0: batch} for _ in example),), "strict": False}
     with torch.no_grad():
-        program = torch.export.export(model, example, **options)
+        try:
+            program = torch.export.export(_Positional(model, images), example, **options)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"model: torch.export cannot trace it for batches of any size: {reason}") from error
         return torch.export.export(_StandardOps(program.module()), example, **options)
+
+
+def _check_inputs(images: object) -> Mapping[str, Tensor]:
+    """Returns the model's inputs by name; one tensor is ``images``."""
+    if isinstance(images, Mapping):
+        for name, x in images.items():
+            if not isinstance(x, Tensor):
+                raise TypeError(f"images[{name!r}] must be a tensor [B, ...], got {type(x).__name__}")
+            if x.dim() == 0 or 0 in x.shape:
+                raise ValueError(f"images[{name!r}] must be [B, ...], got shape {list(x.shape)}")
+        if not images:
+            raise ValueError("images must name at least one input of the model, got an empty mapping")
+        return images
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = str(images.dtype).removeprefix("torch.") if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a float tensor [B, 3, H, W] or a mapping of named tensors, got {got}")
+    if images.dim() != 4 or 0 in images.shape:
+        raise ValueError(f"images must be [B, 3, H, W], got shape {list(images.shape)}")
+    return {"images": images}
+
+
+class _Positional(nn.Module):
+    """Calls a model with its inputs in order: a tensor as it is, several by their names."""
+
+    def __init__(self, model: nn.Module, images: Tensor | Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.training = False
+        self.model = model
+        self.names = None if isinstance(images, Tensor) else list(images)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.model(*inputs) if self.names is None else self.model(**dict(zip(self.names, inputs, strict=True)))
 
 
 class _StandardOps(nn.Module):
@@ -67,8 +102,8 @@ class _StandardOps(nn.Module):
         program.recompile()
         self.program = program
 
-    def forward(self, images: Tensor) -> Any:
-        return _Translator(self.program).run(images)
+    def forward(self, *inputs: Tensor) -> Any:
+        return _Translator(self.program).run(*inputs)
 
 
 class _Translator(torch.fx.Interpreter):

@@ -90,7 +90,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model, batch = build(FAMILIES["timm avg"], torch.float32), images(1, torch.float32)
     with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str"):
         export_portable("model", batch)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"images must be a float tensor \[B, 3, H, W\], got uint8"):
+    with pytest.raises(
+        TypeError, match=r"images must be a float tensor \[B, 3, H, W\] or a mapping of named tensors, got uint8"
+    ):
         export_portable(model, batch.byte())
     with pytest.raises(ValueError, match=r"images must be \[B, 3, H, W\], got shape \[3, 32, 32\]"):
         export_portable(model, batch[0])
