@@ -44,21 +44,27 @@ def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, 
     seeds = max((len(runs) for runs in results.values()), default=0)
     what = setting.get("what", "Embedded benchmark")
     parts = [f"{what}. Top-1 in percent, mean ± standard deviation over {seeds} seeds.\n"]
-    if found:
+    if any(ordering.holds is not None for ordering in found):
         parts += ["## Orderings\n", _orderings(found)]
     parts += ["## All methods\n", _methods(by_method)]
     if setting.get("speed"):
         parts += ["## Cost of the whole models\n", _COSTS, _costs(by_method, setting["speed"])]
     for title, (source, rows) in TABLES.items():
-        if any(method in by_method for _, method, _ in rows):
-            parts += [f"## {title}\n", f"The paper's columns: {source}.\n", _table(rows, by_method)]
+        run = [row for row in rows if row[1] in by_method]
+        if len(run) > 1:
+            parts += [f"## {title}\n", f"The paper's columns: {source}.\n", _table(run, by_method)]
     return "\n".join(parts)
 
 
 def _orderings(found: Sequence[Ordering]) -> str:
-    words = {True: "yes", False: "no", None: "not run"}
+    """Returns the statements whose methods were run."""
+    words = {True: "yes", False: "no"}
     head = ["", "statement", "has to hold", "holds", "found", "seeds"]
-    rows = [[o.key, o.statement, "yes" if o.gated else "reported", words[o.holds], o.found, o.seeds] for o in found]
+    rows = [
+        [o.key, o.statement, "yes" if o.gated else "reported", words[o.holds], o.found, o.seeds]
+        for o in found
+        if o.holds is not None
+    ]
     return to_markdown(head, rows, left=5)
 
 
@@ -141,11 +147,10 @@ def write(
     return [folder / name for name in texts]
 
 
-MARKS = ("<!-- results: begin -->\n", "<!-- results: end -->\n")
-
-
-def update_document(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
+def update_document(document: str | os.PathLike[str], results: str | os.PathLike[str], name: str = "results") -> None:
     """Replaces the text between the marks of a Markdown document by the tables of a results.json.
+
+    The marks are the lines ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
 
     Raises:
         ValueError: the document has no marks.
@@ -153,10 +158,11 @@ def update_document(document: str | os.PathLike[str], results: str | os.PathLike
     path = Path(document)
     text = path.read_text(encoding="utf-8")
     record = read_json(results)
-    if not all(mark in text for mark in MARKS):
-        raise ValueError(f"document: expected the lines {MARKS[0].strip()!r} and {MARKS[1].strip()!r} in {path}")
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
+    begin, end = (f"<!-- {name}: {place} -->\n" for place in ("begin", "end"))
+    if begin not in text or end not in text:
+        raise ValueError(f"document: expected the lines {begin.strip()!r} and {end.strip()!r} in {path}")
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
     where = record["machine"]
     told = (
         f"Made at commit {where['commit']} with torch {where['torch']} on {where['cpu']}, {where['threads']} thread(s)."
@@ -164,12 +170,12 @@ def update_document(document: str | os.PathLike[str], results: str | os.PathLike
     tables = markdown(record["results"], [Ordering(**row) for row in record["orderings"]], record["setting"])
     body = f"{told}\n\n{tables}".replace("\n## ", "\n### ")
     with replacing(path, "the document") as file:
-        file.write_text(f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8")
+        file.write_text(f"{before}{begin}\n{body}\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
     import sys
 
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m alt.entityworld.comparison_report RESULTS.json DOCUMENT.md")
-    update_document(sys.argv[2], sys.argv[1])
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python -m alt.entityworld.comparison_report RESULTS.json DOCUMENT.md [MARK]")
+    update_document(sys.argv[2], sys.argv[1], *sys.argv[3:])

@@ -22,30 +22,38 @@ from alt.models.text import TextEncoder
 from alt.models.video_model import VideoModel
 
 from .fine_tuning import FineTuning, RenderedSplit, fine_tune, render_split, top1
+from .methods import Method
 from .mini_clip_training import Pretraining, pretrain
 
 __all__ = ["METHODS", "GpuPlan", "run_gpu"]
 
 Results = dict[str, list[dict[str, float]]]
 
-# name here -> (model, r, options). The first ones are run with every seed before the others.
-METHODS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "CLIP-Mean": ("clip-mean-mini", 0, {}),
-    "MIT": ("mit-mini", 0, {}),
-    "ALT r=0 cls": ("alt-mini", 0, {"align_tokens": "cls"}),
-    "ALT r=4": ("alt-mini", 4, {}),
-    "ALT r=0": ("alt-mini", 0, {}),
-    "ALT r=2": ("alt-mini", 2, {}),
-    "ALT r=7": ("alt-mini", 7, {}),
-    "ALT no conv": ("alt-mini", 4, {"convolution": False}),
-    "ALT random queries": ("alt-mini", 4, {"queries": "random"}),
-    "CLIP-One": ("clip-one-mini", 0, {}),
-    "CLIP-Joint": ("clip-joint-mini", 0, {}),
-    "ALT r=4 frozen": ("alt-mini", 4, {}),
-    "ALT r=4 adapters S": ("alt-mini", 4, {}),
-    "ALT r=4 adapters SM": ("alt-mini", 4, {}),
+
+def _whole(name: str, model: str = "alt-mini", r: int = 0, corpus: str | None = None, **options: Any) -> Method:
+    return Method(name, model, r, options, corpus, "clips")
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        _whole("CLIP-Mean", "clip-mean-mini"),
+        _whole("MIT", "mit-mini"),
+        _whole("ALT r=0 cls", corpus="all", align_tokens="cls"),
+        _whole("ALT r=4", r=4, corpus="all"),
+        _whole("ALT r=0", corpus="all"),
+        _whole("ALT r=2", r=2, corpus="all"),
+        _whole("ALT r=7", r=7, corpus="all"),
+        _whole("ALT no conv", r=4, corpus="all", convolution=False),
+        _whole("ALT random queries", r=4, queries="random"),
+        _whole("CLIP-One", "clip-one-mini"),
+        _whole("CLIP-Joint", "clip-joint-mini"),
+        _whole("ALT r=4 frozen", r=4, corpus="all", strategy="frozen"),
+        _whole("ALT r=4 adapters S", r=4, corpus="all", strategy="s"),
+        _whole("ALT r=4 adapters SM", r=4, corpus="all", strategy="sm"),
+    )
 }
-STRATEGIES = {"ALT r=4 frozen": "frozen", "ALT r=4 adapters S": "s", "ALT r=4 adapters SM": "sm"}
+"""The rows on a GPU, where more tokens merge. The main ones are run with every seed before the others."""
 MAIN = ("CLIP-Mean", "MIT", "ALT r=0 cls", "ALT r=4")
 
 
@@ -173,21 +181,19 @@ def _run(
     plan: GpuPlan,
     device: torch.device,
 ) -> dict[str, float]:
-    kind, r, options = METHODS[name]
-    options = dict(options)
-    if kind.startswith("alt") and options.get("queries") != "random":
-        options["corpus"] = texts.corpus
+    method = METHODS[name]
     with seeded(seed):
         model: VideoModel = create_model(
-            kind,
+            method.model,
             pretrained=path,
             frames=plan.world.frames,
-            r=r,
+            r=method.r,
+            corpus=texts.corpus if method.corpus == "all" else None,
             classes=texts.classes(clips["seen-train"]),
-            **options,
+            **method.options,
         )
     gmacs = count_macs(model).native_g
-    training = dataclasses.replace(plan.fine_tuning, strategy=STRATEGIES.get(name, "full"))
+    training = dataclasses.replace(plan.fine_tuning, strategy=model.config.strategy)
     seconds = fine_tune(model.to(device), clips["seen-train"], training, seed=seed)
     found = {"seconds": seconds, "gmacs": gmacs}
     forward, backward = (top1(model, clips["seen-test"], backwards=flag) for flag in (False, True))
