@@ -14,7 +14,7 @@ from timm.layers import PatchDropoutWithIndices
 import alt
 from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
-from tests.patch.compare import bit_equal, images, max_difference
+from tests.patch.compare import as_clip_images, bit_equal, images, max_difference
 
 from .all_families import REMOVED, by_hand, grids_by_hand
 from .families import FAMILIES as OTHERS
@@ -134,7 +134,7 @@ def test_a_head_of_single_tokens_makes_it_the_tower_of_a_video_model() -> None:
     model, clip = build(family), torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
     encoder = RegionEncoder(model, 3)
     merged = model(clip.flatten(0, 1)).unflatten(0, (2, 3))
-    assert max_difference(encoder(clip).frame, merged) < 1e-12
+    assert max_difference(encoder(as_clip_images(clip, *encoder.statistics)).frame, merged) < 1e-12
     handle = alt.get_handle(model)
     handle.r = 0
     _, call = handle.encode(clip.flatten(0, 1), frames=3)

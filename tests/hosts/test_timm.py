@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import alt
-from alt.data.pixels import CLIP_MEAN, CLIP_STD
 from alt.hosts import find_tower
 from alt.models.region_encoder import RegionEncoder
-from tests.patch.compare import bit_equal, images, max_difference
+from tests.patch.compare import as_clip_images, bit_equal, images, max_difference
 
 from .families import TIMM, Family, build
 from .plain_merging import run_blocks
@@ -98,8 +97,7 @@ def test_a_head_of_single_tokens_makes_it_the_tower_of_a_video_model(name: str) 
     model, clip = build(TIMM[name]), torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
     expected = model(clip.flatten(0, 1)).unflatten(0, (2, 3))
     encoder = RegionEncoder(model, 0)
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    shown = (clip * 0.5 + 0.5 - mean) / std  # a tower of timm without a record expects 0.5 and 0.5
+    shown = as_clip_images(clip, *encoder.statistics)
     tokens = encoder(shown)
     assert max_difference(tokens.frame, expected) < 1e-12
     assert tokens.regions.shape == (2, 3, 16, 10)

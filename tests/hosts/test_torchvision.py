@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import alt
 from alt.models.region_encoder import RegionEncoder
-from tests.patch.compare import bit_equal, images, max_difference
+from tests.patch.compare import as_clip_images, bit_equal, images, max_difference
 
 from .families import build
 from .plain_merging import run_blocks
@@ -46,7 +46,8 @@ def test_it_is_the_tower_of_a_video_model(name: str) -> None:
     model, video = build(TORCHVISION[name]), torch.randn(2, 3, 3, 32, 32, dtype=torch.float64)
     expected = model(video.flatten(0, 1)).unflatten(0, (2, 3))
     encoder = RegionEncoder(model, 0)
-    tokens = encoder(video)
+    shown = as_clip_images(video, *encoder.statistics)
+    tokens = encoder(shown)
     assert max_difference(tokens.frame, expected) < 1e-12
     # Of two blocks that merge nothing, the regions are the head on each patch.
     tower = encoder.tower
@@ -54,7 +55,7 @@ def test_it_is_the_tower_of_a_video_model(name: str) -> None:
     wanted = model.heads(model.encoder.ln(grids[-1]))[:, 1:].unflatten(0, (2, 3))
     assert max_difference(tokens.regions, wanted) < 1e-11
     encoder.r = REMOVED
-    assert max_difference(encoder(video).frame, model(video.flatten(0, 1)).unflatten(0, (2, 3))) < 1e-12
+    assert max_difference(encoder(shown).frame, model(video.flatten(0, 1)).unflatten(0, (2, 3))) < 1e-12
 
 
 def test_another_head_while_patched() -> None:

@@ -269,14 +269,14 @@ def test_a_run_of_alt_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ["data.preset=tiny", "data.batch_size=4", "data.limit=8", "schedule.steps=3", "schedule.warmup_steps=1"],
     )
 
-    def build(config: Any, classes: Any, world: Any, say: Any) -> AltModel:
+    def build(config: Any, classes: Any, world: Any, say: Any) -> tuple[AltModel, None]:
         options = AltConfig(backbone="toy", frames=world.config.frames, r=3, layers=1, strategy="full")
         model = AltModel(options, tower(torch.float32, side=(world.config.size,) * 2), 10.0)
         model.set_corpus(F.normalize(torch.randn(5, JOINT), dim=-1))
         model.set_classes(list(classes), F.normalize(torch.randn(len(classes), JOINT), dim=-1))
-        return model
+        return model, None
 
-    monkeypatch.setattr("alt.train.run.build_model", build)
+    monkeypatch.setattr("alt.train.run.build_with_encoder", build)
     lines: list[str] = []
     result = alt.fit(config, tmp_path, say=lines.append)
     assert result.steps == 3

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alt.data.pixels import CLIP_MEAN, CLIP_STD
 from alt.hosts import BlockParts, Embedded, Host, HostAttention, Projected
 from alt.hosts.merging import MergingBlock, MergingTower
 from alt.hosts.modules import has_hooks, require_class
@@ -119,7 +120,7 @@ class ToyHost(Host):
         return ToyTower(**{**sizes, "side": tuple(sizes["side"])})
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        return CLIP_MEAN, CLIP_STD
 
 
 HOST = ToyHost()

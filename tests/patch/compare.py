@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alt.data.pixels import CLIP_MEAN, CLIP_STD
+
 
 def randomised(module: nn.Module, scale: float = 0.2) -> nn.Module:
     """Adds noise to every parameter: LayerScale, LayerNorm and biases must not be what a bug would assume."""
@@ -20,6 +22,13 @@ def randomised(module: nn.Module, scale: float = 0.2) -> nn.Module:
 def images(batch: int = 3, dtype: torch.dtype = torch.float64, size: tuple[int, int] = (32, 32)) -> Tensor:
     generator = torch.Generator().manual_seed(11)
     return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def as_clip_images(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Changes pictures of a mean and standard deviation per channel to CLIP's, which video models take."""
+    old, new = images.new_tensor((mean, std)), images.new_tensor((CLIP_MEAN, CLIP_STD))
+    old_mean, old_std, new_mean, new_std = (values.view(3, 1, 1) for values in (*old, *new))
+    return (images * old_std + old_mean - new_mean) / new_std
 
 
 def flat(output: Any) -> list[Tensor]:

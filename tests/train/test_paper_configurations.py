@@ -45,10 +45,24 @@ FULL = {"optim.lr": 8e-6, "optim.new_multiplier": 10, "optim.few_shot_multiplier
 FEW = {"schedule.epochs": 50, "data.batch_size": 64, "optim.few_shot_multiplier": 10,
        "evaluation.protocol": "few-shot"}  # fmt: skip
 FEW_OF_XCLIP = {"optim.lr": 2e-6, "optim.few_shot_multiplier": 1}
+OF_220 = {"evaluation.splits": [1], "evaluation.subset": 160, "evaluation.draws": 3,
+          "evaluation.class_draws": "k600-160-of-220"}  # fmt: skip
 ZERO = {"schedule.epochs": 10, "evaluation.protocol": "zero-shot"}
 PROBE = {"optim.lr": 4e-4, "optim.new_multiplier": 1, "task": "linear-probe", "evaluation.protocol": "linear-probe"}
+UNLABELLED = {"optim.lr": 5e-6, "schedule.epochs": 10, "task": "unlabelled", "evaluation.protocol": "zero-shot",
+              "evaluation.splits": [1, 2, 3], "bags.dictionary": ["labels"], "bags.templates": "kinetics28",
+              "bags.share": 0.9, "bags.size": 16, "bags.form": "sum", "bags.sigma": 0.02}  # fmt: skip
 SCRATCH = {"optim.lr": 1e-4, "optim.new_multiplier": 1, "schedule.epochs": 100, "model.pretrained": None}
 OURS = ("alt", "corpus", "decoder", "strategy", "reading", "tau", "components", "r0", "r4", "r8", "r13")
+#: Rows of MAXI's ablations: the setting that each changes. The dictionaries are compared at p = 50 %.
+ROWS_OF_MAXI: dict[str, dict[str, object]] = {
+    "under": {"bags.dictionary": ["datasets/minikinetics.txt"], "bags.share": 0.5},
+    "over": {"bags.dictionary": ["labels", "datasets/verbs.txt"], "bags.share": 0.5},
+    **{f"share{percent}": {"bags.share": percent / 100} for percent in (100, 50, 30)},
+    **{row: {"bags.form": form} for row, form in (("pairwise", "pairwise"), ("instance", "instance"), ("max", "max"))},
+    "nce": {"bags.form": "one"},
+    **{f"size{texts}": {"bags.size": texts} for texts in (1, 4, 8)},
+}
 SETS = {"k400": "k400", "k600": "k600", "ssv2": "ssv2", "hmdb": "hmdb51", "ucf": "ucf101"}
 
 
@@ -56,6 +70,7 @@ def expected(name: str) -> dict[str, object]:
     """The papers' numbers for a configuration, by what its name says."""
     words = name.split("-")
     wanted: dict[str, object] = {**EVERYWHERE, **MIXED, **FULL, "augmentation.flip": 0 if "ssv2" in words else 0.5}
+    unlabelled = words[0] == "maxi" and not words[-1][0].isdigit()
     ours, frames = words[0] in OURS, 32
     if words[-1] == "4x3":
         words.pop()
@@ -67,14 +82,19 @@ def expected(name: str) -> dict[str, object]:
         wanted |= {**PROBE, **ONE_HOT}
         last = words[-1].removeprefix("split")
         wanted["evaluation.splits"] = [int(last)] if last.isdigit() else [1, 2, 3]
+    elif unlabelled:
+        frames = 16
+        wanted |= {**UNLABELLED, **ONE_HOT, **(OF_220 if "k600" in words else {})}
     elif words[-2:] == ["zero", "shot"]:
         wanted |= ZERO
         if words[0] in ("alt", "xclip") and frames == 32 and "k600" not in words:  # the others report the first split
             wanted["evaluation.splits"] = [1, 2, 3]
         if "k600" in words:
-            wanted |= {"evaluation.subset": 160, "evaluation.draws": 3, "evaluation.class_draws": "k600-160-of-220"}
+            wanted |= OF_220
     elif words[-1].endswith("shot"):
         wanted |= {**FEW, **({} if ours else FEW_OF_XCLIP), "data.shots": int(words[-1].removesuffix("shot"))}
+        if words[0] == "maxi":
+            wanted |= {"augmentation.mixup": 0, "augmentation.cutmix": 0}
         if "ssv2" not in words:
             wanted |= {"data.train_list": "train1.txt", "data.val_list": "test1.txt"}
     elif words[0] == "alt":
@@ -83,7 +103,9 @@ def expected(name: str) -> dict[str, object]:
         wanted |= SCRATCH
     wanted |= {"model.frames": frames, "evaluation.frames": frames, "evaluation.sets": [data]}
     # the training of a zero-shot model is K400's
-    wanted["data.root"] = "datasets/k400" if words[-2:] == ["zero", "shot"] else f"datasets/{data}"
+    wanted["data.root"] = "datasets/k400" if words[-2:] == ["zero", "shot"] or unlabelled else f"datasets/{data}"
+    if unlabelled:
+        wanted |= {"evaluation.sets": [data if words[-1] == "shot" else "hmdb51"], **ROWS_OF_MAXI.get(words[1], {})}
     if words[0] == "alt":
         large = words[1] == "l14"
         wanted |= {"model.name": f"alt-{words[1]}", "model.r": 8, "model.options.layers": 6 if large else 4}
@@ -100,7 +122,7 @@ def expected(name: str) -> dict[str, object]:
     if words[0] == "tau":
         wanted["model.options.tau"] = float(words[1])
     bare_names = words[0] == "xclip" and "text" not in words
-    wanted["model.templates"] = "none" if bare_names else "photo" if words[0] == "vifi" else "alt16"
+    wanted["model.templates"] = "none" if bare_names else "photo" if words[0] in ("vifi", "maxi") else "alt16"
     return wanted
 
 
@@ -157,5 +179,8 @@ def test_a_run_starts_from_the_same_model_on_kinetics(name: str) -> None:
     assert there.data.root == "datasets/k400"
     probed = {"head": "linear"} if config.task == "linear-probe" else {}
     assert config.model.options == {**there.model.options, **probed}
-    for field in ("name", "frames", "r", "templates", "corpus_categories"):
+    fields = ("name", "r", "templates", "corpus_categories")
+    if there.task != "unlabelled":  # MAXI sees 16 frames of unlabelled clips, and then 32 of labelled ones
+        fields += ("frames",)
+    for field in fields:
         assert getattr(config.model, field) == getattr(there.model, field), field
