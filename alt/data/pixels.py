@@ -34,15 +34,17 @@ def denormalise(frames: Tensor, mean: Sequence[float] = CLIP_MEAN, std: Sequence
     return unit.clamp(0, 1).mul(255.0).round().to(torch.uint8)
 
 
-def fit_picture(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+def fit_picture(picture: np.ndarray, size: tuple[int, int], *, whole: bool = False) -> Tensor:
     """Returns a picture as a tower sees it: the largest centred part of its proportions, resized, uint8 ``[3, H, W]``.
 
     Args:
-        picture: uint8 ``[H, W, 3]``. size: height and width of the result.
+        picture: uint8 ``[H, W, 3]``. size: height and width of the result. whole: the whole picture is resized,
+            whatever its proportions.
     """
     from PIL import Image, ImageOps
 
-    fitted = ImageOps.fit(Image.fromarray(picture), size[::-1], Image.Resampling.BICUBIC)
+    fit = Image.Image.resize if whole else ImageOps.fit
+    fitted = fit(Image.fromarray(picture), size[::-1], Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 

@@ -282,6 +282,14 @@ class Host(ABC):
         """Returns the arguments of the tower's own call for images ``[B, 3, H, W]``."""
         return (images,)
 
+    def encode_image(self, model: Any, images: Tensor) -> Tensor:
+        """Returns a CLIP's own embeddings ``[B, d]`` of images ``[B, 3, H, W]``, in the space of its texts."""
+        return model.encode_image(images)
+
+    def squeezes(self, model: Any) -> bool:
+        """Returns True if a CLIP's pictures are resized to its image size whatever their proportions, not cropped."""
+        return False
+
     def prepare_trace(self, tower: nn.Module) -> None:
         """Changes a copy of the tower that will run on fake tensors, if it keeps tensors or reads their values."""
         return None

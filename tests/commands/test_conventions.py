@@ -81,7 +81,7 @@ def test_an_option_takes_the_same_value_everywhere(option: str) -> None:
     """Also its description, but for what is said of a command's own files, models and steps."""
     found = [options(command)[option] for command in COMMANDS.values() if option in options(command)]
     assert len({(p.metavar, p.is_flag) for p in found if option != "--pretrained"}) <= 1
-    if option not in ("--out", "--precision", "--pretrained", "--steps"):
+    if option not in ("--captions", "--out", "--precision", "--pretrained", "--steps"):
         assert len({p.help for p in found}) == 1
     for parameter in found:
         assert parameter.help[0].isupper() or parameter.help.startswith(("auto", "cpu", "open_clip"))

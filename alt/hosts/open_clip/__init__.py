@@ -178,6 +178,9 @@ class OpenClip(Host):
     def set_checkpointing(self, tower: Any, enable: bool) -> None:
         tower.set_grad_checkpointing(enable)
 
+    def squeezes(self, model: Any) -> bool:
+        return getattr(getattr(model, "visual", None), "preprocess_cfg", {}).get("resize_mode") == "squash"
+
     # --- weights and pictures ---
 
     def describe(self, tower: Any) -> dict[str, Any]:

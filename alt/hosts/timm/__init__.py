@@ -159,6 +159,9 @@ class Timm(Host):
             tower.pretrained_cfg = {**known, "mean": outside.image_mean, "std": outside.image_std}
         return tower
 
+    def squeezes(self, model: Any) -> bool:
+        return getattr(getattr(model, "visual", None), "preprocess_cfg", {}).get("resize_mode") == "squash"
+
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = getattr(tower, "pretrained_cfg", None) or {}  # a tower built by hand has none
         return tuple(config.get("mean", IMAGENET_INCEPTION_MEAN)), tuple(config.get("std", IMAGENET_INCEPTION_STD))

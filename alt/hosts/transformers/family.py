@@ -160,6 +160,10 @@ class ClipStyleFamily(Family):
         attention = self.attention(block.self_attn)
         return BlockParts(block.layer_norm1, attention, identity, block.layer_norm2, block.mlp)
 
+    def encode_image(self, model: Any, images: Tensor) -> Tensor:
+        tower: Any = self.find_tower(model)
+        return model.get_image_features(*self.arguments(tower, images)).pooler_output
+
 
 def patches_of(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Returns the number of patches down and across in an image of ``size``, height and width."""

@@ -121,6 +121,9 @@ class Siglip(TwoTowers):
         normed, pooled = self.finish(tower, x, size)
         return size_weighted_mean(normed, size) if pooled is None else pooled
 
+    def squeezes(self, model: Any) -> bool:
+        return True
+
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.embeddings.position_embedding.weight
 
