@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import open_clip
@@ -20,7 +21,9 @@ from alt.data.captions import CaptionedPictures
 from alt.data.pixels import fit_picture
 from alt.entityworld.world import World
 from alt.evaluate import zero_shot
+from alt.evaluate.tower_speed import BenchmarkReport, BenchmarkRow
 from alt.hosts import find_host
+from alt.measure import Interval
 from alt.models.prompts import ALT16
 from tests.random_weights import publish_clip
 
@@ -91,9 +94,19 @@ def test_bad_input_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
     assert "empty: expected a folder" in result.stderr
 
 
-def test_recall_of_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cost and speed are not measured: the first test does that."""
+
+    def benchmark(clip: Any, *, r: list[int], **_: Any) -> Any:
+        rows = [BenchmarkRow(value, 1, 1.0, 1.0, Interval(1, 1, 1, 6), None) for value in (None, 0, *r)]
+        return BenchmarkReport(tuple(rows), (1, 1), 1, {})
+
+    monkeypatch.setattr(zero_shot, "benchmark", benchmark)
+
+
+def test_recall_of_captions(tmp_path: Path, no_timing: None) -> None:
     """Pictures of EntityWorld with the captions of their scenes, beside them as img2dataset writes them."""
-    monkeypatch.setattr(zero_shot, "measure_zero_shot", partial(zero_shot.measure_zero_shot, seconds=0))
     world, out = World("cpu"), tmp_path / "out"
     scenes = [entity.unit for entity in world.entities() if entity.category == "scene"]
     images = world.images(40, seed=9)
@@ -115,14 +128,15 @@ def test_recall_of_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert recalls == [at_0[f"{way}_{k}"] for k in (1, 5, 10)]
     # Scenes repeat, so a caption has many equal ones, and the first of them is nearest.
     assert unpatched["image_to_text_1"] > 2 * 100 / len(scenes)
-    assert merged["gmacs"] < unpatched["gmacs"]
+    assert merged["r"] == 4
     assert "| r | image to text R@1 % |" in result.stdout
     assert "recall of the nearest" in (out / "zeroshot.svg").read_text()
 
 
-def test_a_clip_that_transformers_loads(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_transformers_loads(
+    pictures: Path, tmp_path: Path, no_timing: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Random weights: the accuracy is that of its own image features and texts in every template."""
-    monkeypatch.setattr(zero_shot, "measure_zero_shot", partial(zero_shot.measure_zero_shot, seconds=0))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     publish_clip(tmp_path / "clip", image_size=56)
     out = tmp_path / "out"
@@ -145,7 +159,6 @@ def test_a_clip_that_transformers_loads(pictures: Path, tmp_path: Path, monkeypa
     nearest = (images @ F.normalize(each.mean(0), dim=-1).T).argmax(1).tolist()
     expected = 100 * sum(a == b for a, b in zip(nearest, listed.labels, strict=True)) / len(nearest)
     assert found[0]["top1"] == found[1]["top1"] == pytest.approx(expected)
-    assert found[2]["gmacs"] < found[1]["gmacs"]
 
 
 def test_recall_is_that_of_sorted_lists() -> None:
@@ -171,7 +184,9 @@ def test_pictures_are_cropped_or_squeezed_as_the_model_was_trained() -> None:
     wide[:, :10] = 255  # the left third, which a crop of the centre loses
     assert fit_picture(wide, (10, 10)).max() == 0
     assert fit_picture(wide, (10, 10), whole=True).float().mean() == pytest.approx(85, abs=5)
-    siglip, plain = (open_clip.create_model(name, device="meta") for name in ("ViT-B-16-SigLIP", "ViT-S-32-alt"))
-    siglip.visual.preprocess_cfg.update(open_clip.get_pretrained_cfg("ViT-B-16-SigLIP", "webli"))  # as its weights do
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "timm_proj": "linear"}
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    siglip, plain = (open_clip.CustomTextCLIP(16, {**vision, "image_size": 224}, text) for _ in range(2))
+    siglip.visual.preprocess_cfg = open_clip.get_pretrained_cfg("ViT-B-16-SigLIP", "webli")  # as its weights set it
     assert find_host(siglip).squeezes(siglip)
     assert not find_host(plain).squeezes(plain)
