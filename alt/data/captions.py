@@ -114,7 +114,7 @@ def _find_beside(picture: Path) -> Path | None:
 def _read_beside(file: Path) -> list[str]:
     if file.suffix == ".json":
         found = read_json(file)
-        texts = [found.get("caption")] if isinstance(found, dict) else []
+        texts: list[Any] = [found.get("caption")] if isinstance(found, dict) else []
     else:
         texts = [line.strip() for line in read_text_file(file, "caption").splitlines()]
     texts = [text for text in texts if isinstance(text, str) and text]
