@@ -14,9 +14,11 @@ from torch.utils.data import Dataset, Subset
 
 from alt.cost import count_macs
 from alt.data.clip_views import Clips, ClipViews
-from alt.errors import UserError
+from alt.errors import UserError, one_line
 from alt.measure.machine import find_commit
+from alt.models.registry import create_model
 from alt.models.video_model import VideoModel
+from alt.models.weight_average import average_weights
 from alt.models.weights import model_file
 from alt.train.config import DataSection, TrainConfig
 from alt.train.sources import choose_clips, open_list, open_split, open_world
@@ -120,6 +122,8 @@ class _Job:
         self.say, self.warn = say, warn
         self.section = config.evaluation
         self.model = self.open(checkpoint)
+        if self.section.clip_share:
+            self.add_clip(self.section.clip_share)
         self.replaced = 0  # damaged clips of the last test
         self.views = Views(self.section.crops, self.section.clips)
         self.world = None if config.data.kind == "frames" else open_world(config.data)
@@ -155,6 +159,18 @@ class _Job:
         """Opens a model with the frames of the protocol and the r that was asked for."""
         model = open_model(path, self.where.device, self.section.frames)
         return model if self.r is None else at_r(model, self.r)
+
+    def add_clip(self, share: float) -> None:
+        """Averages the model's weights with those of the CLIP that its training began with."""
+        section = self.config.model
+        if section.pretrained is None:
+            raise UserError("evaluation.clip_share: expected the weights of a CLIP in model.pretrained, got null.")
+        options = {**section.options, "frames": self.model.config.frames, "r": self.model.config.r}
+        before = create_model(section.name, pretrained=section.pretrained, backbone=section.backbone, **options)
+        try:
+            average_weights(self.model, before.to(self.where.device), share)
+        except ValueError as error:
+            raise UserError(f"evaluation.clip_share: the checkpoint is no {section.name}: {one_line(error)}.") from None
 
     def test(self, clips: Clips, **setting: Any) -> Result:
         """Tests the model on clips whose classes are the model's."""
@@ -196,6 +212,7 @@ class _Job:
             "clips": self.views.clips,
             "r": config.r,
             "shots": self.config.data.shots,
+            "clip_share": self.section.clip_share,
             "seed": self.config.seed,
             "commit": find_commit()["commit"],
             "replaced_clips": self.replaced,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .video_adapter import VideoAdapter as VideoAdapter
     from .video_model import VideoModel as VideoModel
     from .video_model import VideoOutput as VideoOutput
+    from .weight_average import average_weights as average_weights
     from .weights import load_model as load_model
     from .weights import load_weights as load_weights
     from .weights import save_model as save_model

@@ -231,7 +231,9 @@ class EvaluationSection:
     Training itself validates with one view. ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``:
     data sets; in a zero-shot protocol they are folders beside ``data.root``, otherwise they name ``data.root``.
     ``splits``: official splits. ``draws``: of ``subset`` random classes (zero-shot), or of the few shots.
-    ``class_draws``: takes the classes of the draws from a file instead (:func:`alt.data.new_classes.read_draws`)."""
+    ``class_draws``: takes the classes of the draws from a file instead (:func:`alt.data.new_classes.read_draws`).
+    ``clip_share``: the share of CLIP's own weights in the mean with the trained ones that is evaluated
+    (:func:`alt.models.average_weights`), for models that add none to CLIP."""
 
     protocol: Literal["supervised", "few-shot", "zero-shot", "linear-probe"] = "supervised"
     sets: tuple[Text, ...] = ()
@@ -242,6 +244,15 @@ class EvaluationSection:
     subset: Count | None = None
     draws: Count | None = None
     class_draws: Text | None = None
+    clip_share: Share = 0.0
+
+    @model_validator(mode="after")
+    def _trained_weights_are_averaged(self) -> EvaluationSection:
+        if self.clip_share and self.protocol in ("few-shot", "linear-probe"):
+            raise ValueError(
+                f"evaluation.clip_share: expected 0 for {self.protocol}, which trains first, got {self.clip_share:g}."
+            )
+        return self
 
 
 @checked

@@ -23,10 +23,12 @@ from alt.entityworld.world import World, write_to_disk
 from alt.errors import UserError
 from alt.evaluate.execute import Evaluated, Placement, execute
 from alt.files import read_tensors
+from alt.models.registry import create_text_encoder
 from alt.models.text import TextSource
 from alt.models.weights import load_model, save_model
 from alt.train.build import RandomTextEncoder
 from alt.train.config import load_config
+from tests.patch.compare import randomised
 
 TINY = ["data.preset=tiny", "model.templates=none", "data.batch_size=8", "trainer.progress=false"]
 
@@ -172,6 +174,30 @@ def test_few_shot_trains_once_per_draw_from_the_checkpoint(
         run(folder, *where, "evaluation.protocol=few-shot")
     with pytest.raises(UserError, match=r"data\.shots: expected 999 samples"):
         run(folder, *where, "evaluation.protocol=few-shot", "data.shots=999")
+
+
+def test_a_share_of_clips_weights(tmp_path: Path) -> None:
+    """With all of CLIP's weights it is CLIP that is tested; a model that CLIP cannot be averaged with is refused."""
+    before = alt.create_model("maxi-mini", pretrained="entity-world").eval()
+    before.name_classes(["lifting cup"], create_text_encoder("maxi-mini", pretrained="entity-world"), "none")
+    save_model(before, tmp_path / "before.safetensors")
+    save_model(randomised(before, 0.2), tmp_path / "trained.safetensors")
+
+    def test(name: str, share: float) -> dict[str, Any]:
+        changes = [*TINY, "data.val_split=transfer-b-1", f"evaluation={{protocol: zero-shot, clip_share: {share}}}"]
+        return execute(load_config("entity-world-maxi", changes), tmp_path / name).results[0].to_dict()
+
+    clip, mean = test("before.safetensors", 0), test("trained.safetensors", 1)
+    assert (clip["setting"].pop("clip_share"), mean["setting"].pop("clip_share")) == (0, 1)
+    assert mean == clip
+    assert test("trained.safetensors", 0)["per_class"] != clip["per_class"]
+    save_model(alt.create_model("mit-mini", pretrained="entity-world", classes=["cup"]), tmp_path / "mit.safetensors")
+    with pytest.raises(
+        UserError, match=r"clip_share: the checkpoint is no maxi-mini: other: expected a model with the"
+    ):
+        test("mit.safetensors", 0.2)
+    with pytest.raises(UserError, match=r"clip_share: expected 0 for few-shot, which trains first, got 0.2"):
+        load_config("entity-world-maxi", ["evaluation={protocol: few-shot, clip_share: 0.2}"])
 
 
 def test_zero_shot_on_new_classes(folder: Path) -> None:
