@@ -25,24 +25,38 @@ PACKAGES = ("torch", "onnxscript", "open_clip_torch", "timm", "transformers")
 Run = Callable[[], Tensor]
 
 
-def start_onnxruntime(file: Path, images: Tensor) -> Run:
-    """Returns a call of ONNX Runtime on ``images`` with all its optimisations, which are its default."""
+def onnx_session(file: Path, profile: Path | None = None) -> Any:
+    """Returns a session of ONNX Runtime with all its optimisations, which are its default.
+
+    ``profile``: begin of the name of a file with the time of every operator.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def start_onnxruntime(file: Path, images: Tensor) -> Run:
+    """Returns a call of ONNX Runtime on ``images``."""
+    session = onnx_session(file)
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-def start_openvino(file: Path, images: Tensor) -> Run:
-    """Returns a call of OpenVINO on ``images``. By default it would compute in bfloat16 where the processor can."""
+def openvino_request(file: Path, *, profile: bool = False) -> Any:
+    """Returns a request of OpenVINO, in float32: by default it would compute in bfloat16 where the processor can."""
     import openvino
 
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-    feed = images.numpy()
+    return openvino.Core().compile_model(file, "CPU", settings | {"PERF_COUNT": profile}).create_infer_request()
+
+
+def start_openvino(file: Path, images: Tensor) -> Run:
+    """Returns a call of OpenVINO on ``images``."""
+    request, feed = openvino_request(file), images.numpy()
     return lambda: torch.from_numpy(request.infer({0: feed})[0])
 
 

@@ -48,6 +48,11 @@ def row_name(who: str, r: int) -> str:
     return who if who == UNMERGED else f"{who}, r = {r}"
 
 
+def file_name(name: str, who: str, r: int) -> str:
+    """Returns the name of the exported file of the subject ``name``."""
+    return f"{name}-{row_name(who, r)}".replace(", r = ", "-r").replace(" ", "-")
+
+
 class Embedding(nn.Module):
     """A tower whose result is the embedding alone."""
 
@@ -128,8 +133,8 @@ def module_of(who: str, tower: nn.Module, r: int) -> nn.Module:
 def start(entrant: Entrant, name: str, module: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Returns a call of ``module`` in the entrant's form on fixed images; ``name`` is that of the subject."""
     if entrant.form in runtimes.RUNTIMES:
-        file = f"{name}-{row_name(entrant.who, entrant.r)}".replace(", r = ", "-r").replace(" ", "-")
-        return runtimes.RUNTIMES[entrant.form][1](runtimes.export_once(file, module, images), images)
+        file = runtimes.export_once(file_name(name, entrant.who, entrant.r), module, images)
+        return runtimes.RUNTIMES[entrant.form][1](file, images)
     run: Callable[[Tensor], Tensor] = module
     if entrant.form == COMPILED:
         # One graph for one shape, as `rivals.compiled`; a code object of its own, so that no limit of graphs is met.

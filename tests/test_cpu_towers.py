@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import measure_tower_parts
 import pytest
 import report
 import report_forms
@@ -143,3 +144,23 @@ def test_a_part_measured_later_joins_the_kept_file_of_the_same_commit(tmp_path: 
     assert "| plain ToMe, r = 8 | 1.333 |  | 250 (67 %) |" in text
     assert "| 8 | ONNX Runtime | plain ToMe, r = 8, ONNX Runtime | 1.250 [1.250, 1.250] |" in text
     assert "not installed" not in text
+
+
+def test_parts_are_the_shortest_time_of_every_operator() -> None:
+    first = [("aten::addmm", 9000.0), ("aten::gelu", 500.0), ("aten::addmm", 1000.0)]
+    second = [("aten::addmm", 2000.0), ("aten::gelu", 700.0), ("aten::addmm", 8000.0)]
+    parts = measure_tower_parts.shortest([first, second])
+    assert {part: time for part, time in parts.items() if time} == {"products": 3.0, "GELU": 0.5}
+    with pytest.raises(ValueError, match="the same operators in every call"):
+        measure_tower_parts.shortest([first, [*second[1:], second[0]]])
+
+
+def test_every_operator_of_a_patched_tower_has_its_part() -> None:
+    tower = tower_forms.build(tiny("timm"))
+    module = tower_forms.module_of(OURS, tower, 3)
+    call = tower_forms.start(Entrant(OURS, 3, EAGER), "timm", module, torch.zeros(1, 3, 32, 32))
+    names = [name for name, _ in measure_tower_parts.profile_torch(call, 1)[0]]
+    found = {name: measure_tower_parts.part_of(name) for name in names}
+    assert found["alt_kernels::proportional_attention"] == "attention"
+    assert found["alt_kernels::merge_layer_norm"] == "matching and merging"
+    assert {"products", "GELU", "sums and LayerNorm"} <= set(found.values())
