@@ -1,8 +1,8 @@
 """Where the time of a tower goes on one CPU thread: the tables of benchmarks/findings/cpu-tower-parts.md.
 
 A script: ``python benchmarks/measure_tower_parts.py [--tower open_clip] [--r 8] [--rounds 12]``. Every operator of
-every form is timed by the form's own profiler in each of several calls. A part's time is the sum over its operators of the
-shortest of these times, so that what a neighbour takes on the way falls out. Prints milliseconds per image.
+every form is timed by the form's own profiler in each of several calls. A part's time is the sum over its operators
+of the shortest of these times, so that what a neighbour takes on the way falls out. Prints milliseconds per image.
 
 The last column is the CPU time of a call without a profiler. On a quiet machine the parts add up to it, but for Python
 between the operators. On a busy one no long product runs undisturbed: there take the products as what the other parts
