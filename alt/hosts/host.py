@@ -135,7 +135,8 @@ class BlockParts(NamedTuple):
         after_attention: norm, residual scale and drop path of the attention branch, in the host's order.
         feed_forward: MLP, residual scale and drop path of the second branch.
         guests: makes tokens ``[B, m, C]`` from x ``[B, N, C]`` that join q, k and v of this block and are dropped
-            after its attention (X-CLIP's messages). They have size 1 and never merge. None: there are none.
+            after its attention (X-CLIP's messages). They have size 1, are not rotated and never merge. None: there are
+            none.
         post_norm: the norms follow the sums, and z is merged.
     """
 

@@ -69,8 +69,14 @@ def insert_messages(tower: Any, frames: int) -> None:
         )
     for i, block in enumerate(host.blocks(tower)):
         parts = host.block_parts(block, tower, i)
-        weight: Any = parts.norm_1.weight
-        heads = parts.attention.key_projection().num_heads
+        try:
+            heads = parts.attention.key_projection().num_heads
+        except TypeError:
+            raise TypeError(
+                f"messages need as many heads as the attention of their block, which that of block {i} of "
+                f"{type(tower).__name__} does not tell"
+            ) from None
+        weight = next(block.parameters())
         with torch.device(weight.device):
-            messages: Any = FrameMessages(weight.shape[0], heads, frames).to(weight.dtype).train(block.training)
+            messages: Any = FrameMessages(host.width(tower), heads, frames).to(weight.dtype).train(block.training)
         block.message_adapter = messages

@@ -28,6 +28,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alt.hosts import BlockParts, Host
@@ -151,18 +152,20 @@ def _finish_post_norm(parts: BlockParts, z: Tensor, call: BlockCall) -> Tensor:
 
 
 def _attend(parts: BlockParts, x: Tensor, call: BlockCall, compare: Callable[[Tensor], None] | None) -> Tensor:
-    size = call.size if call.prop_attn else None
+    size, positions = call.size if call.prop_attn else None, call.positions
     options: Any = {"metric": call.metric, "impl": call.impl}
     if parts.guests is None:
         normed = x if parts.post_norm else parts.norm_1(x)
-        return self_attention(parts.attention, normed, size, call.positions, compare=compare, **options)
+        return self_attention(parts.attention, normed, size, positions, compare=compare, **options)
     guests = parts.guests(x)
     if size is not None:
         size = torch.cat([size, size.new_ones(guests.shape[:2])], 1)
+    if positions is not None:  # guests lie where protected tokens do, and are not rotated
+        positions = F.pad(positions, (0, 0, 0, guests.shape[1]))
     joined, tokens = parts.norm_1(torch.cat([x, guests], 1)), x.shape[1]
     if compare is not None:
         options["compare"] = lambda rows: compare(rows[..., :tokens, :])
-    return self_attention(parts.attention, joined, size, call.positions, **options)[:, :tokens]
+    return self_attention(parts.attention, joined, size, positions, **options)[:, :tokens]
 
 
 def _feed_forward(parts: BlockParts, normed: Tensor, adapter: Any) -> Tensor:

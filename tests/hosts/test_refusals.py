@@ -13,9 +13,11 @@ from torch import nn
 
 import alt
 from alt.hosts import supported_hosts
+from alt.models.messages import insert_messages
 
 from . import supported_table
-from .families import MLP, SMALL, clip_config, timm_tower
+from .all_families import FAMILIES
+from .families import MLP, SMALL, build, clip_config, timm_tower
 
 TINY_SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "image_size": 32, "patch_size": 4, "window_size": 2}
 
@@ -134,3 +136,11 @@ def test_every_class_is_on_the_page_of_its_family() -> None:
         name for host in supported_hosts() for name in host.classes if " " not in name and f"`{name}`" not in pages
     ]
     assert not missing, f"docs/families names no {missing}"
+
+
+def test_messages_need_the_number_of_heads() -> None:
+    """Keys with a norm are no projection, which would tell it."""
+    model = build(FAMILIES["timm q/k norm"])
+    alt.patch_model(model, 0)
+    with pytest.raises(TypeError, match=r"messages need as many heads as .* PatchedVisionTransformer does not tell$"):
+        insert_messages(model, 2)
