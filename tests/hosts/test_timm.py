@@ -130,14 +130,3 @@ def test_the_head_may_be_exchanged_while_patched() -> None:
         merged = model(images(2))
         assert merged.shape == (2, 4)
         assert bit_equal(merged, model.forward_head(model.forward_features(images(2))))
-
-
-@pytest.mark.slow
-@each
-def test_compiles_to_one_graph(family: Family) -> None:
-    torch._dynamo.reset()
-    model, batch = build(family, torch.float32), images(2, torch.float32)
-    alt.patch_model(model, REMOVED)
-    with torch.no_grad():
-        found = torch.compile(model, backend="aot_eager", fullgraph=True)(batch)
-        assert max_difference(found, model(batch)) < 1e-4

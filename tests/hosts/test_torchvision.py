@@ -89,14 +89,3 @@ def test_a_feature_extractor_of_a_patched_model_is_refused() -> None:
     extractor = create_feature_extractor(model, ["encoder"])
     with pytest.raises(TypeError, match="got torch"):
         alt.patch_model(extractor, 3)
-
-
-@pytest.mark.slow
-@BOTH
-def test_compiles_to_one_graph(name: str) -> None:
-    torch._dynamo.reset()
-    model, batch = build(TORCHVISION[name], torch.float32), images(2, torch.float32)
-    alt.patch_model(model, REMOVED)
-    with torch.no_grad():
-        found = torch.compile(model, backend="aot_eager", fullgraph=True)(batch)
-        assert max_difference(found, model(batch)) < 1e-4

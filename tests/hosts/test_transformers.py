@@ -237,17 +237,6 @@ def test_layers_recompute_themselves_with_the_first_plan() -> None:
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
-@pytest.mark.slow
-@each_tower
-def test_compiles_to_one_graph(family: Family) -> None:
-    torch._dynamo.reset()
-    model, batch = build(family, torch.float32), images(2, torch.float32)
-    alt.patch_model(model, REMOVED)
-    with torch.no_grad():
-        found = family.run(torch.compile(model, backend="aot_eager", fullgraph=True), batch)
-        assert max_difference(found, family.run(model, batch)) < 1e-4
-
-
 def test_keys_include_lora() -> None:
     """Adapters on the projections of queries and keys: patched, they do what the merged weights do."""
     peft = pytest.importorskip("peft")
