@@ -39,9 +39,13 @@ def match(metric: Tensor, r: int, num_protected: int) -> tuple[Merges, Tensor]:
     first_even, first_odd = num_protected + num_protected % 2, num_protected + 1 - num_protected % 2
     even, odd = position[first_even::2], position[first_odd::2]
     x = _widen(metric)
-    unit = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # a row without a direction becomes NaN
-    score = unit[:, first_even::2] @ unit[:, first_odd::2].transpose(1, 2)
-    best, partner = torch.where(score > -2, score, -torch.inf).max(-1)  # NaN is not larger than -2
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    unit = x / length.clamp_min(_TINY)
+    # The score of a row without a direction. NaN from a division by zero would do, but OpenVINO then merges padding.
+    none = torch.where(length == 0, -torch.inf, 0.0).to(x.dtype).squeeze(-1)
+    score = unit[:, first_even::2] @ unit[:, first_odd::2].transpose(1, 2) + none[:, None, first_odd::2]
+    best, partner = score.max(-1)
+    best = best + none[:, first_even::2]
     # A stable sort, because among equals the lower index comes first. ONNX has TopK for it, which is stable.
     chosen, stays = best.argsort(dim=-1, descending=True, stable=True).split([r, len(even) - r], 1)
     stays = even[stays.topk(len(even) - r, dim=-1, largest=False).values]  # they ascend
