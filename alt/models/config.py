@@ -21,6 +21,12 @@ __all__ = [
 ]
 
 
+def _share(value: float) -> float:
+    if not 0 <= value < 1:
+        raise expected("from 0 to below 1")
+    return value
+
+
 def _odd(value: int) -> int:
     if value % 2 == 0:
         raise expected("an odd number of frames")
@@ -39,6 +45,9 @@ class VideoConfig:
     head: "cosine" (times CLIP's logit scale), "literal" (the plain product c z, Eq. 10), "linear" (no texts).
     strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm" in a frozen tower.
     grad_checkpointing: recompute the tower's blocks in the backward.
+    prompting: of the class texts, from their templates. "ensemble": the mean over them; "random": one per training step,
+        and the mean in evaluation; "learned": no template, but ``prompt_vectors`` learned vectors in front of the name
+        (CoOp), which need a text tower ("held" or "trained").
     text: "cached": the model holds the embeddings of the class texts alone; "held": also the text tower, which is saved
         with it and not trained; "trained": the text tower is trained, and every training step embeds the class texts.
 
@@ -56,6 +65,13 @@ class VideoConfig:
     strategy: Literal["full", "frozen", "s", "sm", "stm"] = "full"
     grad_checkpointing: Flag = False
     text: Literal["cached", "held", "trained"] = "cached"
+    prompting: Literal["ensemble", "random", "learned"] = "ensemble"
+    prompt_vectors: Count = 16
+
+    @property
+    def num_vectors(self) -> int:
+        """Returns the number of learned vectors in front of every class name."""
+        return self.prompt_vectors if self.prompting == "learned" else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON and YAML; ``type(config)(**config.to_dict())`` is the same configuration."""
@@ -85,6 +101,8 @@ class XClipConfig(BaselineConfig):
     messages: one message token per frame in every block. layers, heads: of the integration transformer; with 0 layers
         the video embedding is the mean of the frames. prompt_layers, prompt_heads: of the video-specific prompts; 0
         layers: the class texts are those of every other model. alpha: start of the prompts' learned factor.
+    drop_path: probability with which training leaves out a branch of the last block for a frame (stochastic depth);
+        it grows linearly from 0 at the first block.
 
     heads, prompt_heads: None: the default of :func:`num_heads`.
     """
@@ -95,6 +113,7 @@ class XClipConfig(BaselineConfig):
     prompt_layers: Natural = 2
     prompt_heads: Count | None = None
     alpha: Finite = 0.1
+    drop_path: Annotated[Finite, AfterValidator(_share)] = 0.0
 
 
 @checked

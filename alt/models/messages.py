@@ -38,6 +38,7 @@ class FrameMessages(nn.Module):
         for weight in (self.project.weight, self.attention.in_proj_weight, self.attention.out_proj.weight):
             nn.init.trunc_normal_(weight, std=0.02)
         nn.init.zeros_(self.project.bias)
+        self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the messages ``[B T, 1, w]`` of frames ``[B T, n, w]``.
@@ -49,7 +50,7 @@ class FrameMessages(nn.Module):
             raise ValueError(f"a tower with messages takes whole clips of {self.frames} frames, got {len(x)} images")
         messages = self.project(x[:, 0]).unflatten(0, (-1, self.frames))
         normed = self.norm(messages)
-        messages = messages + self.attention(normed, normed, normed, need_weights=False)[0]
+        messages = messages + self.drop_path(self.attention(normed, normed, normed, need_weights=False)[0])
         return messages.flatten(0, 1).unsqueeze(1)
 
 

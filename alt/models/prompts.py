@@ -19,10 +19,14 @@ __all__ = [
     "PHOTO",
     "TEMPLATE_SETS",
     "LearnedPrompts",
+    "check_room",
     "draw",
     "ensemble",
     "fill",
+    "insert_vectors",
+    "spread_ids",
     "templates_of",
+    "token_embedding",
 ]
 
 ALT16 = (
@@ -113,7 +117,8 @@ class LearnedPrompts(nn.Module):
     """Class texts with learned context vectors in front of the name (CoOp, Zhou et al. 2022).
 
     ``forward() -> [C, d]`` returns unit embeddings of ``[start, v_1 .. v_n, name, end]`` by the frozen text tower, with
-    gradient to v only. In training they replace the class embeddings of a cosine head::
+    gradient to v only. ``create_model(prompting="learned")`` trains such vectors inside a video model. By hand they
+    replace the class embeddings of a cosine head::
 
         output = model(clips)
         logits = scale * F.normalize(output.embedding, dim=-1) @ prompts().T
@@ -135,45 +140,65 @@ class LearnedPrompts(nn.Module):
         if not names:
             raise ValueError("names must hold at least one class name")
         self._clip = [clip]  # in a list, so not a submodule: its weights are neither saved nor optimised here
-        weight = _token_embedding(clip).weight
+        weight = token_embedding(clip).weight
         self.vectors = nn.Parameter(torch.empty(length, weight.shape[1], device=weight.device))
         nn.init.normal_(self.vectors, std=0.02)
         ids = tokenizer(list(names))
-        long = (ids[:, ids.shape[1] - length :] != 0).any(1).nonzero()
-        if len(long) or length >= ids.shape[1]:
-            name = names[int(long[0])] if len(long) else names[0]
-            raise ValueError(f"{name!r} does not fit behind {length} context vectors in {ids.shape[1]} tokens")
-        # The start token marks the places of the vectors: any id will do that the tower does not read as the end.
-        filler = ids[:, :1].expand(-1, length)
-        spread = torch.cat([ids[:, :1], filler, ids[:, 1 : ids.shape[1] - length]], 1)
-        self.register_buffer("ids", spread.to(weight.device), persistent=False)
+        check_room(ids, length, names)
+        self.register_buffer("ids", spread_ids(ids, length).to(weight.device), persistent=False)
         self.ids: Tensor
 
     def forward(self) -> Tensor:
         clip = self._clip[0]
-        with self._in_place(clip):
+        with _frozen(clip), insert_vectors(clip, self.vectors):
             embedded = find_host(clip).encode_text(clip, self.ids)
         return F.normalize(embedded.float(), dim=-1)
 
-    @contextmanager
-    def _in_place(self, clip: Any) -> Any:
-        """Inserts the vectors at positions 1 .. n of the text tower inside the block, and freezes its own weights."""
 
-        def put(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
-            vectors = self.vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
-            return torch.cat([embedded[:, :1], vectors, embedded[:, 1 + len(self.vectors) :]], 1)
+def check_room(ids: Tensor, length: int, names: Sequence[str]) -> None:
+    """Raises ValueError if the texts of ids ``[C, context_length]`` do not fit behind ``length`` vectors."""
+    long = (ids[:, ids.shape[1] - length :] != 0).any(1).nonzero()
+    if len(long) or length >= ids.shape[1]:
+        name = names[int(long[0])] if len(long) else names[0]
+        raise ValueError(f"{name!r} does not fit behind {length} context vectors in {ids.shape[1]} tokens")
 
-        trainable = [p for p in clip.parameters() if p.requires_grad]
-        hook = _token_embedding(clip).register_forward_hook(put)
+
+def spread_ids(ids: Tensor, length: int) -> Tensor:
+    """Returns ids with room for ``length`` vectors behind the start token, which marks their places.
+
+    Any id would do that the tower does not read as the end.
+    """
+    return torch.cat([ids[:, :1], ids[:, :1].expand(-1, length), ids[:, 1 : ids.shape[1] - length]], 1)
+
+
+@contextmanager
+def insert_vectors(clip: Any, vectors: Tensor) -> Any:
+    """Puts vectors ``[n, w]`` at positions 1 .. n of every text that the tower embeds inside the block."""
+
+    def put(_module: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
+        rows = vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :1], rows, embedded[:, 1 + len(vectors) :]], 1)
+
+    hook = token_embedding(clip).register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _frozen(clip: nn.Module) -> Any:
+    """Trains none of the weights of ``clip`` inside the block."""
+    trainable = [p for p in clip.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
         for parameter in trainable:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            hook.remove()
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(True)
 
 
-def _token_embedding(clip: Any) -> Any:
+def token_embedding(clip: Any) -> Any:
+    """Returns the module that turns the ids of a CLIP's texts into vectors."""
     return find_host(clip).token_embedding(clip)

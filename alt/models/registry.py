@@ -114,7 +114,7 @@ def build_with_clip(
     text_source = loaded.text_source()  # before the tower is patched
     visual = find_host(loaded.clip).take_tower(loaded.clip)
     scale = loaded.clip.logit_scale.detach().exp().reshape(())
-    text = None if config.text == "cached" else TextTower(loaded.clip)
+    text = None if config.text == "cached" else TextTower(loaded.clip, config.num_vectors)
     model = load_family(family)(config, visual, scale, text)
     if published is not None:
         published.load_into(model)

@@ -124,15 +124,19 @@ class TextEncoder:
             self.clip.train(training)
         return torch.cat(rows)
 
-    def embed_templates(self, names: Sequence[str], templates: str | Sequence[str] = "alt16") -> Tensor:
+    def embed_templates(
+        self, names: Sequence[str], templates: str | Sequence[str] = "alt16", unit: bool = True
+    ) -> Tensor:
         """Embeds every name in every template, ``[P, C, d]``, from which ``prompts.draw`` picks one per step.
+
+        unit: rows of length 1; False: of the length that the tower gives them.
 
         Raises:
             TypeError: ``names`` is one str or a set.
             ValueError: two names are the same, or have the same tokens in a template, so that no text tells them apart.
         """
         ids = self.tokenise_classes(names, templates)
-        return self._embed_ids(ids.flatten(0, 1)).unflatten(0, ids.shape[:2])
+        return self._embed_ids(ids.flatten(0, 1), unit).unflatten(0, ids.shape[:2])
 
     def tokenise_classes(self, names: Sequence[str], templates: str | Sequence[str] = "alt16") -> Tensor:
         """Returns the ids of every name in every template, int64 ``[P, C, length]``; errors as in embed_templates."""
@@ -180,8 +184,7 @@ class TextEncoder:
         chosen = templates_of(templates)
         if mode == "random":
             chosen = (chosen[int(draw(torch.arange(len(chosen)), seed))],)
-        ids = self.tokenise_classes(names, chosen)
-        stack = self._embed_ids(ids.flatten(0, 1), unit).unflatten(0, ids.shape[:2])
+        stack = self.embed_templates(names, chosen, unit)
         if len(stack) == 1:
             return stack[0]
         return ensemble(stack) if unit else stack.mean(0)

@@ -14,6 +14,7 @@ from alt.errors import refuse_unordered
 from .config import AltConfig
 from .heads import ClassHead
 from .hub import HubModel
+from .prompts import draw, ensemble
 from .region_encoder import RegionEncoder, Tokens
 from .strategy import apply_strategy
 from .text import TextEncoder, TextSource
@@ -55,6 +56,7 @@ class VideoModel(nn.Module, HubModel):
     unit_texts = True  # class texts have length 1; False: the length that the text tower gives them
     templates: str | None = None  # the published prompts of the class texts; None: those of the CLIP
     logit_scale: Tensor
+    template_rows: Tensor | None  # [P, C, d], the class texts in every template, of which a training step draws one
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class VideoModel(nn.Module, HubModel):
             raise ValueError(f"text: expected {'no tower' if text else 'a text tower'} with text={config.text!r}")
         if text is not None and config.head == "linear":
             raise ValueError(f"text: a linear head reads no class texts; expected 'cached', got {config.text!r}")
+        if config.prompting != "ensemble":
+            _check_prompting(config)
         self._config = config
         self.backbone = RegionEncoder(
             visual,
@@ -79,6 +83,7 @@ class VideoModel(nn.Module, HubModel):
         self.text = text
         self.head = ClassHead(config.head, self.width)
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
+        self.register_buffer("template_rows", None, persistent=False)
         self.classes: list[str] = []
         self.class_texts: TextSource | None = None
         self.text_source: TextSource | None = None
@@ -134,16 +139,32 @@ class VideoModel(nn.Module, HubModel):
         """Returns z ``[B, d]`` of tokens, and the index of the aligned entities or None. Subclasses implement it."""
         raise NotImplementedError(f"{type(self).__name__} has no embed()")
 
-    def texts_of(self, tokens: Tokens) -> Tensor | None:
+    @property
+    def trains_texts(self) -> bool:
+        """Returns True if training changes how the text tower embeds the classes: its weights or learned vectors."""
+        return self.text is not None and (self.config.text == "trained" or self.text.prompt_adapter is not None)
+
+    def texts_of(self, tokens: Tokens, seed: Tensor | None = None) -> Tensor | None:
         """Returns the class texts of this call, ``[C, d]``, or ``[B, C, d]`` if the videos change them.
 
-        In training, a trained text tower embeds them anew. In evaluation they are those of the head, which
-        :meth:`refresh_texts` keeps current. None for a linear head.
+        In training, a text tower that learns embeds them anew, and with ``prompting="random"`` they are those of the
+        template that ``seed`` draws. In evaluation they are those of the head, which :meth:`refresh_texts` keeps
+        current. None for a linear head.
+
+        Raises:
+            ValueError: one template is to be drawn, and the classes were set by their embeddings alone.
         """
         if self.config.head == "linear":
             return None
-        if self.training and self.text is not None and self.config.text == "trained" and len(self.text.ids):
-            return self.text(unit=self.unit_texts)
+        if self.training and self.trains_texts and len(self.text.ids):  # type: ignore[union-attr]
+            return self.text(unit=self.unit_texts)  # type: ignore[misc]
+        if self.training and self.config.prompting == "random" and self.classes:
+            if self.template_rows is None:
+                raise ValueError(
+                    "prompting: 'random' draws one template per training step, and the classes were set without; "
+                    "name_classes(names, encoder, templates) embeds them"
+                )
+            return draw(self.template_rows, int(torch.randint(2**62, ()) if seed is None else seed))
         return self.head.embeddings
 
     def refresh_texts(self) -> None:
@@ -158,7 +179,7 @@ class VideoModel(nn.Module, HubModel):
     def train(self, mode: bool = True) -> Self:
         leaves = self.training and not mode
         super().train(mode)
-        if leaves and self.config.text == "trained":
+        if leaves and self.trains_texts:
             self.refresh_texts()
         return self
 
@@ -180,7 +201,7 @@ class VideoModel(nn.Module, HubModel):
             tokens = Tokens(tokens)
         self._check_tokens(tokens.x, "tokens")
         z, index = self.embed(tokens, seed=seed, noise=noise)
-        return VideoOutput(self.head(z, self.logit_scale, self.texts_of(tokens)), z, index)
+        return VideoOutput(self.head(z, self.logit_scale, self.texts_of(tokens, seed)), z, index)
 
     def forward(self, clips: Tensor, *, seed: Tensor | None = None, noise: Tensor | None = None) -> VideoOutput:
         """Maps clips ``[B, T, 3, H, W]`` to logits ``[B, C]``; arguments as in :meth:`forward_tokens`."""
@@ -209,6 +230,7 @@ class VideoModel(nn.Module, HubModel):
         self.head.set_classes(len(names), embeddings)
         self.classes = list(names)
         self.class_texts = texts
+        self.template_rows = None
         if self.text is not None:
             self.text.set_ids(None)
 
@@ -221,18 +243,25 @@ class VideoModel(nn.Module, HubModel):
             names: C names.
             encoder: embeds them, or, if the model holds a text tower, makes the ids that this tower embeds; a linear
                 head needs none.
-            templates: of the texts, see :mod:`alt.models.prompts`; None: those of the model, or "alt16".
+            templates: of the texts, see :mod:`alt.models.prompts`; None: those of the model, "none" for learned
+                vectors, or "alt16".
 
         Raises:
             TypeError, ValueError: the names or the templates do not fit. A trained text tower takes one template.
         """
-        templates = self.templates or "alt16" if templates is None else templates
+        if templates is None:
+            templates = "none" if self.config.prompting == "learned" else self.templates or "alt16"
         if self.config.head == "linear":
             self.set_classes(names)
             return
         if encoder is None:
             raise TypeError(f"encoder: a {self.config.head} head needs one for the texts of its classes, got None")
-        if self.text is None:
+        if self.text is None and self.config.prompting == "random":
+            stack = encoder.embed_templates(list(names), templates, unit=self.unit_texts)
+            embedded = ensemble(stack) if self.unit_texts else stack.mean(0)
+            self.set_classes(names, embedded, encoder.source(templates))
+            self.template_rows = stack.to(self.head.embeddings)
+        elif self.text is None:
             embedded = encoder.embed_classes(list(names), templates, unit=self.unit_texts)
             self.set_classes(names, embedded, encoder.source(templates))
         else:
@@ -261,3 +290,16 @@ class VideoModel(nn.Module, HubModel):
             raise ValueError(
                 f"{name}: expected {self._config.frames} frames per clip, as the model was made for, got {x.shape[1]}"
             )
+
+
+def _check_prompting(config: Any) -> None:
+    """Raises ValueError if the class texts cannot be made as ``prompting`` says."""
+    wanted = "a head with texts" if config.head == "linear" else ""
+    if config.prompting == "random" and config.text != "cached":
+        wanted = "text='cached', whose templates are embedded once,"
+    if config.prompting == "learned" and config.text == "cached":
+        wanted = "text='held' or 'trained', whose tower reads the learned vectors,"
+    if wanted:
+        raise ValueError(
+            f"prompting: {config.prompting!r} needs {wanted} got head={config.head!r} with text={config.text!r}"
+        )

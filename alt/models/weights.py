@@ -29,7 +29,7 @@ __all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_hea
 WEIGHTS_NAME = "model.safetensors"
 """File in the folder of a run."""
 
-_NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale"}
+_NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale", "drop_path"}
 """Fields of a configuration that do not affect parameter names or shapes."""
 
 
@@ -160,7 +160,15 @@ def load_weights(
         or (own[name].shape != state[name].shape and not name.startswith(OF_DATA))
     ]
     differing = [name for name in _differences(header["config"], config) if name not in _NO_WEIGHTS]
-    maybe = {"frames", "strategy", "quick_gelu", "text", *(["head"] if keep_classes else [])}
+    maybe = {
+        "frames",
+        "strategy",
+        "quick_gelu",
+        "text",
+        "prompting",
+        "prompt_vectors",
+        *(["head"] if keep_classes else []),
+    }
     decisive = [name for name in differing if name not in maybe]
     if bool(header["config"].get("quick_gelu")) != bool(config.get("quick_gelu")):
         decisive.append("quick_gelu")
@@ -235,7 +243,8 @@ def _text(config: Any, header: dict[str, Any]) -> TextTower | None:
     """Builds a text tower like the saved one, if the model holds one."""
     if header["text_tower"] is None:
         return None
-    return TextTower(get_host(header["host"]).build_text(header["text_tower"], quick_gelu=bool(config.quick_gelu)))
+    clip = get_host(header["host"]).build_text(header["text_tower"], quick_gelu=bool(config.quick_gelu))
+    return TextTower(clip, config.num_vectors)
 
 
 def _adopt_classes(model: Any, header: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .config import XClipConfig, num_heads
+from .drop_path import insert_drop_path
 from .frame_integration import FrameIntegration
 from .messages import insert_messages
 from .text_tower import TextTower
@@ -55,6 +56,8 @@ class XClip(VideoModel):
         super().__init__(config, visual, logit_scale, text)
         if config.messages:
             insert_messages(self.backbone.tower, config.frames)
+        if config.drop_path:
+            insert_drop_path(self.backbone.tower, config.drop_path)
         width, tower_width = self.width, self.backbone.host.width(self.backbone.tower)
         self.integration, self.prompts = None, None
         if config.layers:
@@ -74,8 +77,8 @@ class XClip(VideoModel):
         frames = tokens.frame
         return frames.mean(1) if self.integration is None else self.integration(frames), None
 
-    def texts_of(self, tokens: Tokens) -> Tensor | None:
-        texts = super().texts_of(tokens)
+    def texts_of(self, tokens: Tokens, seed: Tensor | None = None) -> Tensor | None:
+        texts = super().texts_of(tokens, seed)
         if self.prompts is None or texts is None or len(texts) == 0:
             return texts
         if tokens.context is None:

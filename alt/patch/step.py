@@ -102,6 +102,9 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     messages: Any = getattr(block, "message_adapter", None)
     if messages is not None:
         parts = parts._replace(guests=messages)
+    drop_path: Any = getattr(block, "drop_path_adapter", None)
+    if drop_path is not None:
+        parts = drop_path.wrap(parts)
     adapter: Any = getattr(block, "adapter", None)
     if parts.post_norm and (adapter is not None or parts.guests is not None):
         raise TypeError("adapters and guests need pre-norm blocks, got a post-norm block")

@@ -103,6 +103,8 @@ def build_with_encoder(
             raise UserError(
                 "model.texts: a model that holds its text tower reads its class names; expected clip, got random."
             )
+        if section.texts == "random" and model.config.prompting == "random":
+            raise UserError("model.texts: random directions have no templates to draw from; expected clip, got random.")
         model.name_classes(list(classes), encoder, section.templates)
         if section.init_from is not None:
             say(load_start(model, Path(section.init_from)))
