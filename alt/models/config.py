@@ -45,9 +45,9 @@ class VideoConfig:
     head: "cosine" (times CLIP's logit scale), "literal" (the plain product c z, Eq. 10), "linear" (no texts).
     strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm" in a frozen tower.
     grad_checkpointing: recompute the tower's blocks in the backward.
-    prompting: of the class texts, from their templates. "ensemble": the mean over them; "random": one per training step,
-        and the mean in evaluation; "learned": no template, but ``prompt_vectors`` learned vectors in front of the name
-        (CoOp), which need a text tower ("held" or "trained").
+    prompting: class texts from templates. "ensemble": their mean; "random": one per training step, and the
+        mean in evaluation; "learned": no template, but ``prompt_vectors`` learned vectors in front of the name (CoOp),
+        which need a text tower ("held" or "trained").
     text: "cached": the model holds the embeddings of the class texts alone; "held": also the text tower, which is saved
         with it and not trained; "trained": the text tower is trained, and every training step embeds the class texts.
 

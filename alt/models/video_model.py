@@ -294,7 +294,7 @@ class VideoModel(nn.Module, HubModel):
 
 def _check_prompting(config: Any) -> None:
     """Raises ValueError if the class texts cannot be made as ``prompting`` says."""
-    wanted = "a head with texts" if config.head == "linear" else ""
+    wanted = "a head with texts," if config.head == "linear" else ""
     if config.prompting == "random" and config.text != "cached":
         wanted = "text='cached', whose templates are embedded once,"
     if config.prompting == "learned" and config.text == "cached":

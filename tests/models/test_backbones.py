@@ -29,6 +29,8 @@ from alt.models.clip import build_clip, check_weights
 from alt.models.text import TextEncoder
 from tests.patch.compare import randomised
 
+from .tiny_models import draw as numbers
+
 SIDE, PATCH, WIDTH, D, WORDS, FRAMES = 32, 8, 32, 24, 60, 2
 TRUNK = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**TRUNK, "image_size": SIDE, "patch_size": PATCH}
@@ -208,6 +210,19 @@ def test_a_text_tower_that_is_trained() -> None:
     assert [positions.shape for positions in model.text.no_decay()] == [(77, WIDTH)]
 
 
+@pytest.mark.parametrize("make", [siglip, openai_clip])
+def test_the_integration_transformer_over_any_host(make: Any) -> None:
+    """X-Florence's form: four layers over the frames of another encoder, without messages, with prompts."""
+    model: Any = alt.create_model("xclip-b16", backbone=make(), frames=FRAMES, r=2, messages=False, layers=4)
+    model.name_classes(NAMES, TextEncoder(make(), words), "none")
+    assert len(model.integration.blocks) == 4
+    logits = model.eval()(clips()).logits
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    with torch.no_grad():
+        model.integration.positions[0] += numbers(model.width, dtype=torch.float32)
+    assert (model(clips()).logits - logits).abs().max() > 1e-4
+
+
 def word_tokenizer() -> Any:
     """A tokenizer of transformers over six words that pads with the end of a text, as CLIP's does."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -280,7 +295,6 @@ def test_refusals(tmp_path: Path) -> None:
             alt.create_model("clip-mean-b16", backbone=backbone, frames=FRAMES, r=0, **options)
     with pytest.raises(TypeError, match=r"messages: .* class tokens, and SiglipVisionModel has none; expected mess"):
         alt.create_model("xclip-b16", backbone=siglip(), frames=FRAMES, r=0)
-    assert alt.create_model("xclip-b16", backbone=siglip(), frames=FRAMES, r=2, messages=False)
     with pytest.raises(ValueError, match="pretrained: the backbone hf:some/where has its weights already"):
         check_weights("hf:some/where", "openai")
     vision.save_pretrained(tmp_path)
