@@ -1,4 +1,4 @@
-"""``alt data check``: every clip of a list is read to its end, before a run depends on it."""
+"""``alt data``: every clip of a list is read to its end before a run depends on it; random choices as files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typer
 
 from alt.errors import UserError
 
-from .options import JsonFile, Labels, Root
-from .outputs import STDOUT, check_file, write_json
+from .options import JsonFile, Labels, Overrides, Root
+from .outputs import STDOUT, check_file, check_folder, write_json
 from .progress import progress_bar
+from .settings import describe_settings
 from .terminal import echo
 
 data = typer.Typer(no_args_is_help=True)
@@ -19,7 +20,7 @@ data = typer.Typer(no_args_is_help=True)
 
 @data.callback()
 def _data() -> None:
-    """Look at lists of clips and at the clips in them."""
+    """Look at lists of clips and at the clips in them, and write what a protocol draws."""
 
 
 @data.command("check")
@@ -52,3 +53,26 @@ def check(
         raise UserError(f"{len(damaged)} of {len(found)} clips of {clips} cannot be read in full.")
     if json_ != STDOUT:
         echo(f"All {len(found)} clips of {clips} can be read: {sum(finding.frames for finding in found)} frames.")
+
+
+@data.command("draw")
+def draw(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A shipped configuration, or a YAML file.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the lists.")],
+    set_: Overrides = None,
+) -> None:
+    """Write the random choices of a configuration: the clips of its few-shot draws, or the classes of its draws.
+
+    A list of clips is one for data.train_list, and draws of classes are one for evaluation.class_draws.
+    """
+    from alt.train.config import load_config
+
+    if "help" in (set_ or []):
+        for line in describe_settings(load_config(config)):
+            echo(line)
+        return
+    from alt.evaluate.sampling_lists import write_sampling_lists
+
+    check_folder(out, "--out")
+    written = write_sampling_lists(load_config(config, set_ or []), out)
+    echo(f"Wrote {', '.join(map(str, written))}.")

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from alt.files import describe_error, read_text
+from alt.files import describe_error, read_text, replacing
 
 from .video import ClipError
 
-__all__ = ["Entry", "SetList", "check_entries", "read_labels", "read_list", "read_text_file"]
+__all__ = ["Entry", "SetList", "check_entries", "read_labels", "read_list", "read_text_file", "write_labels"]
 
 
 class Entry(NamedTuple):
@@ -95,6 +95,13 @@ def read_labels(path: str | Path) -> list[str]:
 
 def _is_number(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) < 10
+
+
+def write_labels(path: Path, names: Iterable[str]) -> Path:
+    """Writes class names as :func:`read_labels` reads them, whole or not at all."""
+    with replacing(path, "the class names") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "name"), *enumerate(names)])
+    return path
 
 
 def read_list(

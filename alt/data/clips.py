@@ -10,7 +10,6 @@ A list file has one line ``path label`` per clip. The label is a number or a nam
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from alt.errors import refuse_unordered
 from alt.files import refuse_special, replacing
 
 from .array_videos import ARRAYS
-from .clip_lists import Entry, SetList, check_entries, read_labels, read_list
+from .clip_lists import Entry, SetList, check_entries, read_labels, read_list, write_labels
 from .seeds import derive_seed
 from .video import ClipError, Video, as_frames
 from .videos import naming, open_video, read_clip, readable_suffixes, register_decoder
@@ -87,11 +86,7 @@ def write_clips(
         name = f"clips/{i:06d}{suffix}"
         write_clip(folder / name, frames)
         lines.append(f"{name} {label}")
-    with (
-        replacing(folder / "labels.csv", "the class names") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows([("id", "name"), *enumerate(names)])
+    write_labels(folder / "labels.csv", names)
     with replacing(folder / "list.txt", "the list of clips") as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "list.txt"

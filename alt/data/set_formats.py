@@ -8,6 +8,10 @@ hmdb51   ``brush_hair_test_split1.txt``, one file per class and split; clips in 
 kinetics ``train.csv``, ``val.csv`` with label, youtube_id, time_start, time_end; clips anywhere below the root
 ssv2     ``train.json``, ``validation.json``, ``labels.json`` of Something-Something; clips ``ID.webm``
 charades ``Charades_v1_train.csv``, ``Charades_v1_test.csv``, ``Charades_v1_classes.txt``: several labels per clip
+moments  ``trainingSet.csv``, ``validationSet.csv`` and ``moments_categories.txt`` of Moments in Time, clips below
+         ``training`` and ``validation``
+uav      UAV-Human: subject and action stand in the names of the clips, splits 1 and 2 are the published ones
+         (cross-subject v1 and v2), and ``labels.csv`` names the actions
 folders  a folder per class, below ``train`` and ``test``
 ======== ============================================================================================================
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +169,46 @@ def _charades(folders: SetFolders, part: str, split: int) -> SetList:
     return SetList(entries, names, where)
 
 
+def _moments(folders: SetFolders, part: str, split: int) -> SetList:
+    categories = folders.lists / "moments_categories.txt"
+    names = [line.rsplit(",", 1)[0] if line.rsplit(",", 1)[-1].isdigit() else line for _, line in _lines(categories)]
+    numbers, stem = {name: i for i, name in enumerate(names)}, {"train": "training", "test": "validation"}[part]
+    where, entries = folders.lists / f"{stem}Set.csv", []
+    for number, line in _lines(where):
+        words = next(csv.reader([line]))
+        if len(words) < 2 or words[1] not in numbers:
+            raise ClipError(
+                f"{where}, line {number}: a clip and a class of {categories.name} are expected, got {line[:80]!r}"
+            )
+        entries.append(Entry(folders.root / stem / words[0], numbers[words[1]]))
+    return SetList(entries, [name.replace("+", " ") for name in names], where)
+
+
+_UAV_NAME = re.compile(r"P(\d{3})S\d{2}G\d{2}B\d{2}H\d{2}UC\d{6}LC\d{6}A(\d{3})R\d_\d+")
+_UAV_TESTED = {
+    1: {1, 3, 4, 9, 22, 23, 24, 31, 41, 54, 58, 60, 66, 72, 74, 75, *range(91, 98), 99, 101, 104, 107, 108, 109, 113},
+    2: {1, 2, 7, 9, 13, 15, 17, 23, 25, 27, 28, 33, 34, 41, 42, 48, 50, 51, 53, 55, 58, 65, 68, 76, 82, 85, 90, 98, 105,
+        116},
+}  # fmt: skip
+"""Subjects of the test clips, by split: 30 of 119 (github.com/sutdcv/UAV-Human, at commit 01ce7233f2e5)."""
+
+
+def _uav(folders: SetFolders, part: str, split: int) -> SetList:
+    if split not in _UAV_TESTED:
+        raise ClipError(f"{folders.root}: UAV-Human has the splits 1 and 2, got {split}")
+    names, entries = read_labels(folders.lists / "labels.csv"), []
+    for stem, path in sorted(_index(folders.root).items()):
+        named = _UAV_NAME.fullmatch(stem)
+        if named is None or int(named[2]) >= len(names):
+            raise ClipError(
+                f"{path}: a name as P070S01G10B00H10UC102000LC092000A031R0_09131758 is expected, with an action below "
+                f"{len(names)}"
+            )
+        if (int(named[1]) in _UAV_TESTED[split]) == (part == "test"):
+            entries.append(Entry(path, int(named[2])))
+    return SetList(entries, names, folders.root)
+
+
 def _folders(folders: SetFolders, part: str, split: int) -> SetList:
     where = _first_of(folders.root, _names_of(part))
     names = sorted(path.name for path in where.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -183,6 +228,8 @@ FORMATS: dict[str, Callable[[SetFolders, str, int], SetList]] = {
     "kinetics": _kinetics,
     "ssv2": _ssv2,
     "charades": _charades,
+    "moments": _moments,
+    "uav": _uav,
     "folders": _folders,
 }
 

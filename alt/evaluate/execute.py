@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from alt.cost import count_macs
 from alt.data.clip_views import Clips, ClipViews
+from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
 from alt.measure.machine import find_commit
 from alt.models.registry import create_model
@@ -33,7 +34,7 @@ from .run import collect_logits, result_of
 from .spread import Spread, spread
 from .views import Views
 
-__all__ = ["Evaluated", "Placement", "execute"]
+__all__ = ["Evaluated", "Placement", "execute", "list_new_sets"]
 
 Say = Callable[[str], None]
 
@@ -337,18 +338,27 @@ class _Job:
 
     def new_sets(self) -> list[tuple[str, Clips]]:
         """Returns (name, clips) of every new data set and split."""
-        data = self.config.data
         if self.world is not None:
-            return [(str(data.val_split), self.open_test())]
-        if data.root is None:
-            raise UserError("data.root must name the folder of the clips where data.kind is frames.")
-        found: list[tuple[str, Clips]] = []
-        for name in self.section.sets or (Path(data.root).name,):
-            folder = Path(data.root).parent / name
-            for split in self.section.splits:
-                listed = f"test{split}.txt"
-                own = data.sets is None and len(self.section.splits) == 1 and data.val_list is not None
-                if own and not (folder / listed).is_file():
-                    listed = str(data.val_list)  # a set without official splits
-                found.append((f"{name} split {split}", open_list(data, str(folder), listed)))
-        return found
+            return [(str(self.config.data.val_split), self.open_test())]
+        return [*list_new_sets(self.config)]
+
+
+def list_new_sets(config: TrainConfig) -> list[tuple[str, ClipFiles]]:
+    """Returns (name, clips) of every data set and split that a zero-shot configuration tests on.
+
+    Raises:
+        UserError: a folder or list is not there, or cannot be read.
+    """
+    data, section = config.data, config.evaluation
+    if data.root is None:
+        raise UserError("data.root must name the folder of the clips where data.kind is frames.")
+    found = []
+    for name in section.sets or (Path(data.root).name,):
+        folder = Path(data.root).parent / name
+        for split in section.splits:
+            listed = f"test{split}.txt"
+            own = data.sets is None and len(section.splits) == 1 and data.val_list is not None
+            if own and not (folder / listed).is_file():
+                listed = str(data.val_list)  # a set without official splits
+            found.append((f"{name} split {split}", open_list(data, str(folder), listed)))
+    return found

@@ -19,8 +19,9 @@ from .blocks import Mlp
 
 __all__ = ["KINDS", "BlockAdapter", "bottleneck", "insert_adapters", "inserted_kind", "remove_adapters"]
 
-KINDS = ("s", "sm", "stm")
-"""Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks per block."""
+KINDS = ("s", "sm", "stm", "stm-shared")
+"""Spatial; spatial and MLP; spatial, temporal and MLP: one, two or three bottlenecks per block; and the last with one
+matching for all frames of a clip."""
 
 _RATIO = 0.25  # hidden width of a bottleneck, as a share of the tower's width
 _MLP_SCALE = 0.5  # of the bottleneck beside the MLP, a constant of AIM
@@ -45,7 +46,11 @@ class BlockAdapter(nn.Module):
 
     Temporal attention joins the same row of all T frames of a clip. Once tokens have merged, row k is a different
     region in each frame. So all rows take part only while nothing has merged: in every block at r = 0, otherwise up to
-    the first block that merges. After that only the protected tokens take part.
+    the first block that merges. After that only the protected tokens take part. "stm-shared" merges the same tokens in
+    all frames of a clip, so row k stays one place and all rows take part in every block.
+
+    Attributes:
+        matched_frames: images in a row that a block matches together, None: each by itself.
 
     Args:
         width: w of the tower. kind: of ``KINDS``. frames: T; a tower with temporal adapters takes whole clips.
@@ -55,12 +60,14 @@ class BlockAdapter(nn.Module):
         super().__init__()
         self.kind = kind
         self.frames = frames
+        self.matched_frames = frames if kind == "stm-shared" else None
         self.spatial = bottleneck(width)
         self.beside = bottleneck(width) if "m" in kind else None
         self.temporal = bottleneck(width) if "t" in kind else None
 
     def before_attention(self, parts: BlockParts, x: Tensor, *, merged: bool, num_protected: int) -> Tensor:
         """Adds temporal attention to ``x`` ``[B T, n, w]``. ``merged``: earlier blocks have merged tokens."""
+        merged = merged and self.matched_frames is None  # else a row is the same place in every frame
         if self.temporal is None or (merged and num_protected == 0):
             return x
         images, rows, width = x.shape

@@ -43,7 +43,8 @@ class VideoConfig:
     r: tokens merged away per block; int, float share or one int per block, see :func:`alt.patch_clip`.
     inflection, prop_attn: see :func:`alt.patch_clip`.
     head: "cosine" (times CLIP's logit scale), "literal" (the plain product c z, Eq. 10), "linear" (no texts).
-    strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm" in a frozen tower.
+    strategy: "full", "frozen" (the tower is not trained), or the adapters "s", "sm", "stm", "stm-shared" in a
+        frozen tower.
     grad_checkpointing: recompute the tower's blocks in the backward.
     prompting: class texts from templates. "ensemble": their mean; "random": one per training step, and the
         mean in evaluation; "learned": no template, but ``prompt_vectors`` learned vectors in front of the name (CoOp),
@@ -62,7 +63,7 @@ class VideoConfig:
     inflection: Finite = 0.0
     prop_attn: Flag = True
     head: Literal["cosine", "literal", "linear"] = "cosine"
-    strategy: Literal["full", "frozen", "s", "sm", "stm"] = "full"
+    strategy: Literal["full", "frozen", "s", "sm", "stm", "stm-shared"] = "full"
     grad_checkpointing: Flag = False
     text: Literal["cached", "held", "trained"] = "cached"
     prompting: Literal["ensemble", "random", "learned"] = "ensemble"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .adapters import insert_adapters, inserted_kind, remove_adapters
+from .adapters import KINDS, insert_adapters, inserted_kind, remove_adapters
 
 __all__ = ["STRATEGIES", "Strategy", "apply_strategy", "split_parameters"]
 
-STRATEGIES = ("full", "frozen", "s", "sm", "stm")
+STRATEGIES = ("full", "frozen", "s", "sm", "stm", "stm-shared")
 
 
 class Strategy(NamedTuple):
@@ -26,13 +26,14 @@ class Strategy(NamedTuple):
 def apply_strategy(model: Any, strategy: str) -> Strategy:
     """Sets ``requires_grad`` by a strategy, and inserts or removes adapters in the tower.
 
-    ======== ============================================================================ ==================
-    full     every parameter; those of a text tower only with text="trained"
-    frozen   all but the towers'
-    s        as frozen, and an adapter after the attention of every block                 3.550 M at ViT-B/16
-    sm       as s, and one beside every MLP                                               7.101 M
-    stm      as sm, and one after attention over the frames, see :class:`BlockAdapter`    10.651 M
-    ======== ============================================================================ ==================
+    ========== ============================================================================ ==================
+    full       every parameter; those of a text tower only with text="trained"
+    frozen     all but the towers'
+    s          as frozen, and an adapter after the attention of every block                 3.550 M at ViT-B/16
+    sm         as s, and one beside every MLP                                               7.101 M
+    stm        as sm, and one after attention over the frames, see :class:`BlockAdapter`    10.651 M
+    stm-shared the same; the frames of a clip merge the same tokens, so all attend in time  10.651 M
+    ========== ============================================================================ ==================
 
     Existing adapters of the same kind are kept with their weights.
 
@@ -46,11 +47,11 @@ def apply_strategy(model: Any, strategy: str) -> Strategy:
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    wanted = strategy if strategy in ("s", "sm", "stm") else None
+    wanted = strategy if strategy in KINDS else None
     frames = getattr(model, "tower_frames", model.config.frames)
-    if wanted == "stm" and frames is None:
+    if wanted is not None and "t" in wanted and frames is None:
         raise ValueError(
-            f"strategy: 'stm' needs the frames apart, and {type(model).__name__} has them in one sequence; "
+            f"strategy: {wanted!r} needs the frames apart, and {type(model).__name__} has them in one sequence; "
             "use 's' or 'sm'"
         )
     tower = model.backbone.tower

@@ -58,6 +58,26 @@ def match(rows: Tensor, r: int, num_protected: int, impl: Impl) -> Matching:
     return bipartite_soft_matching_from_keys(rows, r, num_protected=num_protected, impl=impl)
 
 
+def match_clips(rows: Tensor, r: int, num_protected: int, frames: int, impl: Impl) -> Matching:
+    """Returns plans of images that are the frames of clips, in order: all ``frames`` of a clip have one plan.
+
+    It compares the rows of a token in all frames at once: the cosine of these rows in one long vector, which is the
+    mean of the frames' products over the mean of their squared norms.
+
+    Args:
+        rows: of ``B * frames`` images, as in :func:`match`.
+
+    Raises:
+        ValueError: they are no whole clips.
+    """
+    if len(rows) % frames:
+        raise ValueError(f"expected whole clips of {frames} frames to match, got {len(rows)} images")
+    mean = rows if rows.dim() == 3 else rows.mean(1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    joined = mean.unflatten(0, (-1, frames)).transpose(1, 2).flatten(2)
+    plan = bipartite_soft_matching(joined, r, num_protected=num_protected, impl=impl)
+    return Matching(*(part.repeat_interleave(frames, 0) for part in plan))
+
+
 def hide_padding(rows: Tensor, size: Tensor) -> Tensor:
     """Returns rows that are 0 where ``size`` ``[B, N]`` is: such a row scores -inf, so padding merges with nothing.
 

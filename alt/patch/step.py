@@ -17,9 +17,10 @@ its own call, with one exception: the fused operations read the weights of atten
 kind and carry no hooks, wrappers or parametrizations.
 
 A block may have a submodule ``adapter``, which is called at three points: ``before_attention(parts, x, ...)``,
-``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``. It may also have a submodule
-``message_adapter``, called with x, whose result joins the block's attention as guests (:class:`alt.hosts.BlockParts`);
-see ``alt.models.messages``.
+``after_attention(y)`` and ``beside_mlp(y, normed)``. With ``adapter.matched_frames`` so many images in a row, which
+are the frames of a clip, get one plan; see ``alt.models.adapters``. The block may also have a submodule
+``message_adapter``, called with x, whose result joins the block's attention as guests
+(:class:`alt.hosts.BlockParts`); see ``alt.models.messages``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from alt_kernels import Impl, Matching, merge_layer_norm, weighted_merge
 
 from .attention import self_attention
 from .beside import start
-from .metric import Metric, hide_padding, match
+from .metric import Metric, hide_padding, match, match_clips
 
 
 class BlockCall:
@@ -117,6 +118,9 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
 
         def make() -> Matching:
             shown = hide_padding(rows, size) if call.padded and size is not None else rows
+            frames = getattr(adapter, "matched_frames", None)
+            if frames is not None:
+                return match_clips(shown, r, call.num_protected, frames, impl)
             return match(shown, r, call.num_protected, impl)
 
         plan = start(make)

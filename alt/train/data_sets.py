@@ -31,7 +31,7 @@ class SetSection:
     that is not there is an "error", or "skip" leaves it out (videos of Kinetics vanish)."""
 
     root: Text
-    format: Literal["list", "ucf101", "hmdb51", "kinetics", "ssv2", "charades", "folders"] = "list"
+    format: Literal["list", "ucf101", "hmdb51", "kinetics", "ssv2", "charades", "moments", "uav", "folders"] = "list"
     lists: Text | None = None
     missing: Literal["error", "skip"] = "error"
 

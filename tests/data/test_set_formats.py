@@ -129,6 +129,38 @@ def test_charades_has_several_labels_per_clip(tmp_path: Path) -> None:
     assert files.class_names[2] == "Taking some clothes"
 
 
+def test_moments_in_time(tmp_path: Path) -> None:
+    where = folders(
+        tmp_path,
+        moments_categories__txt="clapping,0\nadult+female+singing,1\n",
+        trainingSet__csv="clapping/yt-a.mp4,clapping,3,0\n",
+        validationSet__csv='"adult+female+singing/b, c.mp4",adult+female+singing,4,1\n',
+    )
+    assert found(where, "moments", "train") == [("training/clapping/yt-a.mp4", 0)]
+    assert found(where, "moments", "test") == [("validation/adult+female+singing/b, c.mp4", 1)]
+    assert read_set("moments", where, "test").names == ["clapping", "adult female singing"]
+    (where.lists / "moments_categories.txt").write_text("clapping\n")  # without numbers
+    assert found(where, "moments", "train") == [("training/clapping/yt-a.mp4", 0)]
+    with pytest.raises(ClipError, match=r"validationSet\.csv, line 1: a clip and a class of moments_categories\.txt"):
+        read_set("moments", where, "test")
+
+
+def test_uav_human_splits_by_subject(tmp_path: Path) -> None:
+    where = folders(tmp_path, labels__csv="id,name\n0,drink\n1,salute\n")
+    names = {n: f"P{n:03d}S01G10B00H10UC102000LC092000A{n % 2:03d}R0_09131758.avi" for n in range(119)}
+    touch(where.root, *names.values())
+    for split, some in ((1, {1, 31, 97, 113}), (2, {2, 27, 116})):
+        train, test = (found(where, "uav", part, split) for part in ("train", "test"))
+        assert (len(train), len(test)) == (89, 30)
+        assert {(names[n], n % 2) for n in some} <= set(test)
+        assert not set(train) & set(test)
+    with pytest.raises(ClipError, match="has the splits 1 and 2, got 3"):
+        read_set("uav", where, "test", 3)
+    touch(where.root, "P070.avi")
+    with pytest.raises(ClipError, match=r"P070\.avi: a name as P070S01.* is expected, with an action below 2"):
+        read_set("uav", where, "test")
+
+
 def test_lists_of_x_clip_and_folders_by_class(tmp_path: Path) -> None:
     where = folders(
         tmp_path,

@@ -120,7 +120,7 @@ def expected(name: str) -> dict[str, object]:
     if words[0] in ("r0", "r4", "r8", "r13"):
         wanted["model.r"] = int(words[0][1:])
     if words[0] == "strategy":
-        wanted["model.options.strategy"] = words[1]
+        wanted["model.options.strategy"] = "-".join(words[1:-1])  # -k400 (8f is gone)
     if words[0] == "tau":
         wanted["model.options.tau"] = float(words[1])
     bare_names = words[0] == "xclip" and "text" not in words
