@@ -60,8 +60,16 @@ def openai_clip() -> Any:
     return randomised(clip.CLIP(D, SIDE, 2, 64, PATCH, 77, WORDS, 64, 1, 1)).eval()
 
 
-def own_clip() -> Any:
-    vision = {"image_size": SIDE, "patch_size": PATCH, "width": WIDTH, "layers": 2, "head_width": 16, "mlp_ratio": 2}
+def own_clip(**options: Any) -> Any:
+    vision = {
+        **options,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+        "width": WIDTH,
+        "layers": 2,
+        "head_width": 16,
+        "mlp_ratio": 2,
+    }
     text = {"context_length": 77, "vocab_size": WORDS, "width": WIDTH, "heads": 2, "layers": 2, "mlp_ratio": 2.0}
     return randomised(open_clip.CLIP(D, vision, text, quick_gelu=True)).eval()
 
@@ -198,6 +206,15 @@ def test_costs_and_files(make: Any, family: str, tmp_path: Path) -> None:
     assert torch.equal(again(clips()).logits, model(clips()).logits)
     assert (again.config, again.text_source) == (model.config, model.text_source)
     assert again.backbone.statistics == model.backbone.statistics
+
+
+def test_what_no_parameter_shows_is_in_the_file_too(tmp_path: Path) -> None:
+    """Pooling and the epsilon of the norms of an open_clip model that no name stands for."""
+    vision = {"pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-2}}
+    model: Any = alt.create_model("clip-mean-b16", backbone=own_clip(**vision), frames=FRAMES, r=2)
+    model.name_classes(NAMES, TextEncoder(own_clip(), words), "none")
+    again = load_model(save_model(model.eval(), tmp_path / "model.safetensors")).eval()
+    assert torch.equal(again(clips()).logits, model(clips()).logits)
 
 
 def test_a_text_tower_that_is_trained() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from open_clip.transformer import (
     AttentionalPooler,
     CustomResidualAttentionBlock,
     CustomTransformer,
+    LayerNorm,
     QuickGELU,
     ResidualAttentionBlock,
     Transformer,
@@ -185,7 +187,14 @@ class OpenClip(Host):
 
     def describe(self, tower: Any) -> dict[str, Any]:
         block, width = tower.transformer.resblocks[0], self.width(tower)
+        # No parameter shows these. They are written only where they are not the class's defaults.
+        hidden = {
+            "pool_type": (tower.pool_type, "tok"),
+            "final_ln_after_pool": (tower.final_ln_after_pool, False),
+            "norm_eps": (tower.ln_post.eps, 1e-5),
+        }
         return {
+            **{name: value for name, (value, default) in hidden.items() if value != default},
             "image_size": list(tower.image_size),
             "patch_size": list(tower.patch_size),
             "width": width,
@@ -197,7 +206,8 @@ class OpenClip(Host):
 
     def build(self, sizes: dict[str, Any], *, quick_gelu: bool) -> nn.Module:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-        return VisionTransformer(**values, act_layer=QuickGELU if quick_gelu else nn.GELU)
+        norm = partial(LayerNorm, eps=values.pop("norm_eps", 1e-5))
+        return VisionTransformer(**values, act_layer=QuickGELU if quick_gelu else nn.GELU, norm_layer=norm)
 
     def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.positional_embedding
