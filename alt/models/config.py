@@ -126,7 +126,13 @@ class ViFiConfig(BaselineConfig):
 
 @checked
 class MaxiConfig(ViFiConfig):
-    """MAXI: ViFi-CLIP's model, for clips without labels."""
+    """MAXI: ViFi-CLIP's model, for clips without labels.
+
+    cross_frame: so many of the last blocks attend with the mean keys of neighbouring frames (2 or 6 in the paper, which
+        found no gain). All frames of a clip then merge the same tokens.
+    """
+
+    cross_frame: Natural = 0
 
 
 @checked

@@ -26,6 +26,7 @@ def self_attention(
     *,
     metric: Metric = "keys",
     compare: Callable[[Tensor], None] | None = None,
+    mix_keys: Callable[[Tensor], Tensor] | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Returns y ``[B, N, C]`` for ``x`` ``[B, N, C]`` with key sizes ``[B, N]`` or None.
@@ -33,7 +34,10 @@ def self_attention(
     ``compare``, if given, is called with the rows that matching compares, as soon as they are there. They have no
     gradient: keys ``[B, H, N, D]``, normalised but not rotated, for the metric ``"keys"``, and rotated for
     ``"rotated"``; the mean of the former ``[B, N, D]`` for ``"projection"``. ``positions`` ``[B, N, P]`` go to hosts
-    that rotate q and k.
+    that rotate q and k. ``mix_keys`` makes the keys of the logits, ``[B, H, N, D]``, from the image's own.
+
+    Raises:
+        TypeError: keys are to be mixed in an attention that has to run through its own call.
     """
     if attention.can_fuse():
         if compare is not None and metric == "projection":
@@ -44,8 +48,12 @@ def self_attention(
             if compare is not None:
                 compare((projected.k if metric == "rotated" else projected.keys).detach())
         q, k, v, scale = projected.q, projected.k, projected.v, projected.scale
+        if mix_keys is not None:
+            k = mix_keys(k)
         y = proportional_attention(q, k, v, size, scale=scale, impl=impl)
         return attention.join_heads(y, x)
+    if mix_keys is not None:
+        raise TypeError("attention across frames needs a plain attention module, got one with a hook or a wrapper")
     # The call first: its pre-hooks may make the weights that the keys are projected with (pruning, weight norm).
     y = attention.call_module(x, key_bias(size, x.dtype), positions)
     if compare is not None:

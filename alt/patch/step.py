@@ -17,10 +17,11 @@ its own call, with one exception: the fused operations read the weights of atten
 kind and carry no hooks, wrappers or parametrizations.
 
 A block may have a submodule ``adapter``, which is called at three points: ``before_attention(parts, x, ...)``,
-``after_attention(y)`` and ``beside_mlp(y, normed)``. With ``adapter.matched_frames`` so many images in a row, which
-are the frames of a clip, get one plan; see ``alt.models.adapters``. The block may also have a submodule
-``message_adapter``, called with x, whose result joins the block's attention as guests
-(:class:`alt.hosts.BlockParts`); see ``alt.models.messages``.
+``after_attention(y)`` and ``beside_mlp(y, normed)``; see ``alt.models.adapters``. Other submodules that it may have
+are ``message_adapter``, called with x, whose result joins the block's attention as guests
+(:class:`alt.hosts.BlockParts`; ``alt.models.messages``), and ``key_adapter``, called with the keys of the logits
+(``alt.models.cross_frame``). With ``matched_frames`` of ``adapter`` or ``key_adapter`` so many images in a row, which
+are the frames of a clip, get one plan.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
     if drop_path is not None:
         parts = drop_path.wrap(parts)
     adapter: Any = getattr(block, "adapter", None)
+    keys: Any = getattr(block, "key_adapter", None)
     if parts.post_norm and (adapter is not None or parts.guests is not None):
         raise TypeError("adapters and guests need pre-norm blocks, got a post-norm block")
     if adapter is not None:
@@ -118,7 +120,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
 
         def make() -> Matching:
             shown = hide_padding(rows, size) if call.padded and size is not None else rows
-            frames = getattr(adapter, "matched_frames", None)
+            frames = getattr(adapter, "matched_frames", None) or getattr(keys, "matched_frames", None)
             if frames is not None:
                 return match_clips(shown, r, call.num_protected, frames, impl)
             return match(shown, r, call.num_protected, impl)
@@ -126,7 +128,7 @@ def merge_step(block: nn.Module, x: Tensor, call: BlockCall) -> Tensor:
         plan = start(make)
 
     # An existing plan comes from the first run of a checkpointed block.
-    y = _attend(parts, x, call, compare if r > 0 and call.matching is None else None)
+    y = _attend(parts, x, call, compare if r > 0 and call.matching is None else None, keys)
     y = parts.after_attention(y)
     if adapter is not None:
         y = adapter.after_attention(y)
@@ -158,9 +160,11 @@ def _finish_post_norm(parts: BlockParts, z: Tensor, call: BlockCall) -> Tensor:
     return parts.norm_2(z + parts.feed_forward(z))
 
 
-def _attend(parts: BlockParts, x: Tensor, call: BlockCall, compare: Callable[[Tensor], None] | None) -> Tensor:
+def _attend(
+    parts: BlockParts, x: Tensor, call: BlockCall, compare: Callable[[Tensor], None] | None, keys: Any
+) -> Tensor:
     size, positions = call.size if call.prop_attn else None, call.positions
-    options: Any = {"metric": call.metric, "impl": call.impl}
+    options: Any = {"metric": call.metric, "impl": call.impl, "mix_keys": None if keys is None else keys.mix}
     if parts.guests is None:
         normed = x if parts.post_norm else parts.norm_1(x)
         return self_attention(parts.attention, normed, size, positions, compare=compare, **options)

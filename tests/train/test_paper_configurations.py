@@ -64,6 +64,7 @@ ROWS_OF_MAXI: dict[str, dict[str, object]] = {
     **{row: {"bags.form": form} for row, form in (("pairwise", "pairwise"), ("instance", "instance"), ("max", "max"))},
     "nce": {"bags.form": "one"},
     **{f"size{texts}": {"bags.size": texts} for texts in (1, 4, 8)},
+    **{f"cross{blocks}": {"model.options.cross_frame": blocks} for blocks in (2, 6)},
 }
 SETS = {"k400": "k400", "k600": "k600", "ssv2": "ssv2", "hmdb": "hmdb51", "ucf": "ucf101"}
 
