@@ -225,7 +225,7 @@ def test_compiles() -> None:
 def test_bad_input() -> None:
     with pytest.raises(TypeError, match=r"call alt\.patch_clip"):
         insert_adapters(tiny_visual(), "s", FRAMES)
-    with pytest.raises(ValueError, match="must be one of s, sm, stm, got 'st'"):
+    with pytest.raises(ValueError, match="must be one of s, sm, stm, stm-shared, got 'st'"):
         insert_adapters(tower(None), "st", FRAMES)
     with pytest.raises(ValueError, match=r"already has adapters \(s\)"):
         insert_adapters(tower("s"), "sm", FRAMES)

@@ -203,7 +203,7 @@ def test_configuration_is_checked_like_alts() -> None:
     for wrong, match in (
         ({"frames": 0}, "frames must be 1 or more, got 0"),
         ({"head": "dot"}, "head must be one of cosine, literal, linear, got 'dot'"),
-        ({"strategy": "half"}, "strategy must be one of full, frozen, s, sm, stm, got 'half'"),
+        ({"strategy": "half"}, "strategy must be one of full, frozen, s, sm, stm, stm-shared, got 'half'"),
         ({"prop_attn": 1}, "prop_attn must be true or false, got 1"),
     ):
         with pytest.raises((TypeError, ValueError), match=match):
