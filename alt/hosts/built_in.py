@@ -105,6 +105,39 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "class token, pooler, classifier",
     ),
     _transformers(
+        "deit",
+        "HOST",
+        (
+            "DeiTModel",
+            "DeiTForImageClassification",
+            "DeiTForImageClassificationWithTeacher",
+            "DeiTForMaskedImageModeling",
+        ),
+        "class and distillation token, pooler, classifiers",
+    ),
+    _transformers(
+        "ijepa", "HOST", ("IJepaModel", "IJepaForImageClassification"), "no class token, classifier on the mean"
+    ),
+    _transformers("vit_msn", "HOST", ("ViTMSNModel", "ViTMSNForImageClassification"), "class token, classifier"),
+    _transformers(
+        "metaclip_2",
+        "HOST",
+        (
+            "MetaClip2Model",
+            "MetaClip2VisionModel",
+            "MetaClip2VisionModelWithProjection",
+            "MetaClip2ForImageClassification",
+        ),
+        "as CLIP: class token, projection, classifier",
+    ),
+    _transformers("altclip", "HOST", ("AltCLIPModel", "AltCLIPVisionModel"), "as CLIP: class token, projection"),
+    _transformers(
+        "chinese_clip", "HOST", ("ChineseCLIPModel", "ChineseCLIPVisionModel"), "as CLIP: class token, projection"
+    ),
+    _transformers(
+        "clipseg", "HOST", ("CLIPSegModel", "CLIPSegVisionModel"), "as CLIP; the decoder of CLIPSeg reads the grid"
+    ),
+    _transformers(
         "dinov2", "HOST", ("Dinov2Model", "Dinov2ForImageClassification"), "LayerScale, SwiGLU, stochastic depth"
     ),
     _transformers(

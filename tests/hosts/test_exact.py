@@ -22,9 +22,16 @@ from tests.patch.compare import (
 )
 
 from .all_families import FAMILIES, IMAGES, REMOVED, by_hand
+from .copied_families import COPIES, SHOWN_BY_ANOTHER
 from .families import Family, build
 
-each = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+each = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=[pytest.mark.slow] if name in SHOWN_BY_ANOTHER else [])
+        for name, family in FAMILIES.items()
+    ],
+)
 
 FLOAT32_SUMS = 1e-6
 """Of gradients that a host sums in float32 also in a float64 model: 16 patches, each rounded by 2^-24."""
@@ -32,6 +39,7 @@ FLOAT32_SUMS = 1e-6
 SAME_ANSWERS = {f"timm {name}" for name in ("EVA-02 CLIP", "Sapiens2", "PE-Core", "RoPE mixed", "MRoPE")} | {
     "DINOv3ViTModel with gated MLP",
     "Siglip2Model",
+    *(name for name in COPIES if name != "DeiTModel"),
 }
 """Families whose host is asked the same of another one; a count takes half a second."""
 

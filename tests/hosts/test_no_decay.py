@@ -12,7 +12,7 @@ from .families import Family
 
 # By the names that their packages give them; open_clip's are tested with the groups of the optimiser.
 LEARNED = (
-    *("pos_embed", "cls_token", "class_token", "reg_token", "dist_token", "mask_token"),
+    *("pos_embed", "cls_token", "class_token", "reg_token", "dist_token", "distillation_token", "mask_token"),
     *("position_embedding", "positional_embedding", "register_tokens", "rope.freqs"),
 )
 

@@ -21,10 +21,11 @@ from transformers.utils.output_capturing import capture_outputs
 from ..host import Embedded
 from ..merging import MergingBlock
 from .attention import ClipStyleAttention
+from .family import ClipStyleFamily
 from .merging import MergingEncoder, MergingVisionModel
 from .two_towers import TwoTowers
 
-__all__ = ["HOST"]
+__all__ = ["HOST", "ClipTrunk", "MergingClipVisionModel"]
 
 
 class CLIPEncoderLayer(MergingBlock, foreign.CLIPEncoderLayer):
@@ -35,20 +36,43 @@ class CLIPEncoder(MergingEncoder, foreign.CLIPEncoder):
     pass
 
 
-class CLIPVisionModel(MergingVisionModel, foreign.CLIPVisionModel):
+class MergingClipVisionModel(MergingVisionModel):
+    """Mix-in of the vision models with the parts of CLIP's."""
+
     @capture_outputs  # no surrounding model records what the layers return: their tokens are merged
     def forward(
         self, pixel_values: Tensor | None = None, interpolate_pos_encoding: bool | None = False, **kwargs: Any
     ) -> Any:
-        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        return self.run_merged(Embedded(self.pre_layrnorm(x)), kwargs)
+        tower: Any = self
+        x = tower.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return self.run_merged(Embedded(tower.pre_layrnorm(x)), kwargs)
+
+
+class CLIPVisionModel(MergingClipVisionModel, foreign.CLIPVisionModel):
+    pass
 
 
 class ClipAttention(ClipStyleAttention):
     known = foreign.CLIPAttention
 
 
-class Clip(TwoTowers):
+class ClipTrunk(ClipStyleFamily):
+    """Base of the hosts whose vision models have the parts of CLIP's: class token, norms around the layers."""
+
+    owners = ("vision_model",)
+    mean, std = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
+
+    def embed(self, tower: Any, images: Tensor) -> Embedded:
+        return Embedded(tower.pre_layrnorm(tower.embeddings(images)))
+
+    def finish(self, tower: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return x, tower.post_layernorm(x[:, 0, :])
+
+    def position_embedding(self, tower: Any) -> nn.Parameter:
+        return tower.embeddings.position_embedding.weight
+
+
+class Clip(ClipTrunk, TwoTowers):
     """The host of transformers' ``CLIPVisionModel``."""
 
     name = "transformers.clip"
@@ -64,20 +88,9 @@ class Clip(TwoTowers):
     encoder = foreign.CLIPEncoder
     layer = foreign.CLIPEncoderLayer
     attention = ClipAttention
-    owners = ("vision_model",)
-    mean, std = tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD)
     clip, clip_config, tower_config = foreign.CLIPModel, CLIPConfig, CLIPVisionConfig
     text_parts = ("text_model", "text_projection")
     text_fields = ("vocab_size", "max_position_embeddings", "eos_token_id")
-
-    def embed(self, tower: Any, images: Tensor) -> Embedded:
-        return Embedded(tower.pre_layrnorm(tower.embeddings(images)))
-
-    def finish(self, tower: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return x, tower.post_layernorm(x[:, 0, :])
-
-    def position_embedding(self, tower: Any) -> nn.Parameter:
-        return tower.embeddings.position_embedding.weight
 
     # --- the joint space ---
 
