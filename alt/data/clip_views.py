@@ -39,14 +39,23 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int | Tensor]]):
 
     Args:
         source: the videos. frames: T. size: side of the input in pixels.
-        crops, clips: spatial crops and temporal clips of a video. resize: see :func:`alt.data.sampling.make_views`.
+        crops, clips: spatial crops and temporal clips of a video. resize, stride: see
+            :func:`alt.data.sampling.make_views`.
     """
 
     def __init__(
-        self, source: Clips, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
+        self,
+        source: Clips,
+        frames: int,
+        size: int,
+        *,
+        crops: int = 1,
+        clips: int = 1,
+        resize: int | None = None,
+        stride: int | None = None,
     ) -> None:
         self.source, self.frames, self.size = source, frames, size
-        self.crops, self.clips, self.resize = crops, clips, resize
+        self.crops, self.clips, self.resize, self.stride = crops, clips, resize, stride
         self.labels, self.class_names = source.labels, source.class_names
         self.targets = source.targets if isinstance(source, ClipFiles) else None
 
@@ -70,4 +79,12 @@ class ClipViews(torch.utils.data.Dataset[tuple[Tensor, int | Tensor]]):
         return (clip[0] if len(clip) == 1 else clip), label
 
     def _make_views(self, video: Video) -> Tensor:
-        return make_views(video, self.frames, self.size, crops=self.crops, clips=self.clips, resize=self.resize)
+        return make_views(
+            video,
+            self.frames,
+            self.size,
+            crops=self.crops,
+            clips=self.clips,
+            resize=self.resize,
+            stride=self.stride,
+        )

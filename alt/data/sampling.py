@@ -56,12 +56,45 @@ def sample_test(length: int, frames: int, clips: int = 1, clip: int = 0) -> Tens
     return numerator // (2 * clips * frames)
 
 
-def take_frames(video: Video | Tensor, frames: int, seed: int | None) -> Tensor:
-    """Returns ``frames`` frames of a video: a random one per segment, or the middle with None. Others are not read."""
+def sample_dense(
+    length: int, frames: int, stride: int, *, clips: int = 1, clip: int = 0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Returns frames ``stride`` apart, int64 ``[T]``: ``start + t stride``, t from 0.
+
+    There are ``S = F - (T - 1) stride`` starts. With a generator one is drawn uniformly; without one it is the middle,
+    or with several temporal clips the k-th of as many evenly spaced: ``floor(S (clip + 1/2) / clips)``. A video with
+    fewer frames than that, so that S is below 1, is sampled sparsely.
+    """
+    _check(length, frames)
+    if stride < 1:
+        raise ValueError(f"stride: expected at least 1 frame, got {stride}")
+    starts = length - (frames - 1) * stride
+    if starts < 1:
+        return (
+            sample_test(length, frames, clips, clip) if generator is None else sample_train(length, frames, generator)
+        )
+    if not 0 <= clip < clips:
+        raise ValueError(f"clip: expected a number in [0, {clips}), got {clip}")
+    if generator is None:
+        start = starts * (2 * clip + 1) // (2 * clips)
+    else:
+        start = int(torch.randint(starts, (), generator=generator))
+    return start + stride * torch.arange(frames, dtype=torch.int64)
+
+
+def take_frames(video: Video | Tensor, frames: int, seed: int | None, stride: int | None = None) -> Tensor:
+    """Returns ``frames`` frames of a video. Others are not read.
+
+    Without ``stride`` it is a random one per segment, or the middle one where ``seed`` is None; otherwise frames
+    ``stride`` apart.
+    """
     video = as_video(video)
-    if seed is None:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    if stride is not None:
+        return video.read(sample_dense(video.frames, frames, stride, generator=generator))
+    if generator is None:
         return video.read(sample_test(video.frames, frames))
-    return video.read(sample_train(video.frames, frames, torch.Generator().manual_seed(seed)))
+    return video.read(sample_train(video.frames, frames, generator))
 
 
 def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tuple[int, int]]:
@@ -97,15 +130,27 @@ def resize_short_side(clip: Tensor, size: int) -> Tensor:
 
 
 def make_views(
-    video: Video | Tensor, frames: int, size: int, *, crops: int = 1, clips: int = 1, resize: int | None = None
+    video: Video | Tensor,
+    frames: int,
+    size: int,
+    *,
+    crops: int = 1,
+    clips: int = 1,
+    resize: int | None = None,
+    stride: int | None = None,
 ) -> Tensor:
     """Returns all views of a video, clip by clip: ``[clips * crops, T, 3, size, size]``. Other frames are not read.
 
     The short side is first resized to ``resize``. Without it, the side becomes ``size`` for three crops and
-    ``size * 256 / 224`` (rounded) for the centre crop, unless it is ``size`` already.
+    ``size * 256 / 224`` (rounded) for the centre crop, unless it is ``size`` already. stride: of dense sampling
+    (:func:`sample_dense`), None: sparse sampling.
     """
     video = as_video(video)
-    chosen = video.read(torch.cat([sample_test(video.frames, frames, clips, clip) for clip in range(clips)]))
+    if stride is None:
+        places = [sample_test(video.frames, frames, clips, clip) for clip in range(clips)]
+    else:
+        places = [sample_dense(video.frames, frames, stride, clips=clips, clip=clip) for clip in range(clips)]
+    chosen = video.read(torch.cat(places))
     if resize is None:
         resize = size if crops == 3 or min(chosen.shape[-2:]) == size else round(size * 256 / 224)
     found = []

@@ -148,7 +148,8 @@ class _Job:
         resize = self.config.data.resize if self.world is None and views.crops == 1 else None
         size = self.model.backbone.image_size[0]
         frames = self.model.config.frames
-        return ClipViews(clips, frames, size, crops=views.crops, clips=views.clips, resize=resize)
+        stride = self.section.stride
+        return ClipViews(clips, frames, size, crops=views.crops, clips=views.clips, resize=resize, stride=stride)
 
     def limit_clips(self, dataset: ClipViews) -> Dataset[Any]:
         limit = self.config.data.limit
@@ -211,6 +212,7 @@ class _Job:
             "frames": config.frames,
             "crops": self.views.crops,
             "clips": self.views.clips,
+            "stride": self.section.stride,
             "r": config.r,
             "shots": self.config.data.shots,
             "clip_share": self.section.clip_share,

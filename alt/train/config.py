@@ -118,6 +118,7 @@ class DataSection:
     ``batch_size``: clips per optimiser step, over all devices and accumulated parts.
     ``shots``: clips per class to train on (a nested, seeded draw). ``workers``: processes that load clips.
     ``size``: side of the input in pixels; ``resize``: short side before the test crop.
+    ``stride``: frames of a training clip are so many frames apart (dense sampling); None: one per segment (sparse).
     ``sets``: a YAML file on data sets in their own formats (:mod:`alt.train.data_sets`); the last part of ``root``, and
     each of ``evaluation.sets``, is then a name in it, and a list is "train1.txt", "test1.txt", ... of that set.
     ``damaged``: a clip that cannot be read is replaced by another one of the list, always the same, or is an error.
@@ -134,6 +135,7 @@ class DataSection:
     sets: Text | None = None
     size: Count = 224
     resize: Count = 256
+    stride: Count | None = None
     batch_size: Count = 256
     shots: Count | None = None
     shots_seed: Annotated[int, Strict()] = 0
@@ -228,7 +230,8 @@ class TrainerSection:
 class EvaluationSection:
     """The evaluation of the trained model by ``alt eval`` (:func:`alt.evaluate.execute.execute`), as in the paper.
 
-    Training itself validates with one view. ``frames`` (None: the model's) and views ``crops`` x ``clips``. ``sets``:
+    Training itself validates with one view. ``frames`` (None: the model's) and views ``crops`` x ``clips``.
+    ``stride``: frames of a clip are so many frames apart (dense sampling); None: one per segment (sparse). ``sets``:
     data sets; in a zero-shot protocol they are folders beside ``data.root``, otherwise they name ``data.root``.
     ``splits``: official splits. ``draws``: of ``subset`` random classes (zero-shot), or of the few shots.
     ``class_draws``: takes the classes of the draws from a file instead (:func:`alt.data.new_classes.read_draws`).
@@ -241,6 +244,7 @@ class EvaluationSection:
     frames: Count | None = None
     crops: Literal[1, 3] = 1
     clips: Count = 1
+    stride: Count | None = None
     subset: Count | None = None
     draws: Count | None = None
     class_draws: Text | None = None

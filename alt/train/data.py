@@ -54,10 +54,21 @@ class ClipTransform:
 
 
 class ClipDataset(Dataset[ClipBatch]):
-    """Clips through a transform, by :class:`SampleIndex`: each item is a function of (seed, epoch, clip)."""
+    """Clips through a transform, by :class:`SampleIndex`: each item is a function of (seed, epoch, clip).
 
-    def __init__(self, clips: Clips, chosen: Tensor, frames: int, transform: ClipTransform, seed: int | None) -> None:
+    stride: of dense sampling, None: sparse (:func:`alt.data.sampling.take_frames`)."""
+
+    def __init__(
+        self,
+        clips: Clips,
+        chosen: Tensor,
+        frames: int,
+        transform: ClipTransform,
+        seed: int | None,
+        stride: int | None = None,
+    ) -> None:
         self.clips, self.chosen, self.count, self.transform, self.seed = clips, chosen, frames, transform, seed
+        self.stride = stride
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -69,7 +80,9 @@ class ClipDataset(Dataset[ClipBatch]):
         place = int(self.chosen[max(clip, 0)])
         seed = None if self.seed is None else derive_seed("augmentation", seed=self.seed, epoch=epoch, clip=place)
         with naming(name_of(self.clips, place)):
-            taken, place = self.clips.take(place, lambda video: take_frames(video, self.count, seed), self.chosen)
+            taken, place = self.clips.take(
+                place, lambda video: take_frames(video, self.count, seed, self.stride), self.chosen
+            )
             pixels = self.transform(taken, seed)
         label = -1 if empty else int(self.clips.labels[place])
         return ClipBatch(pixels, label, place)  # type: ignore[arg-type]  # the loader stacks them to tensors
@@ -94,12 +107,13 @@ class ClipData(LightningDataModule):
         data, frames, seed = config.data, config.model.frames, config.seed
         size = data.size if data.kind == "frames" else None
         augment = ClipTransform(size, data.resize, config.augmentation)
-        self.train_set = ClipDataset(self.sources.train, self.sources.chosen, frames, augment, seed)
+        self.train_set = ClipDataset(self.sources.train, self.sources.chosen, frames, augment, seed, data.stride)
         self._count_steps()
         self.val_set = None
         if (validation := self.sources.validation) is not None:
             everything = torch.arange(len(validation.labels))[: data.limit]
-            self.val_set = ClipDataset(validation, everything, frames, ClipTransform(size, data.resize, None), None)
+            plain = ClipTransform(size, data.resize, None)
+            self.val_set = ClipDataset(validation, everything, frames, plain, None, data.stride)
 
     def _count_steps(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.train_set), self.config.data.batch_size)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alt.data.sampling import crop_offsets, make_views, sample_test, sample_train, segment_bounds
+from alt.data.sampling import (
+    crop_offsets,
+    make_views,
+    sample_dense,
+    sample_test,
+    sample_train,
+    segment_bounds,
+    take_frames,
+)
 
 
 @pytest.mark.parametrize("frames", [8, 16, 32])
@@ -55,6 +63,33 @@ def test_training_draws_are_uniform_in_their_segment_and_reproducible() -> None:
     assert not torch.equal(again, sample_train(300, 16, torch.Generator().manual_seed(6)))
 
 
+def test_dense_frames_are_a_stride_apart() -> None:
+    assert sample_dense(100, 8, 4).tolist() == [36, 40, 44, 48, 52, 56, 60, 64]  # 72 starts, the middle one
+    assert sample_dense(29, 8, 4).tolist() == [0, 4, 8, 12, 16, 20, 24, 28]  # one start
+    assert sample_dense(28, 8, 4).tolist() == sample_test(28, 8).tolist()  # too short
+    assert [int(sample_dense(100, 8, 4, clips=4, clip=k)[0]) for k in range(4)] == [9, 27, 45, 63]
+    assert sample_dense(10, 3, 1, clips=2, clip=1).tolist() == [6, 7, 8]
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.stack([sample_dense(16, 4, 3, generator=generator) for _ in range(1400)])
+    assert bool((starts.diff() == 3).all())
+    counts = torch.bincount(starts[:, 0], minlength=7)
+    assert len(counts) == 7
+    assert float((counts - 200).abs().max()) < 4 * (1400 * (1 / 7) * (6 / 7)) ** 0.5
+    short = sample_dense(9, 4, 3, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(short, sample_train(9, 4, torch.Generator().manual_seed(3)))
+
+
+def test_views_and_training_clips_take_the_dense_frames() -> None:
+    video = torch.arange(40).view(40, 1, 1, 1).expand(-1, 3, 8, 8).to(torch.float32)
+    views = make_views(video, 4, 8, clips=2, stride=5)
+    for clip in range(2):
+        assert views[clip, :, 0, 0, 0].tolist() == sample_dense(40, 4, 5, clips=2, clip=clip).tolist()
+    assert take_frames(video, 4, None, 5)[:, 0, 0, 0].tolist() == [12, 17, 22, 27]
+    taken = take_frames(video, 4, 7, 5)[:, 0, 0, 0]
+    assert taken.diff().tolist() == [5, 5, 5]
+    assert torch.equal(taken, take_frames(video, 4, 7, 5)[:, 0, 0, 0])
+
+
 def test_the_global_generator_is_not_touched() -> None:
     before = torch.get_rng_state()
     sample_train(300, 16, torch.Generator().manual_seed(5))
@@ -98,6 +133,8 @@ def test_single_view_of_a_large_video_is_resized_first() -> None:
         (lambda: sample_test(0, 8), "length"),
         (lambda: sample_train(4, 0), "frames"),
         (lambda: sample_test(4, 2, 3, 3), "clip"),
+        (lambda: sample_dense(4, 2, 0), "stride"),
+        (lambda: sample_dense(9, 2, 2, clips=2, clip=2), "clip"),
         (lambda: make_views(torch.zeros(3, 8, 8), 2, 8), "video"),
     ],
 )

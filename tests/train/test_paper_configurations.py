@@ -25,6 +25,7 @@ EVERYWHERE = {
     "data.size": 224,
     "data.resize": 256,
     "data.labels": "labels.csv",
+    "data.stride": None,  # sparse
     "data.shots": None,
     "data.limit": None,
     "data.damaged": "replace",
@@ -33,6 +34,7 @@ EVERYWHERE = {
     "evaluation.crops": 1,
     "evaluation.clips": 1,
     "evaluation.splits": [1],
+    "evaluation.stride": None,
     "evaluation.subset": None,
     "evaluation.draws": None,
     "evaluation.class_draws": None,
