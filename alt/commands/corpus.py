@@ -91,6 +91,8 @@ def build(
     _check_target(to)
     names = [name for source in labels for name in _read_names(source)]
     earlier = None if onto is None else _load(onto)
+    if earlier is not None and earlier.embeddings is not None:
+        raise UserError(f"--onto: {onto} is embedded; append to one without embeddings, and embed the result.")
     about: dict[str, object] = {"labels": [Path(source).name for source in labels], "count of labels": len(set(names))}
     begin = time.perf_counter()
     if verbatim:
@@ -103,8 +105,6 @@ def build(
         with progress_bar("labels", len(set(names))) as move:
             built = build_corpus(names, data, chosen, method, move)
     if earlier is not None:
-        if earlier.embeddings is not None:
-            raise UserError(f"--onto: {onto} is embedded; append to one without embeddings, and embed the result.")
         about["onto"] = Path(str(onto)).name
         built = earlier.expand(built)
     built.save(to, about)

@@ -37,7 +37,7 @@ def expand_corpus(
     corpus: Corpus,
     model: LanguageModel,
     wordnet: WordNet,
-    version: str = "cvpr",
+    prompts: str = "cvpr",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Corpus:
     """Returns a corpus with the units that a language model proposes for its labels, and with phrases described.
@@ -47,14 +47,14 @@ def expand_corpus(
 
     Args:
         corpus: not embedded; its entities' sources are the labels. model: is asked. wordnet: for words.
-        version: of the paper, whose prompts are used: ``iclr`` or ``cvpr``. progress: is told what is done of what.
+        prompts: those of the paper's version ``iclr`` or ``cvpr``. progress: is told what is done of what.
 
     Raises:
-        ValueError: the version is unknown, or the corpus is embedded or names no labels.
+        ValueError: the version of the prompts is unknown, or the corpus is embedded or names no labels.
         LookupError, ConnectionError: as in :meth:`LanguageModel.ask`. All answers so far are kept.
     """
-    if version not in PROMPTS:
-        raise ValueError(f"version: expected one of {', '.join(PROMPTS)}, got {version!r}")
+    if prompts not in PROMPTS:
+        raise ValueError(f"prompts: expected one of {', '.join(PROMPTS)}, got {prompts!r}")
     if corpus.embeddings is not None:
         raise ValueError("corpus: it is embedded; expand it before, and embed the result")
     labels = list(dict.fromkeys(label for sources in corpus.sources for label in sources))
@@ -64,18 +64,18 @@ def expand_corpus(
     proposed = []
     for done, label in enumerate(labels):
         progress(done, len(labels))
-        answer = model.ask(PROMPTS[version].units.format(" ".join(split_label(label)[0])))
+        answer = model.ask(PROMPTS[prompts].units.format(" ".join(split_label(label)[0])))
         proposed += [_make_entity(unit, category, label, chooser) for unit, category in parse_proposals(answer)]
     if proposed:
         corpus = corpus.expand(Corpus.from_entities(proposed))
-    return describe_phrases(corpus, model, chooser, version, progress)
+    return describe_phrases(corpus, model, chooser, prompts, progress)
 
 
 def describe_phrases(
     corpus: Corpus,
     model: LanguageModel,
     chooser: SenseChooser,
-    version: str = "cvpr",
+    prompts: str = "cvpr",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Corpus:
     """Returns a corpus whose entities without description have one of the model.
@@ -89,7 +89,7 @@ def describe_phrases(
         unit, sources = entities[i].unit, entities[i].sources
         candidates = [
             (text, prompt.format(unit))
-            for prompt in PROMPTS[version].descriptions
+            for prompt in PROMPTS[prompts].descriptions
             for text in split_answer(model.ask(prompt.format(unit)))
         ]
         context = [word for label in sources for word in split_label(label)[0] if word not in unit.split()]

@@ -138,7 +138,8 @@ def read_list(
             elif not labelled:
                 label, clip = -1, line
             else:
-                raise ClipError(f"{path}, line {number}: 'path label' is expected, got {line[:80]!r}")
+                known = "" if names is None else f", the label a number or one of the {len(names)} class names"
+                raise ClipError(f"{path}, line {number}: 'path label' is expected{known}, got {line[:80]!r}")
         if names is not None and label >= len(names):
             raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
         found.append(_entry(base, clip.strip(), label if labelled else -1))

@@ -189,7 +189,10 @@ def test_lists(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("", "no clips listed"),
-        ("a.npy walking\n", "line 1: 'path label' is expected, got 'a.npy walking'"),
+        (
+            "a.npy walking\n",
+            "line 1: 'path label' is expected, the label a number or one of the 2 class names",
+        ),
         ("a.npy 0\nb.npy 7\n", "line 2: a label below 2 is expected, got 7"),
     ],
 )
