@@ -43,8 +43,9 @@ def match(metric: Tensor, r: int, num_protected: int) -> tuple[Merges, Tensor]:
     unit = x / length.clamp_min(_TINY)
     # The score of a row without a direction. NaN from a division by zero would do, but OpenVINO then merges padding.
     none = torch.where(length == 0, -torch.inf, 0.0).to(x.dtype).squeeze(-1)
-    score = unit[:, first_even::2] @ unit[:, first_odd::2].transpose(1, 2) + none[:, None, first_odd::2]
-    best, partner = score.max(-1)
+    # One operation, because inductor's argmax of a sum names wrong columns (pytorch issue 178964).
+    a, b = unit[:, first_even::2], unit[:, first_odd::2]
+    best, partner = torch.baddbmm(none[:, None, first_odd::2], a, b.transpose(1, 2)).max(-1)
     best = best + none[:, first_even::2]
     # A stable sort, because among equals the lower index comes first. ONNX has TopK for it, which is stable.
     chosen, stays = best.argsort(dim=-1, descending=True, stable=True).split([r, len(even) - r], 1)
