@@ -1,16 +1,19 @@
 """Every model of open_clip, and of every family of timm, transformers and torchvision: patched exactly, or refused.
 
 ``python -m tests.hosts.every_model`` writes the counts into docs/hosts.md. A model is built at full size on the meta
-device, and patched or refused there. What is patched is built again with two layers and a small width: at r = 0 it must
-equal itself, at r > 0 the plain reference.
+device, and patched or refused there. What is patched must merge one token per block, and its cost must shrink as its
+tokens do. It is built again with two layers and a small width: at r = 0 it must equal itself, at r > 0 the plain
+reference.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import open_clip
@@ -49,10 +52,11 @@ TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers"
 EXACT = "exact"
 NO_HOST = "no host"
 UNTESTED = "patched, not tested"
+NOT_BUILT = "not built from its default configuration"
 
 
 class Verdict(NamedTuple):
-    """package, name: of the model. kind: its class. outcome: EXACT, NO_HOST, or the reason of the refusal."""
+    """package, name: of the model. kind: its class. outcome: EXACT, NO_HOST, NOT_BUILT or the reason of a refusal."""
 
     package: str
     name: str
@@ -72,11 +76,38 @@ def judge(package: str, name: str, full: Callable[[], Any], check: Callable[[], 
         assert "\n" not in sentence, (name, sentence)
         assert [type(module) for module in model.modules()] == before, name
         return Verdict(package, name, type(model).__name__, reason_of(sentence))
-    removed = handle.schedule().removed
-    assert removed == (1,) * len(removed), (name, removed)
+    assert set(handle.schedule().removed) == {1}, name
+    check_cost(model, handle, name)
     handle.remove()
     assert [type(module) for module in model.modules()] == before, name
     return Verdict(package, name, type(handle.tower).__name__, check())
+
+
+COUNTED: set[str] = set()
+"""Structures of towers whose cost was looked at."""
+
+
+def check_cost(model: Any, handle: Any, name: str) -> None:
+    """The projections and the MLP cost as many tokens as they see, attention the square of it."""
+    after = handle.schedule().tokens
+    first = after[0] + 1
+    structure = f"{first} {handle.tower}"
+    if structure in COUNTED:
+        return
+    COUNTED.add(structure)
+    merged = alt.count_macs(model, frames=1).by_component
+    handle.r = 0
+    native = alt.count_macs(model, frames=1).by_component
+    handle.r = 1
+    before = [first, *after[:-1]]
+    shares = {
+        "mlp": Fraction(sum(after), first * len(after)),
+        "attention_projections": Fraction(sum(before), first * len(after)),
+        "attention": Fraction(sum(n * n for n in before), first**2 * len(after)),
+    }
+    for part, share in shares.items():
+        assert native[part] > 0, (name, part)
+        assert merged[part] == share * native[part], (name, part)
 
 
 def reason_of(sentence: str) -> str:
@@ -254,12 +285,16 @@ def judge_transformers() -> Iterator[Verdict]:
     for name, kind in sorted(names.items()):
 
         def full(name: str = name, kind: str = kind) -> Any:
-            return getattr(hf, name)(CONFIG_MAPPING[kind]())
+            cls = getattr(hf, name)
+            return cls((cls.config_class or CONFIG_MAPPING[kind])())
 
         try:
+            with torch.device("meta"):
+                full()
+        except (AttributeError, ValueError, TypeError, ImportError):
+            yield Verdict("transformers", name, name, NOT_BUILT)
+        else:
             yield judge("transformers", name, full, lambda n=name: EXACT if n in TESTED else UNTESTED)
-        except (AttributeError, ValueError, TypeError, ImportError) as error:
-            print(f"transformers {name}: not built from its default configuration: {error}")
 
 
 def judge_torchvision() -> Iterator[Verdict]:
@@ -274,18 +309,25 @@ def judge_torchvision() -> Iterator[Verdict]:
         yield judge("torchvision", name, lambda b=builder, o=options: b(weights=None, **o), lambda: EXACT)
 
 
-def judge_all() -> list[Verdict]:
+JUDGES = {
+    "open_clip": judge_open_clip,
+    "timm": judge_timm,
+    "transformers": judge_transformers,
+    "torchvision": judge_torchvision,
+}
+
+
+@functools.cache
+def judge_all(package: str) -> tuple[Verdict, ...]:
+    """One verdict for each model of a package."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [
-            verdict
-            for judges in (judge_open_clip, judge_timm, judge_transformers, judge_torchvision)
-            for verdict in judges()
-        ]
+        return tuple(JUDGES[package]())
 
 
-def table(verdicts: list[Verdict]) -> str:
+def table(every: list[Verdict]) -> str:
+    verdicts = [verdict for verdict in every if verdict.outcome != NOT_BUILT]
     lines = ["| package | models asked | patched and exact | refused with a reason | refused: no host |"]
     lines.append("| --- | --: | --: | --: | --: |")
     for package in dict.fromkeys(verdict.package for verdict in verdicts):
@@ -301,11 +343,13 @@ def table(verdicts: list[Verdict]) -> str:
         kinds = sorted({verdict.kind for verdict in found}, key=str.lower)
         shown = ", ".join(f"`{kind}`" for kind in (kinds if reason == NO_HOST else kinds[:5]))
         lines.append(f"| {reason} | {len(found)} | {shown}{', ...' if reason != NO_HOST and len(kinds) > 5 else ''} |")
+    left_out = ", ".join(f"`{verdict.name}`" for verdict in every if verdict.outcome == NOT_BUILT)
+    lines += ["", f"Not asked, because their default configuration or this machine cannot build them: {left_out}."]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    every = judge_all()
+    every = [verdict for package in JUDGES for verdict in judge_all(package)]
     PAGE.write_text(replace_part(PAGE.read_text(encoding="utf-8"), BEGIN, table(every), END), encoding="utf-8")
     for verdict in every:
         if verdict.outcome == UNTESTED:
