@@ -8,7 +8,7 @@ from torch import nn
 
 from .modules import qualified_name
 
-__all__ = ["REASONS", "explain_refusal"]
+__all__ = ["REASONS", "explain_no_module", "explain_refusal"]
 
 _WINDOWS = "it attends inside windows of the grid, which merged tokens do not have"
 _TABLES = "its attention reads a table of relative positions, which merged tokens do not have"
@@ -99,6 +99,19 @@ def explain_refusal(
         f"patch_model supports {known}open_clip's VisionTransformer and the models that alt.supported_hosts() lists as "
         f"the image tower, exactly (no subclass or wrapper), got {name}"
     )
+
+
+def explain_no_module(thing: object) -> str:
+    """Returns the message of the TypeError for something that is no module: a name, a class, a pipeline."""
+    expected = "model must be a torch.nn.Module that alt.supported_hosts() lists, or its image tower, got"
+    if isinstance(thing, str):
+        return f"{expected} the str {thing[:80]!r}; load the model by its library first, and pass that"
+    if isinstance(thing, type):
+        return f"{expected} the class {thing.__name__}; pass an instance of it"
+    name = type(thing).__name__
+    if isinstance(getattr(thing, "model", None), nn.Module):
+        return f"{expected} {name}; pass its model: .model"
+    return f"{expected} {name}"
 
 
 def _reason(model: nn.Module) -> str | None:

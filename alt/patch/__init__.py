@@ -8,6 +8,7 @@ from torch import nn
 
 from alt.hosts import find_tower, supported_hosts
 from alt.hosts.modules import qualified_name
+from alt.hosts.refusals import explain_no_module
 
 from .apply import apply, is_patched
 from .handle import PatchHandle
@@ -86,10 +87,7 @@ def patch_model(
             metric or impl is another word, or ``merged_output`` and the model is not the tower.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model must be a torch.nn.Module that alt.supported_hosts() lists, or its image tower, got "
-            f"{type(model).__name__}"
-        )
+        raise TypeError(explain_no_module(model))
     host, tower = find_tower(model)
     if is_patched(tower):
         raise ValueError("the model is already patched: use alt.get_handle(model), or alt.unpatch(model) first")

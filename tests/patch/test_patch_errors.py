@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import open_clip
 import pytest
 import torch
@@ -60,7 +62,12 @@ def set_forward(visual, block):
 UNSUPPORTED = {
     "not a module": (
         lambda: "ViT-B-16",
-        "model must be a torch.nn.Module that .* lists, or its image tower, got str",
+        "Module that .* lists, or its image tower, got the str 'ViT-B-16'; load the model by its library first",
+    ),
+    "class": (lambda: nn.Linear, "or its image tower, got the class Linear; pass an instance of it"),
+    "pipeline": (
+        lambda: types.SimpleNamespace(model=nn.Linear(2, 2)),
+        r"or its image tower, got SimpleNamespace; pass its model: \.model$",
     ),
     "other module": (
         lambda: nn.Linear(2, 2),
