@@ -48,7 +48,7 @@ def markdown(results: Results, found: Sequence[Ordering], setting: Mapping[str, 
         parts += ["## Orderings\n", _orderings(found)]
     parts += ["## All methods\n", _methods(by_method)]
     if setting.get("speed"):
-        parts += ["## Cost of the whole models\n", _COSTS, _costs(by_method, setting["speed"])]
+        parts += ["## Cost of the whole models\n", _COSTS, _costs(setting["speed"])]
     for title, (source, rows) in TABLES.items():
         run = [row for row in rows if row[1] in by_method]
         if len(run) > 1:
@@ -86,20 +86,19 @@ def _methods(by_method: Mapping[str, Mapping[str, Spread]]) -> str:
 
 
 _COSTS = """Speed and memory of one forward pass of eight clips on one thread, all methods in one interleaved run.
-Speed is relative to the first method.
+Speed is relative to the first method; a dash: the machine was too busy to measure it.
 """
 
 
-def _costs(by_method: Mapping[str, Mapping[str, Spread]], speed: Mapping[str, Mapping[str, float | None]]) -> str:
-    first = next(iter(speed.values()))["frames/s"] or 1.0
+def _costs(speed: Mapping[str, Mapping[str, float | None]]) -> str:
+    first = next(iter(speed.values()))["frames/s"]
     head = ["method", "GMACs", "parameters, M", "trained, M", "speed", "peak, MiB"]
     rows = []
     for method, measured in speed.items():
-        found = by_method.get(method, {})
-        counts = [found[name].mean if name in found else None for name in ("gmacs", "parameters", "trained parameters")]
-        memory = measured["peak bytes"]
-        rows.append([method, *counts, (measured["frames/s"] or 0) / first, memory and memory / 2**20])
-    return to_markdown(head, rows, digits=3)
+        counts = [f"{measured[name]:.4f}" for name in ("gmacs", "parameters", "trained parameters")]
+        memory, rate = measured["peak bytes"], measured["frames/s"]
+        rows.append([method, *counts, f"{rate / first:.2f}" if rate and first else None, memory and memory / 2**20])
+    return to_markdown(head, rows)
 
 
 def _table(rows: Sequence[tuple[str, str, Numbers]], by_method: Mapping[str, Mapping[str, Spread]]) -> str:

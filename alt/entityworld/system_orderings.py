@@ -1,4 +1,7 @@
-"""Orderings (h) to (j): whole models against each other, and MAXI against CLIP as it is."""
+"""Orderings (h) to (j): whole models against each other, and MAXI against CLIP as it is.
+
+Those have to hold that held over five seeds when they were first run.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ def system_orderings(found: Found) -> list[Ordering]:
     one, mean, xclip = "tuned CLIP-One", "tuned CLIP-Mean", "tuned X-CLIP"
     rows = [
         _ahead(found, "h", "everything trained is no worse than a frozen tower", "tuned ALT", "ALT strategy frozen"),
-        _ahead(found, "i", "motion: X-CLIP is ahead of the mean", xclip, mean, "seen motion"),
-        _ahead(found, "i", "motion: the mean is ahead of one frame", mean, one, "seen motion"),
+        _ahead(found, "i", "motion: X-CLIP is ahead of the mean", xclip, mean, "seen motion", gated=True),
+        _ahead(found, "i", "motion: the mean is ahead of one frame", mean, one, "seen motion", gated=True),
     ]
-    rows += [_unseen(found, f"unseen classes: {name} is ahead of CLIP as it is", name, CLIP) for name in MAXI]
+    for name in MAXI:
+        statement = f"unseen classes: {name} is ahead of CLIP as it is"
+        rows += [_unseen(found, statement, name, CLIP, gated=name == "MAXI"), _matching(found, name)]
     rows.append(_unseen(found, "unseen classes: bags of texts are ahead of pseudo-labels", "MAXI", "pseudo-labels"))
-    rows += [_matching(found, name) for name in MAXI]
     rows += [_merging(found, name) for name in ("X-CLIP", "ViFi-CLIP")]
     rows.append(_strategies(found))
     pairs = (
@@ -40,16 +44,18 @@ def system_orderings(found: Found) -> list[Ordering]:
     return rows + [_everywhere(found, *pair) for pair in pairs]
 
 
-def _ahead(found: Found, key: str, statement: str, first: str, second: str, name: str = "seen") -> Ordering:
+def _ahead(
+    found: Found, key: str, statement: str, first: str, second: str, name: str = "seen", gated: bool = False
+) -> Ordering:
     gain = found.difference(first, second, name)
     text = f"{first} {found.get(first, name)}, {second} {found.get(second, name)}, gain {_signed(gain)}"
-    return make_row(key, statement, False, [gain], gain is not None and gain.mean >= 0, text)
+    return make_row(key, statement, gated, [gain], gain is not None and gain.mean >= 0, text)
 
 
-def _unseen(found: Found, statement: str, first: str, second: str) -> Ordering:
+def _unseen(found: Found, statement: str, first: str, second: str, gated: bool = False) -> Ordering:
     gain = found.mean_difference(first, second, UNSEEN)
     text = f"{first} {found.mean_of(first, UNSEEN)}, {second} {found.mean_of(second, UNSEEN)}, gain {_signed(gain)}"
-    return make_row("j", statement, False, [gain], gain is not None and gain.mean > 0, text)
+    return make_row("j", statement, gated, [gain], gain is not None and gain.mean > 0, text)
 
 
 def _matching(found: Found, name: str) -> Ordering:
@@ -57,7 +63,7 @@ def _matching(found: Found, name: str) -> Ordering:
     shares = [found.get(name, share) for share in SHARES]
     means = [share.mean for share in shares if share is not None]
     text = ", ".join(f"{label.removeprefix('match ')} {share} %" for label, share in zip(SHARES, shares, strict=True))
-    return make_row("j", statement, False, shares, means == sorted(means), text)
+    return make_row("j", statement, name == "MAXI", shares, means == sorted(means), text)
 
 
 def _merging(found: Found, name: str) -> Ordering:
