@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 pytest.importorskip("torchmetrics")
 
 from alt.evaluate.linear_probe import ProbeConfig, fingerprint, fit_probe, linear_probe
-from alt.evaluate.protocols import few_shot, random_subsets, restrict, zero_shot
+from alt.evaluate.protocols import draw_classes, few_shot, random_subsets, restrict, zero_shot
 from alt.evaluate.run import Collected, result_of
 
 LABELS = [0] * 20 + [1] * 17 + [2] * 16
@@ -70,6 +70,12 @@ def test_random_subsets_known_answer_spread_and_seeds() -> None:
     assert found.mean == pytest.approx(sum(found.values) / 3)
     assert random_subsets(collected(), NAMES, size=6, draws=3, seed=4)[0] == found
     assert len({tuple(r.per_class) for r in results}) > 1
+
+
+def test_the_draws_of_classes_stay_what_they_are() -> None:
+    """Other numbers would change every published result on random subsets."""
+    assert draw_classes(range(10), 4, [0, 1, 2]) == [[0, 2, 5, 7], [2, 3, 6, 8], [3, 7, 8, 9]]
+    assert [sum(draw) for draw in draw_classes(range(220), 160, [0, 1, 2])] == [16848, 17894, 18309]
 
 
 def test_random_subsets_of_the_unseen_classes_only() -> None:
