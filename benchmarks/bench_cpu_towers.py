@@ -23,7 +23,7 @@ import torch
 import tower_forms
 from bench_patch_clip import angle
 from runtimes import RUNTIMES, why_no_runtime
-from tower_forms import COMPILED, OURS, PLAIN, UNMERGED, Entrant
+from tower_forms import COMPILED, FROZEN, OURS, PLAIN, UNMERGED, Entrant
 
 import alt
 from alt.measure import paired_ratio, saving_realised
@@ -41,7 +41,8 @@ def test_forms(contest: Any, benchmark: Any, pytestconfig: pytest.Config, full: 
     removed, subject = options.alt_r, tower_forms.SUBJECTS[name]
     tower = tower_forms.build(subject)
     images = torch.randn(1, 3, subject.pixels, subject.pixels, generator=torch.Generator().manual_seed(6))
-    absent = {form: why_no_runtime(form) for form in RUNTIMES} | {COMPILED: rivals.why_no_compile(images.device)}
+    absent = {form: why_no_runtime(form) for form in RUNTIMES}
+    absent |= dict.fromkeys((COMPILED, FROZEN), rivals.why_no_compile(images.device))
     forms = tuple(form for form in tower_forms.FORMS if absent.get(form) is None)
     torch.compiler.reset()
     found = tower_forms.entrants(removed, forms)

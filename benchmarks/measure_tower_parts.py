@@ -97,7 +97,7 @@ def onnx_name(arguments: dict) -> str:
 
 
 def profile_openvino(file: Path, images: Tensor, rounds: int) -> list[list[Operator]]:
-    request = runtimes.openvino_request(file, profile=True)
+    request = runtimes.openvino_request(file, images, profile=True)
     calls = []
     for _ in range(rounds + 1):
         request.infer({0: images.numpy()})

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import rival_tower
 import runtimes
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 import alt
 from alt.patch.twin import share_weights
 
 UNMERGED, OURS, PLAIN = "unmerged", "ours", "plain ToMe"
-EAGER, COMPILED = "eager", "compiled"
-FORMS = (EAGER, COMPILED, *runtimes.RUNTIMES)
+EAGER, COMPILED, FROZEN = "eager", "compiled", "compiled, frozen"
+FORMS = (EAGER, COMPILED, FROZEN, *runtimes.RUNTIMES)
 
 
 class Subject(NamedTuple):
@@ -136,12 +137,15 @@ def start(entrant: Entrant, name: str, module: nn.Module, images: Tensor) -> Cal
         file = runtimes.export_once(file_name(name, entrant.who, entrant.r), module, images)
         return runtimes.RUNTIMES[entrant.form][1](file, images)
     run: Callable[[Tensor], Tensor] = module
-    if entrant.form == COMPILED:
+    if entrant.form != EAGER:
         # One graph for one shape, as `rivals.compiled`; a code object of its own, so that no limit of graphs is met.
         run = torch.compile(lambda images: module(images), dynamic=False, fullgraph=True)
 
     def call() -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad() if entrant.form == FROZEN else torch.inference_mode():
             return run(images)
 
+    if entrant.form != EAGER:  # the first call compiles; frozen weights are constants, packed for the products
+        with torch._inductor.config.patch(freezing=entrant.form == FROZEN):
+            call()
     return call

@@ -10,11 +10,12 @@ import pytest
 import report
 import report_forms
 import rival_tower
+import rivals
 import runtimes
 import torch
 import tower_forms
 from bench_cpu_towers import table
-from tower_forms import COMPILED, EAGER, OURS, PLAIN, UNMERGED, Entrant, Subject
+from tower_forms import COMPILED, EAGER, FROZEN, OURS, PLAIN, UNMERGED, Entrant, Subject
 
 from tests.test_benchmarks import raw_run
 
@@ -83,6 +84,23 @@ def test_exported_forms_compute_the_same_and_files_are_kept(tmp_path: Path, monk
     runtimes.export_once("siglip-unmerged", tower_forms.module_of(UNMERGED, tower, 0), images)
     assert not kept[2].exists()
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_compiled_forms_compute_the_same_and_frozen_weights_are_packed() -> None:
+    if rivals.why_no_compile(torch.device("cpu")) is not None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    tower = tower_forms.build(tiny("open_clip"))
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    module = tower_forms.module_of(OURS, tower, 3)
+    with torch.no_grad():
+        want = rival_tower.forward(tower, images, 3)
+    for form in (COMPILED, FROZEN):
+        call = tower_forms.start(Entrant(OURS, 3, form), "open_clip", module, images)
+        torch.testing.assert_close(call(), want, rtol=1e-4, atol=1e-5)
+        names = {name for name, _ in measure_tower_parts.profile_torch(call, 1)[0]}
+        assert ("mkl::_mkl_linear" in names) == (form == FROZEN and torch.backends.mkl.is_available())
+    assert not torch._inductor.config.freezing
 
 
 def test_entrants_are_every_form_of_ours_and_plain_tome_in_the_runtimes() -> None:
