@@ -87,7 +87,7 @@ def test_exported_forms_compute_the_same_and_files_are_kept(tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_compiled_forms_compute_the_same_and_frozen_weights_are_packed() -> None:
+def test_compiled_forms_compute_the_same_and_freezing_ends_with_the_first_call() -> None:
     if rivals.why_no_compile(torch.device("cpu")) is not None:
         pytest.skip("torch.compile needs a C++ compiler")
     tower = tower_forms.build(tiny("open_clip"))
@@ -98,8 +98,6 @@ def test_compiled_forms_compute_the_same_and_frozen_weights_are_packed() -> None
     for form in (COMPILED, FROZEN):
         call = tower_forms.start(Entrant(OURS, 3, form), "open_clip", module, images)
         torch.testing.assert_close(call(), want, rtol=1e-4, atol=1e-5)
-        names = {name for name, _ in measure_tower_parts.profile_torch(call, 1)[0]}
-        assert ("mkl::_mkl_linear" in names) == (form == FROZEN and torch.backends.mkl.is_available())
     assert not torch._inductor.config.freezing
 
 
