@@ -76,5 +76,5 @@ def test_bad_input_is_one_sentence(wanted: dict[str, Any], error: type[Exception
 def test_another_model_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match=r"torch\.nn\.modules\.linear\.Linear"):
         alt.schedule_for(torch.nn.Linear(2, 2), tokens=4)
-    with pytest.raises(TypeError, match="got str"):
+    with pytest.raises(TypeError, match="got the str 'ViT-B-16'"):
         alt.schedule_for("ViT-B-16", tokens=4)  # type: ignore[arg-type]
