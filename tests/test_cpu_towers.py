@@ -10,12 +10,11 @@ import pytest
 import report
 import report_forms
 import rival_tower
-import rivals
 import runtimes
 import torch
 import tower_forms
 from bench_cpu_towers import table
-from tower_forms import COMPILED, EAGER, FROZEN, OURS, PLAIN, UNMERGED, Entrant, Subject
+from tower_forms import COMPILED, EAGER, OURS, PLAIN, UNMERGED, Entrant, Subject
 
 from tests.test_benchmarks import raw_run
 
@@ -84,21 +83,6 @@ def test_exported_forms_compute_the_same_and_files_are_kept(tmp_path: Path, monk
     runtimes.export_once("siglip-unmerged", tower_forms.module_of(UNMERGED, tower, 0), images)
     assert not kept[2].exists()
     assert len(list(tmp_path.iterdir())) == 3
-
-
-@pytest.mark.slow
-def test_compiled_forms_compute_the_same_and_freezing_ends_with_the_first_call() -> None:
-    if rivals.why_no_compile(torch.device("cpu")) is not None:
-        pytest.skip("torch.compile needs a C++ compiler")
-    tower = tower_forms.build(tiny("open_clip"))
-    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    module = tower_forms.module_of(OURS, tower, 3)
-    with torch.no_grad():
-        want = rival_tower.forward(tower, images, 3)
-    for form in (COMPILED, FROZEN):
-        call = tower_forms.start(Entrant(OURS, 3, form), "open_clip", module, images)
-        torch.testing.assert_close(call(), want, rtol=1e-4, atol=1e-5)
-    assert not torch._inductor.config.freezing
 
 
 def test_entrants_are_every_form_of_ours_and_plain_tome_in_the_runtimes() -> None:
