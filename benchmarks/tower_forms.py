@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import rival_tower
 import runtimes
 import torch
 import torch._inductor.config
+from rivals import compiled
 from torch import Tensor, nn
 
 import alt
@@ -131,6 +133,11 @@ def module_of(who: str, tower: nn.Module, r: int) -> nn.Module:
     return Embedding(twin).eval()
 
 
+def _with_own_code(function: Any) -> Callable[..., Any]:
+    """Returns the function with a copy of its code: graphs belong to code, are 8 at most, and are tried in turn."""
+    return FunctionType(function.__code__.replace(), function.__globals__, closure=function.__closure__)
+
+
 def start(entrant: Entrant, name: str, module: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Returns a call of ``module`` in the entrant's form on fixed images; ``name`` is that of the subject."""
     if entrant.form in runtimes.RUNTIMES:
@@ -138,8 +145,7 @@ def start(entrant: Entrant, name: str, module: nn.Module, images: Tensor) -> Cal
         return runtimes.RUNTIMES[entrant.form][1](file, images)
     run: Callable[[Tensor], Tensor] = module
     if entrant.form != EAGER:
-        # One graph for one shape, as `rivals.compiled`; a code object of its own, so that no limit of graphs is met.
-        run = torch.compile(lambda images: module(images), dynamic=False, fullgraph=True)
+        run = compiled(_with_own_code(lambda images: module(images)))
 
     def call() -> Tensor:
         with torch.no_grad() if entrant.form == FROZEN else torch.inference_mode():
