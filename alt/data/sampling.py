@@ -70,9 +70,7 @@ def sample_dense(
         raise ValueError(f"stride: expected at least 1 frame, got {stride}")
     starts = length - (frames - 1) * stride
     if starts < 1:
-        return (
-            sample_test(length, frames, clips, clip) if generator is None else sample_train(length, frames, generator)
-        )
+        return _sample(length, frames, None, clips=clips, clip=clip, generator=generator)
     if not 0 <= clip < clips:
         raise ValueError(f"clip: expected a number in [0, {clips}), got {clip}")
     if generator is None:
@@ -80,6 +78,21 @@ def sample_dense(
     else:
         start = int(torch.randint(starts, (), generator=generator))
     return start + stride * torch.arange(frames, dtype=torch.int64)
+
+
+def _sample(
+    length: int,
+    frames: int,
+    stride: int | None,
+    *,
+    clips: int = 1,
+    clip: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Returns frames ``stride`` apart, or without it one per segment: random ones with a generator, or the middle."""
+    if stride is not None:
+        return sample_dense(length, frames, stride, clips=clips, clip=clip, generator=generator)
+    return sample_test(length, frames, clips, clip) if generator is None else sample_train(length, frames, generator)
 
 
 def take_frames(video: Video | Tensor, frames: int, seed: int | None, stride: int | None = None) -> Tensor:
@@ -90,11 +103,7 @@ def take_frames(video: Video | Tensor, frames: int, seed: int | None, stride: in
     """
     video = as_video(video)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
-    if stride is not None:
-        return video.read(sample_dense(video.frames, frames, stride, generator=generator))
-    if generator is None:
-        return video.read(sample_test(video.frames, frames))
-    return video.read(sample_train(video.frames, frames, generator))
+    return video.read(_sample(video.frames, frames, stride, generator=generator))
 
 
 def crop_offsets(height: int, width: int, size: int, crops: int = 1) -> list[tuple[int, int]]:
@@ -146,10 +155,7 @@ def make_views(
     (:func:`sample_dense`), None: sparse sampling.
     """
     video = as_video(video)
-    if stride is None:
-        places = [sample_test(video.frames, frames, clips, clip) for clip in range(clips)]
-    else:
-        places = [sample_dense(video.frames, frames, stride, clips=clips, clip=clip) for clip in range(clips)]
+    places = [_sample(video.frames, frames, stride, clips=clips, clip=clip) for clip in range(clips)]
     chosen = video.read(torch.cat(places))
     if resize is None:
         resize = size if crops == 3 or min(chosen.shape[-2:]) == size else round(size * 256 / 224)
