@@ -98,9 +98,10 @@ def fill(template: str, names: Sequence[str]) -> list[str]:
     return [f"{before}{name}{after}" for name in names]
 
 
-def ensemble(stack: Tensor) -> Tensor:
-    """Returns one embedding per class ``[C, d]``: the normalised mean over templates ``[P, C, d]`` of unit rows."""
-    return F.normalize(stack.mean(0), dim=-1)
+def ensemble(stack: Tensor, unit: bool = True) -> Tensor:
+    """Returns one embedding per class ``[C, d]``: the mean over templates ``[P, C, d]``; ``unit``: of length 1."""
+    mean = stack.mean(0)
+    return F.normalize(mean, dim=-1) if unit else mean
 
 
 def draw(stack: Tensor, seed: int) -> Tensor:

@@ -187,7 +187,7 @@ class TextEncoder:
         stack = self.embed_templates(names, chosen, unit)
         if len(stack) == 1:
             return stack[0]
-        return ensemble(stack) if unit else stack.mean(0)
+        return ensemble(stack, unit)
 
 
 def fingerprint_text_tower(clip: nn.Module) -> str:

@@ -258,8 +258,7 @@ class VideoModel(nn.Module, HubModel):
             raise TypeError(f"encoder: a {self.config.head} head needs one for the texts of its classes, got None")
         if self.text is None and self.config.prompting == "random":
             stack = encoder.embed_templates(list(names), templates, unit=self.unit_texts)
-            embedded = ensemble(stack) if self.unit_texts else stack.mean(0)
-            self.set_classes(names, embedded, encoder.source(templates))
+            self.set_classes(names, ensemble(stack, self.unit_texts), encoder.source(templates))
             self.template_rows = stack.to(self.head.embeddings)
         elif self.text is None:
             embedded = encoder.embed_classes(list(names), templates, unit=self.unit_texts)
