@@ -52,6 +52,12 @@ def _share(value: float) -> float:
     return value
 
 
+def _below_one(value: float) -> float:
+    if not 0 <= value < 1:
+        raise expected("from 0 to below 1")
+    return value
+
+
 def _reduction(value: Any) -> Any:
     """Checks tokens merged per block: a whole number, a share, or one whole number per block."""
     if isinstance(value, list | tuple):
@@ -72,6 +78,7 @@ Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), AfterValidator(_share)]
+ShareBelowOne = Annotated[Finite, AfterValidator(_below_one)]
 Reduction = Annotated[int | float | tuple[int, ...], BeforeValidator(_reduction)]
 Group = BeforeValidator(lambda value: {} if value is None else value)
 """A settings group of a YAML file; an empty one gets the default settings."""

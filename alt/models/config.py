@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from alt.validation import Count, Finite, Flag, Natural, Positive, Reduction, Text, checked, expected, plain
+from alt.validation import (
+    Count,
+    Finite,
+    Flag,
+    Natural,
+    Positive,
+    Reduction,
+    ShareBelowOne,
+    Text,
+    checked,
+    expected,
+    plain,
+)
 
 __all__ = [
     "AltConfig",
@@ -19,12 +31,6 @@ __all__ = [
     "XClipConfig",
     "num_heads",
 ]
-
-
-def _share(value: float) -> float:
-    if not 0 <= value < 1:
-        raise expected("from 0 to below 1")
-    return value
 
 
 def _odd(value: int) -> int:
@@ -114,7 +120,7 @@ class XClipConfig(BaselineConfig):
     prompt_layers: Natural = 2
     prompt_heads: Count | None = None
     alpha: Finite = 0.1
-    drop_path: Annotated[Finite, AfterValidator(_share)] = 0.0
+    drop_path: ShareBelowOne = 0.0
 
 
 @checked

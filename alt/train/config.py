@@ -26,6 +26,7 @@ from alt.validation import (
     Positive,
     Reduction,
     Share,
+    ShareBelowOne,
     Text,
     checked,
     expected,
@@ -55,12 +56,6 @@ def _scales(value: tuple[float, ...]) -> tuple[float, ...]:
 def _dictionary(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value:
         raise expected("a list of at least one source of names")
-    return value
-
-
-def _smoothing(value: float) -> float:
-    if not 0 <= value < 1:
-        raise expected("from 0 to below 1")
     return value
 
 
@@ -205,7 +200,7 @@ class AugmentationSection:
     mixup: NotNegative = 0.8
     cutmix: NotNegative = 1.0
     switch: Share = 0.5
-    label_smoothing: Annotated[Finite, AfterValidator(_smoothing)] = 0.1
+    label_smoothing: ShareBelowOne = 0.1
 
 
 @checked
