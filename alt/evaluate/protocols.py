@@ -91,7 +91,7 @@ def random_subsets(
     Returns:
         (top-1 over the draws, the result of each draw).
     """
-    pool = list(range(len(classes)) if candidates is None else candidates)
+    pool = range(len(classes)) if candidates is None else candidates
     seeds = range(seed, seed + draws)
     drawn = draw_classes(pool, size, seeds)
     return listed_subsets(collected, classes, drawn, protocol=f"{size} of {len(pool)} classes", numbers=seeds)
