@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["has_hooks", "identity", "qualified_name", "require_class", "require_gathered", "require_unsharded"]
+__all__ = [
+    "has_hooks",
+    "identity",
+    "qualified_name",
+    "require_class",
+    "require_gathered",
+    "require_unsharded",
+    "squashes_pictures",
+]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -16,6 +24,11 @@ def qualified_name(module: nn.Module) -> str:
     """Returns ``package.module.Class`` of a module."""
     cls = type(module)
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def squashes_pictures(model: Any) -> bool:
+    """Returns True if open_clip, of whose CLIPs the tower may be timm's, resizes pictures to a square."""
+    return getattr(getattr(model, "visual", None), "preprocess_cfg", {}).get("resize_mode") == "squash"
 
 
 def has_hooks(module: nn.Module, harmless: Callable[[Any], bool] | None = None) -> bool:

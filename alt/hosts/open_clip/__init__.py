@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ..host import BlockParts, Embedded, Host
 from ..merging import TrunkMerge
-from ..modules import require_class, require_unsharded
+from ..modules import require_class, require_unsharded, squashes_pictures
 from ..refusals import explain_refusal
 from .attention import read_attention
 from .patched import PATCHED
@@ -181,7 +181,7 @@ class OpenClip(Host):
         tower.set_grad_checkpointing(enable)
 
     def squeezes(self, model: Any) -> bool:
-        return getattr(getattr(model, "visual", None), "preprocess_cfg", {}).get("resize_mode") == "squash"
+        return squashes_pictures(model)
 
     # --- weights and pictures ---
 

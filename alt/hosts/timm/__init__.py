@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..host import BlockParts, Embedded, Host
 from ..merging import TrunkMerge
-from ..modules import require_class, require_unsharded
+from ..modules import require_class, require_unsharded, squashes_pictures
 from .attention import TimmAttention
 from .patched import PATCHED
 from .pooling import head
@@ -160,7 +160,7 @@ class Timm(Host):
         return tower
 
     def squeezes(self, model: Any) -> bool:
-        return getattr(getattr(model, "visual", None), "preprocess_cfg", {}).get("resize_mode") == "squash"
+        return squashes_pictures(model)
 
     def mean_std(self, tower: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         config = getattr(tower, "pretrained_cfg", None) or {}  # a tower built by hand has none
