@@ -199,9 +199,12 @@ class RegionEncoder(nn.Module):
         mean, std = self.statistics
         if (tuple(mean), tuple(std)) == (CLIP_MEAN, CLIP_STD):
             return images
-        factor = [was / now for was, now in zip(CLIP_STD, std, strict=True)]
-        offset = [(was - now) / by for was, now, by in zip(CLIP_MEAN, mean, std, strict=True)]
-        return images * images.new_tensor(factor).view(3, 1, 1) + images.new_tensor(offset).view(3, 1, 1)
+        numbers = zip(CLIP_MEAN, CLIP_STD, mean, std, strict=True)
+        # Numbers, not tensors: these would be copied to the GPU in every call, which a graph cannot capture.
+        scaled = [
+            (x, old / new, (was - now) / new) for x, (was, old, now, new) in zip(images.unbind(1), numbers, strict=True)
+        ]
+        return torch.stack([x * factor + offset for x, factor, offset in scaled], 1)
 
     def _check(self, clips: Tensor) -> None:
         height, width = self.image_size
