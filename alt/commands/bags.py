@@ -19,12 +19,12 @@ from .options import (
     is_given,
     kept_answers,
     language_model,
+    parse_accelerator,
     parse_device,
 )
 from .outputs import check_file
 from .progress import progress_bar
 from .terminal import echo, say
-from .train import parse_accelerator
 
 if TYPE_CHECKING:
     from alt.corpus.captions import BlipCaptioner, Captions

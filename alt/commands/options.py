@@ -242,6 +242,15 @@ def parse_device(text: str) -> str:
     return text
 
 
+def parse_accelerator(device: str) -> str:
+    """Returns Lightning's name of a device. A run may use several GPUs, so none is chosen by its number."""
+    parse_device(device)  # raises if this machine has no such device
+    known = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}
+    if device not in known:
+        raise UsageError(f"--device {device}: alt train takes cuda; choose one GPU with CUDA_VISIBLE_DEVICES.")
+    return known[device]
+
+
 def parse_sweep_or_r(sweep: str | None, r: str | None, default: str) -> list[int]:
     """Returns the numbers of ``--sweep``, or of ``--r``, which listed them before it was one schedule everywhere."""
     if r is None:

@@ -11,7 +11,7 @@ import typer
 
 from alt.errors import UsageError
 
-from .options import Device, Overrides, is_given, parse_device
+from .options import Device, Overrides, is_given, parse_accelerator
 from .settings import complete_setting, describe_settings
 from .terminal import echo
 
@@ -91,15 +91,6 @@ def train(
             fit(chosen, folder, resume=resume, say=echo)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Interrupted; go on from the last checkpoint with --resume.") from None
-
-
-def parse_accelerator(device: str) -> str:
-    """Returns Lightning's name of a device. A run may use several GPUs, so none is chosen by its number."""
-    parse_device(device)  # raises if this machine has no such device
-    known = {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}
-    if device not in known:
-        raise UsageError(f"--device {device}: alt train takes cuda; choose one GPU with CUDA_VISIBLE_DEVICES.")
-    return known[device]
 
 
 def _list() -> None:
