@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import alt
 from alt.data.pixels import CLIP_MEAN, CLIP_STD
 
 
@@ -74,6 +75,18 @@ def assert_same_gradients(
     for name, gradient in expected.items():
         allowed = max([tolerance, *(value for end, value in (looser or {}).items() if name.endswith(end))])
         assert max_difference(found[name], gradient) < allowed * (1 + largest[name.rpartition(".")[0]]), name
+
+
+def assert_logits_keep_their_shape(model: nn.Module, part: nn.Module, inputs: dict[str, Any]) -> None:
+    """Asserts that a model whose part is patched computes what it did at r = 0, and at r = 3 something of its shape."""
+    expected = model(**inputs).logits
+    with alt.patch_model(part, 0) as handle:
+        assert max_difference(model(**inputs).logits, expected) < 1e-12
+        handle.r = 3
+        merged = model(**inputs).logits
+        assert merged.shape == expected.shape
+        assert max_difference(merged, expected) > 1e-6
+    assert bit_equal(model(**inputs).logits, expected)
 
 
 def loss_of(output: Any) -> Tensor:
