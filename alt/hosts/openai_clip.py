@@ -131,7 +131,7 @@ class OpenAIClip(Host):
 
     def embed(self, tower: Any, images: Tensor) -> Embedded:
         x = tower.conv1(images).flatten(2).transpose(1, 2)
-        x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = torch.cat([tower.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         return Embedded(tower.ln_pre(x + tower.positional_embedding.to(x.dtype)))
 
     def run_blocks(self, tower: Any, x: Tensor, merge: TrunkMerge) -> Tensor:

@@ -54,7 +54,7 @@ def embed_patches(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     down, across = images.shape[2] // height, images.shape[3] // width
     images = images[:, :, : down * height, : across * width]
     patches = images.unflatten(3, (across, width)).unflatten(2, (down, height))  # [B, C, down, P, across, Q]
-    rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(images), down, across, channels * height * width)
+    rows = patches.permute(0, 2, 4, 1, 3, 5).reshape(images.shape[0], down, across, channels * height * width)
     return F.linear(rows, weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 

@@ -157,7 +157,7 @@ def _embed(tower: Any, images: Tensor, masked: Tensor | None) -> Embedded:
     x = tower.embeddings(images, bool_masked_pos=masked)
     rope = tower.rope_embeddings
     places = _called_places(rope, images) if has_hooks(rope) else _places(rope, images)
-    return Embedded(x, positions=place_tokens(places, len(x), HOST.num_protected(tower)))
+    return Embedded(x, positions=place_tokens(places, x.shape[0], HOST.num_protected(tower)))
 
 
 def _called_places(rope: Any, images: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ class Siglip2(Siglip):
         if height % side or width % side:
             raise ValueError(f"images must have sides that {side} divides, got {height} x {width} pixels")
         patches = images.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 3, 5, 1)
-        shapes = torch.tensor([[height // side, width // side]] * len(images), device=images.device)
-        mask = torch.ones(len(images), patches.shape[1] * patches.shape[2], dtype=torch.int64, device=images.device)
+        shapes = torch.tensor([[height // side, width // side]] * images.shape[0], device=images.device)
+        mask = torch.ones(images.shape[0], patches.shape[1] * patches.shape[2], dtype=torch.int64, device=images.device)
         return PatchRows(patches.flatten(3).flatten(1, 2), mask, shapes)
 
 
