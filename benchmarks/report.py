@@ -137,7 +137,7 @@ def readme_entries(record: Record) -> list[tuple[str, str, str]]:
     """Returns (what, against, speed-up) per row: ours beside plain PyTorch's merging, then the assignment."""
     found = []
     infos = [benchmark["extra_info"] for benchmark in record["benchmarks"]]
-    for info in (info for info in infos if "saving_realised" in info):
+    for info in (info for info in infos if "saving_realised" in info and "against" not in info):
         fewer = f"{info['macs']['0'] / info['macs']['8']:.2f} x fewer operations"
         for label, who in (("8", f"r = 8, {fewer}"), ("8, plain torch", "r = 8, merging in plain PyTorch")):
             if label in info["speedup"]:
@@ -214,18 +214,19 @@ def _towers(record: Record) -> list[str]:
     lines: list[str] = []
     head = ["r", "tokens left", "GMACs", "FLOP ratio", "speed-up", "share of the FLOP saving realised"]
     for info in (b["extra_info"] for b in record["benchmarks"] if "saving_realised" in b["extra_info"]):
-        target = info["saving_target"]
+        target = info.get("saving_target")
         body = []
         for label, ratio in info["speedup"].items():
             r = label.split(",")[0]
             base, macs = info["macs"]["0"], info["macs"][r]
-            aim = f" (target {100 * target:.0f} %)" if label == "8" else ""
+            aim = f" (target {100 * target:.0f} %)" if label == "8" and target is not None else ""
             who = {"0": "0 (our attention, nothing merged)"}.get(label, label)
             who = who.replace(", plain torch", " (plain-torch merging)")
             share = info["saving_realised"].get(label)
             realised = "" if share is None else f"{interval(share, 0, 100)} %{aim}"
             body.append([who, info["tokens_left"][r], macs / 1e9, f"{base / macs:.3f}", interval(ratio, 3), realised])
-        title = f"{info['title']}, {info['shape'].removesuffix(', r = 8')}, against open_clip's unpatched tower"
+        against = info.get("against", "open_clip's unpatched tower")
+        title = f"{info['title']}, {info['shape'].removesuffix(', r = 8')}, against {against}"
         lines += [title, "", to_markdown(head, body)]
     return lines
 

@@ -49,21 +49,21 @@ SYSTEMS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 FIRST_BLOCK = "backbone.visual.transformer.resblocks.0.attn.in_proj_weight"
 
 
-def build(system: str, size: str, *, blocks: int, frames: int) -> nn.Module:
+def build(system: str, size: str, *, blocks: int, frames: int, r: int | None = None) -> nn.Module:
     """Builds a system on a random tower, with 400 classes, and ALT with 913 entities.
 
-    Size "B/16" has ``blocks`` blocks and r = 8, "mini" has r = 2.
+    Size "B/16" has ``blocks`` blocks and r = 8, "mini" has r = 2; another ``r`` has the same weights.
     """
     from open_clip.transformer import VisionTransformer
 
     torch.manual_seed(0)
     if size == "mini":
-        visual, r, layers = VisionTransformer(24, 4, 64, blocks, 4, 4.0, output_dim=48), 2, 2
+        visual, usual, layers = VisionTransformer(24, 4, 64, blocks, 4, 4.0, output_dim=48), 2, 2
     else:
-        visual, r, layers = VisionTransformer(224, 16, 768, blocks, 12, 4.0, output_dim=512), 8, 4
+        visual, usual, layers = VisionTransformer(224, 16, 768, blocks, 12, 4.0, output_dim=512), 8, 4
     kind, config, _ = SYSTEMS[system]
     options = {"layers": layers} if system == "ALT" else {}
-    model = kind(config(backbone=size, frames=frames, r=r, **options), visual, 100.0)
+    model = kind(config(backbone=size, frames=frames, r=usual if r is None else r, **options), visual, 100.0)
     for parameter in model.parameters():  # zero-initialised outputs would make half of the gradients zero
         if parameter.dim() > 1 and not parameter.any():
             nn.init.trunc_normal_(parameter, std=0.02)

@@ -46,8 +46,9 @@ class FrameMessages(nn.Module):
         Raises:
             ValueError: the frames are not whole clips.
         """
-        if x.shape[0] % self.frames:
-            raise ValueError(f"a tower with messages takes whole clips of {self.frames} frames, got {x.shape[0]} images")
+        images = x.shape[0]
+        if images % self.frames:
+            raise ValueError(f"a tower with messages takes whole clips of {self.frames} frames, got {images} images")
         messages = self.project(x[:, 0]).unflatten(0, (-1, self.frames))
         normed = self.norm(messages)
         messages = messages + self.drop_path(self.attention(normed, normed, normed, need_weights=False)[0])

@@ -116,7 +116,8 @@ class EvaHost(Timm):
             grid = getattr(tower.rope, "feat_shape", None) or grid
         # Before any dropout, as in timm: training may draw a shift and scale of the coordinates.
         places = None if tower.rope is None else coordinates(tower.rope, grid)
-        special = [token.expand(x.shape[0], -1, -1) for token in (tower.cls_token, tower.reg_token) if token is not None]
+        batch = x.shape[0]  # len(x) would fix the batch of a trace
+        special = [token.expand(batch, -1, -1) for token in (tower.cls_token, tower.reg_token) if token is not None]
         if learned is not None and tower.no_embed_class:
             x = x + learned
         x = torch.cat([*special, x], 1)
@@ -127,7 +128,7 @@ class EvaHost(Timm):
             x, kept = tower.patch_drop(x)
             if places is not None and kept is not None:
                 places = places[kept]
-        positions = None if places is None else place_tokens(places, x.shape[0], tower.num_prefix_tokens)
+        positions = None if places is None else place_tokens(places, batch, tower.num_prefix_tokens)
         return Embedded(tower.norm_pre(x), positions=positions)
 
     def run_blocks(self, tower: Any, x: Tensor, merge: TrunkMerge) -> Tensor:
