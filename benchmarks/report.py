@@ -98,9 +98,10 @@ def newest(results: Path) -> dict[str, Record]:
 
 
 def state(record: Record) -> str:
-    """Returns the commit at which a record was measured."""
+    """Returns the commit at which a record was measured, and whether its rounds were few."""
     facts = record["machine_info"]["alt"]
-    return f"{facts['commit']}{' with local changes' if facts.get('modified') else ''}"
+    changed = " with local changes" if facts.get("modified") else ""
+    return f"{facts['commit']}{changed}{'' if facts['full'] else ' (few rounds)'}"
 
 
 def origins(record: Record) -> str:
@@ -124,26 +125,47 @@ def page(records: dict[str, Record]) -> str:
 
 
 def readme_rows(records: dict[str, Record]) -> str:
-    """Returns the README's table: the towers at r = 8, and the step that the video model adds, on one device."""
-    shown = [record for record in records.values() if readme_entries(record)]
+    """Returns the README's table: the towers at r = 8, and the step that the video model adds, on one device.
+
+    It is the device on which one of these was measured last.
+    """
+    shown = {day: record for record in records.values() for day in [_last_day(_in_readme(record))] if day}
     if not shown:
         return "No result has been kept yet.\n"
-    record = max(shown, key=lambda record: record["datetime"])
+    record = shown[max(shown)]
     head = ["measured on " + where(record["machine_info"]["alt"]), "against", "speed-up"]
     return to_markdown(head, readme_entries(record), left=2)
+
+
+def _last_day(benchmarks: list[Record]) -> str:
+    """Returns the day of the newest of some benchmarks, "" of none."""
+    return max((benchmark["origin"][1] for benchmark in benchmarks), default="")
+
+
+def _in_readme(record: Record) -> list[Record]:
+    """Returns the patched image towers and the assignment with its backward pass."""
+    return [b for b in record["benchmarks"] if _is_image_tower(b["extra_info"]) or _is_assignment(b["extra_info"])]
+
+
+def _is_image_tower(info: Record) -> bool:
+    return "saving_realised" in info and "against" not in info
+
+
+def _is_assignment(info: Record) -> bool:
+    return bool(info.get("title") == "cosine_gumbel_assign, forward and backward")
 
 
 def readme_entries(record: Record) -> list[tuple[str, str, str]]:
     """Returns (what, against, speed-up) per row: ours beside plain PyTorch's merging, then the assignment."""
     found = []
-    infos = [benchmark["extra_info"] for benchmark in record["benchmarks"]]
-    for info in (info for info in infos if "saving_realised" in info and "against" not in info):
+    infos = [benchmark["extra_info"] for benchmark in _in_readme(record)]
+    for info in filter(_is_image_tower, infos):
         fewer = f"{info['macs']['0'] / info['macs']['8']:.2f} x fewer operations"
         for label, who in (("8", f"r = 8, {fewer}"), ("8, plain torch", "r = 8, merging in plain PyTorch")):
             if label in info["speedup"]:
                 speedup = interval(info["speedup"][label])
                 found.append((f"{info['title']}, {who}", "open_clip's unpatched tower", speedup))
-    for info in (info for info in infos if info.get("title") == "cosine_gumbel_assign, forward and backward"):
+    for info in filter(_is_assignment, infos):
         rival = "F.gumbel_softmax"
         found.append((f"`cosine_gumbel_assign`, forward and backward, {info['shape']}", f"`{rival}`",
                       interval(info["ratio"][rival])))  # fmt: skip
@@ -173,9 +195,7 @@ def device_section(device: str, record: Record) -> str:
         f"## {where(facts)}",
         "",
         f"torch {facts['torch']}, {origins(record)}. Every number is the median,"
-        " over interleaved rounds, of a ratio within a round"
-        + (GATED if has_speedups(record) else ".")
-        + ("" if facts["full"] else " Short run."),
+        " over interleaved rounds, of a ratio within a round" + (GATED if has_speedups(record) else "."),
         "",
         *_operations(record),
         *_towers(record),
