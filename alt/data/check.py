@@ -8,7 +8,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from .clip_lists import Entry
+from .clip_lists import Entry, as_listed
 from .video import ClipError, Video
 from .video_files import VIDEOS, VideoFile
 from .videos import naming, open_video
@@ -27,12 +27,11 @@ class Finding(NamedTuple):
 
 
 def check_clip(entry: Entry) -> Finding:
-    """Decodes a clip to its end, and compares its frames with the number that the list gives.
+    """Decodes a clip's file to its end, and compares its frames with those that the list gives.
 
     Of a video file the decoder also reports the damage that it conceals when a run reads the file.
     """
-    path, listed = entry.path, entry.frames
-    whole = 0
+    path, whole = entry.path, 0
     try:
         with naming(path), _open(path) as video:
             if isinstance(video, VideoFile):
@@ -44,8 +43,7 @@ def check_clip(entry: Entry) -> Finding:
             else:
                 for begin in range(0, video.frames, _AT_ONCE):
                     whole += len(video.read(range(begin, min(begin + _AT_ONCE, video.frames))))
-            if listed not in (None, video.frames):
-                raise ClipError(f"{path}: the list gives it {listed} frames, and it has {video.frames}")
+            as_listed(video, entry)
     except ClipError as error:
         return Finding(path, whole, str(error).removeprefix(f"{path}: "))
     return Finding(path, whole, None)

@@ -11,9 +11,19 @@ from typing import NamedTuple
 
 from alt.files import describe_error, read_text, replacing
 
-from .video import ClipError
+from .video import ClipError, PartOfVideo, Video
 
-__all__ = ["Entry", "SetList", "check_entries", "read_labels", "read_list", "read_text_file", "write_labels"]
+__all__ = [
+    "Entry",
+    "SetList",
+    "as_listed",
+    "check_entries",
+    "read_labels",
+    "read_list",
+    "read_text_file",
+    "write_labels",
+    "write_list",
+]
 
 
 class Entry(NamedTuple):
@@ -23,12 +33,14 @@ class Entry(NamedTuple):
         path: of the clip. label: its class, in a set with several labels per clip the first one, or -1 for none.
         frames: the number of frames that the list gives, None if it gives none.
         labels: all classes, in a set with several per clip; None in others.
+        span: the numbers of the first and last frame that belong to the clip, counted from 1; None: all frames.
     """
 
     path: Path
     label: int
     frames: int | None = None
     labels: tuple[int, ...] | None = None
+    span: tuple[int, int] | None = None
 
 
 class SetList(NamedTuple):
@@ -110,8 +122,10 @@ def read_list(
     """Reads lines ``path label``; paths are relative to ``root`` (default: the list's folder) and may hold spaces.
 
     The label is the last word, a number. With ``names`` it may also be a name: the longest one that ends the line.
-    A line ``path frames label``, as lists of frame folders have it, is told from a path with a space by the file that
-    is there. Where the clips are not ``labelled``, a line may be a path alone, and every label is -1.
+    Lists of frame folders have lines ``path frames label`` or ``path start end label``, the numbers of the first and
+    last frame, counted from 1. They are told from a path with spaces by the file that is there. The last form may have
+    semicolons in place of its spaces. Where the clips are not ``labelled``, a line may be a path alone, and every label
+    is -1.
 
     Raises:
         ClipError: the file cannot be read, or a line is not of this form.
@@ -126,6 +140,7 @@ def read_list(
             continue
         if "\0" in line:
             raise ClipError(f"{path}, line {number}: a path is expected, got {line[:80]!r}")
+        line = _without_semicolons(line)
         words = line.rsplit(maxsplit=1)
         if not labelled and os.path.exists(base / line):
             clip, label = line, -1
@@ -142,20 +157,62 @@ def read_list(
                 raise ClipError(f"{path}, line {number}: 'path label' is expected{known}, got {line[:80]!r}")
         if names is not None and label >= len(names):
             raise ClipError(f"{path}, line {number}: a label below {len(names)} is expected, got {label}")
-        found.append(_entry(base, clip.strip(), label if labelled else -1))
+        entry = _entry(base, clip.strip(), label if labelled else -1)
+        if entry.span is not None and not 1 <= entry.span[0] <= entry.span[1]:
+            first, last = entry.span
+            raise ClipError(
+                f"{path}, line {number}: the first and last frame are expected, counted from 1, got {first} and {last}"
+            )
+        found.append(entry)
     if not found:
         raise ClipError(f"{path}: no clips listed in it")
     return found
 
 
+def _without_semicolons(line: str) -> str:
+    """Returns ``path;start;end;label`` with spaces between its parts, and any other line as it is."""
+    parts = line.rsplit(";", 3)
+    return " ".join(parts) if len(parts) == 4 and all(map(_is_number, parts[1:])) else line
+
+
 def _entry(base: Path, clip: str, label: int) -> Entry:
-    """Returns the entry of a clip; ``a 120`` is the folder ``a`` with 120 frames if only that is there."""
-    words = clip.rsplit(maxsplit=1)
-    if len(words) == 2 and _is_number(words[1]):
-        shorter = base / words[0]
-        if os.path.exists(shorter) and not os.path.exists(base / clip):
-            return Entry(shorter, label, int(words[1]))
+    """Returns the entry of a clip; ``a 120`` is the folder ``a`` with 120 frames if only that is there, and ``a 1 120``
+    its frames 1 to 120."""
+    if os.path.exists(base / clip):
+        return Entry(base / clip, label)
+    for count in (1, 2):
+        shorter, *numbers = clip.rsplit(maxsplit=count)
+        if len(numbers) == count and all(map(_is_number, numbers)) and os.path.exists(base / shorter):
+            first, last = int(numbers[0]), int(numbers[-1])
+            return (
+                Entry(base / shorter, label, first) if count == 1 else Entry(base / shorter, label, span=(first, last))
+            )
     return Entry(base / clip, label)
+
+
+def as_listed(video: Video, entry: Entry) -> Video:
+    """Returns the frames of an open video that belong to the clip of a list.
+
+    Raises:
+        ClipError: the video has another number of frames than the list says, or ends before the last of them.
+    """
+    if entry.frames not in (None, video.frames):
+        raise ClipError(f"{entry.path}: the list gives it {entry.frames} frames, and it has {video.frames}")
+    if entry.span is None:
+        return video
+    first, last = entry.span
+    if last > video.frames:
+        raise ClipError(f"{entry.path}: the list gives it the frames {first} to {last}, and it has {video.frames}")
+    return PartOfVideo(video, first - 1, last)
+
+
+def write_list(path: Path, entries: Iterable[Entry], root: Path) -> Path:
+    """Writes a list as :func:`read_list` reads it, its paths relative to ``root``, whole or not at all."""
+    with replacing(path, "the list of clips") as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        for entry in entries:
+            numbers = entry.span or (() if entry.frames is None else (entry.frames,))
+            file.write(" ".join([entry.path.relative_to(root).as_posix(), *map(str, numbers), f"{entry.label}\n"]))
+    return path
 
 
 def check_entries(entries: Iterable[Entry], where: str | Path, is_known: Callable[[Path], bool]) -> None:

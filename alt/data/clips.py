@@ -4,14 +4,15 @@ A clip is a video file (extra ``video``), a folder of pictures in natural order 
 of pictures, or a ``.npy``, ``.npz`` or ``.pt`` file with one array, uint8 or in [0, 1], ``[F, 3, H, W]`` or
 ``[F, H, W, 3]``. ``register_decoder(".xyz", function)`` adds another kind.
 
-A list file has one line ``path label`` per clip. The label is a number or a name of the label file, a CSV of
-``id,name`` with a header.
+A list file has one line ``path label`` per clip; other forms are in :func:`alt.data.clip_lists.read_list`. The label is
+a number or a name of the label file, a CSV of ``id,name`` with a header.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,10 +22,10 @@ import torch
 from torch import Tensor
 
 from alt.errors import refuse_unordered
-from alt.files import refuse_special, replacing
+from alt.files import refuse_special
 
 from .array_videos import ARRAYS
-from .clip_lists import Entry, SetList, check_entries, read_labels, read_list, write_labels
+from .clip_lists import Entry, SetList, as_listed, check_entries, read_labels, read_list, write_labels, write_list
 from .seeds import derive_seed
 from .video import ClipError, Video, as_frames
 from .videos import naming, open_video, read_clip, readable_suffixes, register_decoder
@@ -81,15 +82,13 @@ def write_clips(
         raise ValueError(f"labels: expected one for each of {len(clips)} clips, got {len(labels)}")
     folder = Path(folder)
     suffix = "" if form == "frames" else f".{form}"
-    lines = []
+    entries = []
     for i, (frames, label) in enumerate(zip(clips, torch.as_tensor(labels).tolist(), strict=True)):
         name = f"clips/{i:06d}{suffix}"
         write_clip(folder / name, frames)
-        lines.append(f"{name} {label}")
+        entries.append(Entry(folder / name, label))
     write_labels(folder / "labels.csv", names)
-    with replacing(folder / "list.txt", "the list of clips") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "list.txt"
+    return write_list(folder / "list.txt", entries, folder)
 
 
 class ClipFiles:
@@ -150,13 +149,15 @@ class ClipFiles:
 
     def video(self, index: int) -> Video:
         """Opens a clip."""
-        path, count = self.entries[index].path, self.entries[index].frames
-        video = open_video(path)
-        if count not in (None, video.frames):
+        entry = self.entries[index]
+        video = open_video(entry.path)
+        try:
+            clip = as_listed(video, entry)
+        except ClipError:
             video.close()
-            raise ClipError(f"{path}: the list gives it {count} frames, and it has {video.frames}")
-        self._frames[index] = video.frames
-        return video
+            raise
+        self._frames[index] = clip.frames
+        return clip
 
     def take(self, index: int, make: Callable[[Video], Tensor], among: Tensor | None = None) -> tuple[Tensor, int]:
         """Returns ``make(video)`` of a clip, and the clip's number: of another one if this one is damaged.
@@ -186,12 +187,17 @@ class ClipFiles:
     @functools.cached_property
     def _seed(self) -> int:
         """A number of the list: of the names and labels of its clips."""
-        lines = "\n".join(f"{entry.path.name} {entry.label}" for entry in self.entries)
+        lines = "\n".join(" ".join(map(str, (e.path.name, *(e.span or ()), e.label))) for e in self.entries)
         return int.from_bytes(hashlib.sha256(lines.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
     def name(self, index: int) -> str:
         """Returns the path of a clip, for messages."""
         return str(self.entries[index].path)
+
+    def names_below(self, root: str | Path | None) -> list[str]:
+        """Returns what the list calls each clip: its path, relative to ``root``, and its first and last frame."""
+        paths = [os.path.relpath(entry.path, root) for entry in self.entries]
+        return [" ".join(map(str, (path, *(e.span or ())))) for path, e in zip(paths, self.entries, strict=True)]
 
     @property
     def replaced(self) -> list[int]:

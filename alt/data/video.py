@@ -13,7 +13,17 @@ from torch import Tensor
 
 from alt.files import check_decoded, describe_error, tensor_bytes
 
-__all__ = ["ClipError", "MemoryVideo", "Video", "as_frames", "as_video", "check_method", "check_size", "with_path"]
+__all__ = [
+    "ClipError",
+    "MemoryVideo",
+    "PartOfVideo",
+    "Video",
+    "as_frames",
+    "as_video",
+    "check_method",
+    "check_size",
+    "with_path",
+]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -86,6 +96,20 @@ class MemoryVideo(Video):
 
     def _read(self, places: Sequence[int]) -> Tensor:
         return self._frames[list(places)]
+
+
+class PartOfVideo(Video):
+    """The frames of another video from number ``begin`` up to, not including, ``end``. Closing it closes the video."""
+
+    def __init__(self, video: Video, begin: int, end: int) -> None:
+        super().__init__(video.path, end - begin, video.fps)
+        self._video, self._begin = video, begin
+
+    def _read(self, places: Sequence[int]) -> Tensor:
+        return self._video._read([self._begin + place for place in places])
+
+    def close(self) -> None:
+        self._video.close()
 
 
 def as_video(video: Video | Tensor) -> Video:

@@ -6,11 +6,10 @@ import dataclasses
 import os
 from pathlib import Path
 
-from alt.data.clip_lists import write_labels
+from alt.data.clip_lists import write_labels, write_list
 from alt.data.clips import ClipFiles
 from alt.data.new_classes import ClassDraws, write_draws
 from alt.errors import UserError
-from alt.files import replacing
 from alt.train.config import TrainConfig
 from alt.train.sources import choose_clips, open_list
 
@@ -54,7 +53,4 @@ def write_sampling_lists(config: TrainConfig, folder: Path) -> list[Path]:
 
 def _write_list(clips: ClipFiles, rows: list[int], path: Path) -> Path:
     shared = os.path.commonpath([entry.path.parent for entry in clips.entries])
-    lines = [f"{clips.entries[row].path.relative_to(shared).as_posix()} {clips.entries[row].label}\n" for row in rows]
-    with replacing(path, "the list") as partial:
-        partial.write_text("".join(lines), encoding="utf-8")
-    return path
+    return write_list(path, (clips.entries[row] for row in rows), Path(shared))

@@ -139,11 +139,10 @@ def find_unreadable(texts: Sequence[str], tokenise: Callable[[list[str]], Tensor
 
 
 def name_clips(data: ClipData) -> list[str]:
-    """Returns what a file of bags calls each clip of the training list: its path below ``data.root``, or its number."""
+    """Returns what a file of bags calls each clip of the training list: as the list does, or by its number."""
     source = data.train_set.clips
     if isinstance(source, ClipFiles):
-        root = data.config.data.root
-        return [os.path.relpath(entry.path, root) for entry in source.entries]
+        return source.names_below(data.config.data.root)
     return [f"clip {i}" for i in range(len(source.labels))]
 
 

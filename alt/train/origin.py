@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def describe_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 def _describe_clips(clips: Clips, chosen: Tensor, root: str | None) -> dict[str, Any]:
     """A clip is its number in the list, which seeds its augmentation, its path and its label."""
-    paths = [os.path.relpath(entry.path, root) for entry in clips.entries] if isinstance(clips, ClipFiles) else None
+    paths = clips.names_below(root) if isinstance(clips, ClipFiles) else None
     labels = clips.labels.tolist()
     lines = [f"{i}\0{labels[i]}\0{'' if paths is None else paths[i]}" for i in chosen.tolist()]
     return {"count": len(lines), "sha256": _hash(lines)}

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from alt.data.clips import ClipError, ClipFiles, read_labels, read_list
+from alt.data.check import check_clip
+from alt.data.clip_lists import write_labels, write_list
+from alt.data.clips import ClipError, ClipFiles, Entry, read_labels, read_list
+from alt.data.video import Video
 
 NAMES = ["lifting cup", "pushing box"]
 
@@ -95,6 +99,66 @@ def test_a_frame_count_per_line_is_told_from_a_space_in_the_path(tmp_path: Path)
     assert files.video(0).frames == 2
     with pytest.raises(ClipError, match=r"c\.npy: the list gives it 3 frames, and it has 2"):
         files.video(1)
+
+
+def frames_folder(path: Path, count: int) -> None:
+    """Pictures 00001.png and on, as programs that cut videos into frames number them; each shows its number."""
+    path.mkdir()
+    for number in range(1, count + 1):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path / f"{number:05d}.png")
+
+
+def numbers_of(video: Video) -> list[int]:
+    return video.read_all()[:, 0, 0, 0].tolist()
+
+
+def test_first_and_last_frame_of_a_clip(tmp_path: Path) -> None:
+    """The Mini sets' form: ``path start end label``, counted from 1, with spaces or semicolons."""
+    frames_folder(tmp_path / "a", 9)
+    frames_folder(tmp_path / "b c", 4)
+    frames_folder(tmp_path / "d 2 3", 2)
+    (tmp_path / "list.txt").write_text("a 1 9 0\na 4 6 1\nb c;2;2;1\nd 2 3 0\na 2 3 lifting cup\n")
+    entries = read_list(tmp_path / "list.txt", names=NAMES)
+    assert [(e.path.name, e.span, e.frames, e.label) for e in entries] == [
+        ("a", (1, 9), None, 0),
+        ("a", (4, 6), None, 1),
+        ("b c", (2, 2), None, 1),
+        ("d 2 3", None, None, 0),
+        ("a", (2, 3), None, 0),
+    ]
+    write_labels(tmp_path / "labels.csv", NAMES)
+    files = ClipFiles(tmp_path / "list.txt", tmp_path / "labels.csv")
+    assert [numbers_of(files.video(i)) for i in range(4)] == [list(range(1, 10)), [4, 5, 6], [2], [1, 2]]
+    assert files.video(1).read([2, 0]).shape == (2, 3, 8, 8)
+    assert files.video(1).read([2, 0])[:, 0, 0, 0].tolist() == [6, 4]
+    with pytest.raises(ValueError, match="expected numbers of frames from 0 to 2, got 3"):
+        files.video(1).read([3])
+    (short,) = files.describe(3)  # frames of a folder that do not belong to its clip do not count
+    assert short.startswith("2 of 5 clips have fewer than 3 frames")
+    assert files.names_below(tmp_path) == ["a 1 9", "a 4 6", "b c 2 2", "d 2 3", "a 2 3"]
+    assert read_list(write_list(tmp_path / "again.txt", entries, tmp_path)) == entries
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("a 0 3 1", "line 1: the first and last frame are expected, counted from 1, got 0 and 3"),
+        ("a 3 2 1", "line 1: the first and last frame are expected, counted from 1, got 3 and 2"),
+        ("a 2 4 1", r"a: the list gives it the frames 2 to 4, and it has 3"),
+    ],
+)
+def test_frames_that_a_clip_has_not(tmp_path: Path, line: str, says: str) -> None:
+    frames_folder(tmp_path / "a", 3)
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    with pytest.raises(ClipError, match=says):
+        ClipFiles(tmp_path / "list.txt").video(0)
+
+
+def test_damage_outside_of_the_span_is_told_by_the_check(tmp_path: Path) -> None:
+    frames_folder(tmp_path / "a", 3)
+    entry = Entry(tmp_path / "a", 0, span=(1, 4))
+    assert check_clip(entry).problem == "the list gives it the frames 1 to 4, and it has 3"
+    assert check_clip(entry._replace(span=(1, 2))) == (tmp_path / "a", 3, None)
 
 
 def test_missing_clips_are_all_told_before_the_first_is_read(tmp_path: Path) -> None:
