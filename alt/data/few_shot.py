@@ -20,7 +20,8 @@ def few_shot_indices(
     """Returns the indices of exactly ``shots`` samples per class, ascending.
 
     The samples of class c are permuted by (seed, c) and the first ``shots`` are taken. So sets are nested in
-    ``shots``, and a class does not depend on the others.
+    ``shots``, and a class does not depend on the others. The permutation is NumPy's, of the generator Philox with the
+    key (seed, c); tests/data/test_few_shot.py has it in integers.
 
     Args:
         labels: class number of every sample of the pool.

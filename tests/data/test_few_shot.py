@@ -11,6 +11,7 @@ import torch
 
 from alt.data.few_shot import few_shot_indices
 from alt.entityworld.world import World
+from tests.philox import shuffle_by_hand
 
 
 def labels(seed: int = 0) -> torch.Tensor:
@@ -20,6 +21,17 @@ def labels(seed: int = 0) -> torch.Tensor:
 def test_the_draw_stays_what_it_is() -> None:
     """Other numbers would change the clips of every few-shot run that is resumed."""
     assert few_shot_indices([0] * 9 + [1] * 9, 2, seed=3) == [6, 7, 9, 17]
+
+
+@pytest.mark.parametrize(("seed", "shots", "classes"), [(0, 2, 3), (7, 16, 2), (2**63, 1, 5)])
+def test_the_draw_by_hand(seed: int, shots: int, classes: int) -> None:
+    """The rule in integers, so that another program can draw the same clips."""
+    pool = [number for number in range(classes) for _ in range(17 + 3 * number)]
+    expected = []
+    for number in range(classes):
+        members = [i for i, label in enumerate(pool) if label == number]
+        expected += [members[place] for place in shuffle_by_hand(len(members), seed, number)[:shots]]
+    assert few_shot_indices(pool, shots, seed) == sorted(expected)
 
 
 @pytest.mark.parametrize("shots", [2, 4])

@@ -14,8 +14,15 @@ pytest.importorskip("torchmetrics")
 from alt.evaluate.linear_probe import ProbeConfig, fingerprint, fit_probe, linear_probe
 from alt.evaluate.protocols import draw_classes, few_shot, random_subsets, restrict, zero_shot
 from alt.evaluate.run import Collected, result_of
+from tests.philox import choose_by_hand
 
 LABELS = [0] * 20 + [1] * 17 + [2] * 16
+
+
+def test_the_draw_of_classes_by_hand() -> None:
+    pool = list(range(5, 225))
+    for seed in (0, 1, 2):
+        assert draw_classes(pool, 160, [seed]) == [sorted(pool[i] for i in choose_by_hand(220, 160, seed))]
 
 
 def test_few_shot_runner_trains_once_a_shot_and_seed() -> None:
