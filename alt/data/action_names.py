@@ -13,7 +13,8 @@ __all__ = ["ACTION_SETS", "name_to_text", "read_action_names", "read_names"]
 
 _FOLDER = Path(__file__).parent / "names"
 ACTION_SETS: tuple[str, ...] = tuple(sorted(file.stem for file in _FOLDER.glob("*.txt")))
-"""Names of the lists: Kinetics-400 and -600, UCF-101, HMDB-51, Something-Something v2."""
+"""Names of the lists: Kinetics-400 and -600, UCF-101, HMDB-51, Something-Something v2; Mini-Kinetics-200 and Mini
+Something-Something v2, which are half of the classes of two of these."""
 
 
 def read_action_names(name: str) -> list[str]:

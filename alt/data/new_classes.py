@@ -69,8 +69,8 @@ def find_named(names: Sequence[str], wanted: Iterable[str]) -> list[int]:
     missing = [name for name in wanted if _key(name) not in numbers]
     if missing:
         raise ValueError(
-            f"classes: expected the {len(wanted)} of the draw among the {len(names)} of the data set, "
-            f"{len(missing)} are missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            f"classes: expected {len(wanted)} of the data set's {len(names)}, {len(missing)} of them are not among "
+            f"these: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
         )
     return sorted(numbers[_key(name)] for name in wanted)
 

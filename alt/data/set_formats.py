@@ -1,8 +1,8 @@
 """Data sets in the files in which they are published: one reader per format, all with one result.
 
 ======== ============================================================================================================
-list     ``train.txt``, ``test.txt`` (``train1.txt`` for a split): lines ``path label`` or ``path frames label``, as
-         X-CLIP and mmaction2 write them, and ``labels.csv``
+list     ``train.txt``, ``test.txt`` (``train1.txt`` for a split): lines ``path label``, ``path frames label`` or ``path
+         start end label``, as X-CLIP, mmaction2 and the authors of the Mini sets write them, and ``labels.csv``
 ucf101   ``trainlist01.txt``, ``testlist01.txt`` and ``classInd.txt``; clips in folders by class
 hmdb51   ``brush_hair_test_split1.txt``, one file per class and split; clips in folders by class
 kinetics ``train.csv``, ``val.csv`` with label, youtube_id, time_start, time_end; clips anywhere below the root
@@ -32,11 +32,12 @@ from alt.files import read_json
 
 from .action_names import name_to_text
 from .clip_lists import Entry, SetList, read_labels, read_list, read_text_file
+from .new_classes import find_named
 from .picture_videos import natural_key
 from .video import ClipError
 from .videos import readable_suffixes
 
-__all__ = ["FORMATS", "SetFolders", "read_set"]
+__all__ = ["FORMATS", "SetFolders", "read_list_of_set", "read_set"]
 
 
 class SetFolders(NamedTuple):
@@ -47,19 +48,74 @@ class SetFolders(NamedTuple):
     skip_missing: bool = False
 
 
-def read_set(form: str, folders: SetFolders, part: str, split: int = 1) -> SetList:
+def read_set(
+    form: str, folders: SetFolders, part: str, split: int = 1, classes: Sequence[str] | None = None
+) -> SetList:
     """Reads one part of a data set.
 
     Args:
         form: of :data:`FORMATS`. folders: of the set. part: "train" or "test". split: official split, from 1.
+        classes: names of the classes to keep, which are numbered anew in the order of the set; None: all.
 
     Raises:
-        ClipError: a file is missing or is not of the format, or no clip of the list is there.
+        ClipError: a file is missing or not of the format, a class is not in the set, or no clip of the list is there.
     """
     for folder in (folders.root, folders.lists):
         if not folder.is_dir():
             raise ClipError(f"{folder}: there is no such folder")
     found = FORMATS[form](folders, part, split)
+    return _finish(found if classes is None else _keep_classes(found, classes), folders)
+
+
+def read_list_of_set(form: str, folders: SetFolders, path: Path, classes: Sequence[str] | None = None) -> SetList:
+    """Reads a list ``path label`` that others made of the clips of a set, such as a published few-shot draw.
+
+    A label is the number of a class of the set, or of ``classes`` in the order of the set. A clip is found by its path,
+    or by its name wherever it is below the root: the lists of ViFi-CLIP expect all clips in one folder. Where the set's
+    own lists (split 1) have the clip, it must be of the same class there.
+
+    Args:
+        form, folders, classes: as in :func:`read_set`. path: of the list.
+
+    Raises:
+        ClipError: a file cannot be read, or a clip has another class than in the set's own lists.
+    """
+    own = _read_own_lists(form, folders)
+    names = own.names if classes is None else _keep_classes(own, classes).names
+    known, index, entries = {entry.path.stem: entry for entry in own.entries}, None, []
+    for entry in read_list(path, folders.root, names):
+        there = known.get(entry.path.stem)
+        if there is not None:
+            wanted = own.names[there.label]
+            if names[entry.label] != wanted:
+                raise ClipError(
+                    f"{path}: {entry.path.name} is of the class {wanted!r} in the set's own lists, and of "
+                    f"{names[entry.label]!r} here; are its labels the numbers of this set's classes?"
+                )
+            entry = entry._replace(path=there.path)
+        elif not entry.path.exists():
+            index = _index(folders.root) if index is None else index
+            entry = entry._replace(path=index.get(entry.path.stem, entry.path))
+        entries.append(entry)
+    return _finish(SetList(entries, names, path), folders)
+
+
+def _read_own_lists(form: str, folders: SetFolders) -> SetList:
+    """Returns all clips of a set's split 1. One of its two lists may be missing."""
+    parts: list[SetList] = []
+    for part in ("train", "test"):
+        try:
+            parts.append(read_set(form, folders._replace(skip_missing=False), part))
+        except ClipError:
+            if part == "test" and not parts:
+                raise
+    if any(entry.labels is not None for found in parts for entry in found.entries):
+        raise ClipError(f"{parts[0].where}: its clips have several labels each; lists of others give one")
+    return parts[0]._replace(entries=[entry for found in parts for entry in found.entries])
+
+
+def _finish(found: SetList, folders: SetFolders) -> SetList:
+    """Returns a list without the clips that are not there, if they may be left out."""
     if not found.entries:
         raise ClipError(f"{found.where}: no clips listed in it")
     if not folders.skip_missing:
@@ -68,6 +124,18 @@ def read_set(form: str, folders: SetFolders, part: str, split: int = 1) -> SetLi
     if not there:
         raise ClipError(f"{found.where}: none of its {len(found.entries)} clips is below {folders.root}")
     return found._replace(entries=there, missing=len(found.entries) - len(there))
+
+
+def _keep_classes(found: SetList, classes: Sequence[str]) -> SetList:
+    if any(entry.labels is not None for entry in found.entries):
+        raise ClipError(f"{found.where}: a set with one label per clip is expected, to keep some of its classes")
+    try:
+        kept = find_named(found.names, classes)
+    except ValueError as error:
+        raise ClipError(f"{found.where}: {error}") from None
+    numbers = {old: new for new, old in enumerate(kept)}
+    entries = [entry._replace(label=numbers[entry.label]) for entry in found.entries if entry.label in numbers]
+    return found._replace(entries=entries, names=[found.names[number] for number in kept])
 
 
 # --- the formats ---

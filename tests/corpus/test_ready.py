@@ -16,7 +16,8 @@ from alt.train.catalogue import names
 
 from .senses import find_wrong, read_sample
 
-COUNTS = {"hmdb51": 51, "k400": 400, "k600": 600, "ssv2": 174, "ucf101": 101}
+COUNTS = {"hmdb51": 51, "k400": 400, "k600": 600, "minikinetics": 200, "minissv2": 87, "ssv2": 174, "ucf101": 101}
+HALVES = {"minikinetics": "k400", "minissv2": "ssv2"}
 
 
 def real_wordnet() -> WordNet:
@@ -33,6 +34,9 @@ def test_lists_have_the_published_numbers_of_names() -> None:
         assert len(found) == len(set(found)) == count
     assert read_action_names("k400")[::399] == ["abseiling", "zumba"]
     assert read_action_names("ucf101")[0] == "ApplyEyeMakeup"
+    for mini, whole in HALVES.items():
+        found = read_action_names(mini)
+        assert [name for name in read_action_names(whole) if name in found] == found
     with pytest.raises(ValueError, match="expected one of hmdb51"):
         read_action_names("k700")
 

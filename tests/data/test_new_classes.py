@@ -62,5 +62,5 @@ def test_files_of_draws(tmp_path: Path) -> None:
             read_draws(path)
     with pytest.raises(ValueError, match=r"none: neither a readable file .* nor one of k600-160-of-220"):
         read_draws("none")
-    with pytest.raises(ValueError, match=r"expected the 2 of the draw among the 3 of the data set, 1 are missing: z$"):
+    with pytest.raises(ValueError, match=r"expected 2 of the data set's 3, 1 of them are not among these: z$"):
         find_named(["x", "Y", "w"], ["y", "z"])

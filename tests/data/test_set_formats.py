@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alt.data.action_names import name_to_text
+from alt.data.action_names import name_to_text, read_action_names
 from alt.data.clips import ClipError, ClipFiles
 from alt.data.set_formats import SetFolders, read_set
 
@@ -113,6 +113,27 @@ def test_something_something_has_placeholders(tmp_path: Path) -> None:
     (where.lists / "train.json").write_text(json.dumps([{"id": 1, "template": "Eating [something]"}]))
     with pytest.raises(ClipError, match=r"train\.json, clip 0: an id and a template of labels\.json are expected"):
         read_set("ssv2", where, "train")
+
+
+def test_some_classes_of_a_set(tmp_path: Path) -> None:
+    """MiniSSv2 is Something-Something's own lists with the 87 classes that ship."""
+    names = read_action_names("ssv2")
+    templates = [name.replace("something", "[something]") for name in names]
+    where = folders(
+        tmp_path,
+        labels__json=json.dumps({name: str(i) for i, name in enumerate(names)}),
+        validation__json=json.dumps([{"id": str(i), "template": name} for i, name in enumerate(templates)]),
+    )
+    kept = read_action_names("minissv2")
+    part = read_set("ssv2", where, "test", classes=kept)
+    assert part.names == kept
+    assert [names[int(entry.path.stem)] for entry in part.entries] == kept
+    assert [entry.label for entry in part.entries] == list(range(87))
+    touch(where.root, "0.webm")  # of a kept class, as 2.webm is not
+    few = read_set("ssv2", where._replace(skip_missing=True), "test", classes=kept)
+    assert (len(few.entries), few.missing) == (1, 86)
+    with pytest.raises(ClipError, match=r"expected 2 of the data set's 174, 1 of them are not among these: Eating"):
+        read_set("ssv2", where, "test", classes=["Eating", kept[0]])
 
 
 def test_charades_has_several_labels_per_clip(tmp_path: Path) -> None:

@@ -224,10 +224,10 @@ def test_zero_shot_on_new_classes(folder: Path) -> None:
     for change, says in (
         ("evaluation.subset=2", "draws 2 or 3 classes, evaluation.subset says 2"),
         ("evaluation.draws=2", "has 3 draws, evaluation.draws says 2"),
-        ("evaluation.sets=[seen]", "classes: expected the 2 of the draw among the"),
+        ("evaluation.sets=[seen]", "classes: expected 2 of the data set's 10, 2 of them"),
         (
             "evaluation.class_draws=k600-160-of-220",
-            "expected the 160 of the draw .*, 160 are missing: acting",
+            "expected 160 of the data set's .*, 160 of them are not among these: acting",
         ),
     ):
         with pytest.raises(UserError, match=says):

@@ -61,7 +61,7 @@ OURS = ("alt", "corpus", "decoder", "strategy", "reading", "tau", "components", 
 #: Rows of MAXI's ablations: the setting that each changes, and the share p of its table.
 ROWS_OF_MAXI: dict[str, dict[str, object]] = {
     "names": {"bags.file": None, "bags.share": 1},
-    "under": {"bags.dictionary": ["datasets/minikinetics.txt"], "bags.share": 0.5},
+    "under": {"bags.dictionary": ["minikinetics"], "bags.share": 0.5},
     "over": {"bags.dictionary": ["labels", "datasets/verbs.txt"], "bags.share": 0.5},
     **{f"share{percent}": {"bags.share": percent / 100} for percent in (100, 50, 30)},
     **{form: {"bags.form": form, "bags.share": 1} for form in ("pairwise", "instance", "max")},
