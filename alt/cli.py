@@ -25,6 +25,7 @@ def build_app() -> typer.Typer:
     from alt.commands.entityworld import entityworld
     from alt.commands.evaluate import evaluate
     from alt.commands.group import AltGroup
+    from alt.commands.heatmaps import heatmaps
     from alt.commands.logs import set_verbosity
     from alt.commands.predict import BareJson, predict
     from alt.commands.table import table
@@ -61,6 +62,7 @@ def build_app() -> typer.Typer:
     app.command("train")(train)
     app.command("eval")(evaluate)
     app.command("predict", cls=BareJson)(predict)
+    app.command("heatmaps")(heatmaps)
     app.command("table")(table)
     app.command("zeroshot")(zeroshot)
     app.command("tradeoff")(tradeoff)

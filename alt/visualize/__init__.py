@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from .explanation import ClassScore as ClassScore
     from .explanation import Explanation as Explanation
     from .explanation import explain as explain
+    from .heat_comparison import ComparedHeat as ComparedHeat
+    from .heat_comparison import TextMap as TextMap
+    from .heat_comparison import draw_heat_comparison as draw_heat_comparison
+    from .heat_comparison import map_text as map_text
+    from .heat_comparison import write_heat_comparison as write_heat_comparison
     from .heat_maps import gradient_heat_map as gradient_heat_map
     from .heat_maps import paint as paint
     from .heat_maps import peak_inside as peak_inside

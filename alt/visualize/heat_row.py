@@ -15,7 +15,7 @@ from alt.models.video_model import VideoModel
 from .explanation import Explanation
 from .heat_maps import gradient_heat_map, text_heat_map, text_of
 
-__all__ = ["HeatRow", "heat_rows"]
+__all__ = ["HeatRow", "file_name", "heat_rows"]
 
 _KINDS = {
     "cosine": "cosine of every region with the text",
@@ -62,7 +62,12 @@ def heat_rows(
     rows = []
     for text in dict.fromkeys(texts):
         embedding = text_of(model, text)
-        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:60] or "text"
+        name = file_name(text)
         rows.append(HeatRow("cosine", name, f"likeness to “{text}”", text_heat_map(explanation, embedding)))
         rows.append(HeatRow("gradient", name, f"where “{text}” comes from", gradient_heat_map(model, clip, embedding)))
     return rows
+
+
+def file_name(text: str) -> str:
+    """Returns what the file of a text's heat map is called, without its suffix."""
+    return re.sub(r"\W+", "_", text.lower()).strip("_")[:60] or "text"

@@ -25,7 +25,7 @@ from .regions import draw_regions
 from .sheet import Picture, ink_on
 from .truth import Agreement, Truth, share_in_clip
 
-__all__ = ["write_example_page", "write_page"]
+__all__ = ["data_uri", "heat_ramp", "open_template", "write_example_page", "write_page"]
 
 Values = dict[str, Any]
 
@@ -52,7 +52,7 @@ def write_page(
     Raises:
         OSError: it could not be written.
     """
-    page = _template().render(
+    page = open_template("page.html.jinja").render(
         title=title,
         note=note,
         classes=explanation.classes[:top],
@@ -63,7 +63,7 @@ def write_page(
         agreement=agreement,
         rows=_rows(explanation, rows, truth),
         groups=_groups(explanation, truth),
-        ramp=[_css(colour) for colour in colour_of(np.linspace(0, 1, 9))],
+        ramp=heat_ramp(),
     )
     with replacing(path, "the page") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -104,7 +104,8 @@ def write_example_page(
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def open_template(name: str) -> jinja2.Template:
+    """Returns a template of this package."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alt.visualize"),
         autoescape=True,  # names of classes and entities come from files
@@ -113,7 +114,12 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
+
+
+def heat_ramp() -> list[str]:
+    """Returns colours of heat maps from the lowest value to the highest, for the style of a page."""
+    return [_css(colour) for colour in colour_of(np.linspace(0, 1, 9))]
 
 
 def _truth(explanation: Explanation, truth: Truth, agreement: Mapping[str, float]) -> Values:
@@ -169,9 +175,7 @@ def _row(
     scale: tuple[str, ...] | None = None,
 ) -> Values:
     legends = legends or [[] for _ in pictures]
-    cells = [
-        {"source": _data_uri(picture), "legend": legend} for picture, legend in zip(pictures, legends, strict=True)
-    ]
+    cells = [{"source": data_uri(picture), "legend": legend} for picture, legend in zip(pictures, legends, strict=True)]
     return {"title": title, "what": what, "scale": scale, "cells": cells}
 
 
@@ -217,8 +221,8 @@ def _groups(explanation: Explanation, truth: Truth | None, top: int = 12) -> lis
     return list(groups.values())
 
 
-def _data_uri(picture: Picture) -> str:
-    """PNG, which keeps flat colours exact and small; JPEG where a photograph would be large."""
+def data_uri(picture: Picture) -> str:
+    """Returns a picture for a page: PNG, which keeps flat colours exact; JPEG where a photograph would be large."""
     buffer, kind = io.BytesIO(), "png"
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     if buffer.tell() > 40_000:
