@@ -138,13 +138,16 @@ BUILT_IN: tuple[BuiltIn, ...] = (
         "clipseg", "HOST", ("CLIPSegModel", "CLIPSegVisionModel"), "as CLIP; the decoder of CLIPSeg reads the grid"
     ),
     _transformers(
-        "dinov2", "HOST", ("Dinov2Model", "Dinov2ForImageClassification"), "LayerScale, SwiGLU, stochastic depth"
+        "dinov2",
+        "HOST",
+        ("Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone"),
+        "LayerScale, SwiGLU, stochastic depth, feature maps",
     ),
     _transformers(
         "dinov2_with_registers",
         "WITH_REGISTERS",
-        ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"),
-        "registers never merge, LayerScale, SwiGLU, stochastic depth",
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersBackbone"),
+        "registers never merge, LayerScale, SwiGLU, stochastic depth, feature maps",
     ),
     BuiltIn(
         "torchvision",
@@ -180,8 +183,9 @@ BUILT_IN: tuple[BuiltIn, ...] = (
     _transformers(
         "dinov3_vit",
         "HOST",
-        ("DINOv3ViTModel",),
-        "registers never merge, rotary positions at the mean place of merged patches, LayerScale, gated MLP",
+        ("DINOv3ViTModel", "DINOv3ViTBackbone"),
+        "registers never merge, rotary positions at the mean place of merged patches, LayerScale, gated MLP, "
+        "feature maps",
     ),
     BuiltIn(
         "open_clip",

@@ -58,9 +58,10 @@ class TrunkMerge(Protocol):
 
 
 class TowerMerge(Protocol):
-    """The patch of a tower, stored as its ``_alt_patch``."""
+    """The patch of a tower, stored as its ``_alt_patch``. merged_output: see :class:`TrunkMerge`."""
 
     host: Any
+    merged_output: bool
 
     def encode(self, tower: Any, images: Tensor, frames: int = 1) -> tuple[Tensor, TrunkMerge]:
         """Embeds images and runs the blocks; returns the tokens of the last block and the run with their sizes."""

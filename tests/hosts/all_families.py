@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .backbone_families import BACKBONES
 from .copied_families import COPIES
 from .families import FAMILIES as OTHERS
 from .families import Family
@@ -16,7 +17,7 @@ from .torch_families import IMAGE_MODELS, SEQUENCES
 
 __all__ = ["FAMILIES", "IMAGES", "REMOVED", "by_hand"]
 
-IMAGES: dict[str, Family] = OTHERS | COPIES | ROTARY | PADDED | IMAGE_MODELS
+IMAGES: dict[str, Family] = OTHERS | COPIES | ROTARY | BACKBONES | PADDED | IMAGE_MODELS
 FAMILIES: dict[str, Family] = IMAGES | SEQUENCES
 REMOVED = (5, 3)
 """Tokens that the two blocks remove."""

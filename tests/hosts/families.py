@@ -31,6 +31,7 @@ class Family:
     make: a new model. run: its outputs for images. tower: its image tower. embed: tokens before the first block.
     blocks: their weights. finish: the outputs of ``run`` from the grid of the last block's tokens.
     sizes: image sizes that it takes without a change. switch: it can recompute its blocks in the backward.
+    pickles: the unpatched model can be pickled.
     places: coordinates of the tokens that attention rotates by. counts: sizes of the tokens of two images at first.
     tolerance: of merged outputs. float32_gradients: parameters whose gradient the host itself computes in float32.
     """
@@ -45,6 +46,7 @@ class Family:
     attention: Callable[[Any], list[nn.Module]] = field(default=lambda tower: [])
     sizes: tuple[tuple[int, int], ...] = ((SIDE, SIDE),)
     switch: bool = True
+    pickles: bool = True
     places: Callable[[Any, Tensor], Tensor | None] = field(default=lambda tower, batch: None)
     counts: list[list[float]] | None = None
     tolerance: float = 1e-11
@@ -69,13 +71,8 @@ def pair(module: Any) -> tuple[Tensor, Tensor | None]:
 
 # --- transformers ---
 
-SMALL = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": SIDE,
-    "patch_size": PATCH,
-}
+SMALL = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL |= {"image_size": SIDE, "patch_size": PATCH}
 MLP = {"intermediate_size": 48}
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
 

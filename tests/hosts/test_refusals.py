@@ -51,8 +51,8 @@ CASES: dict[str, tuple[Any, str]] = {
         r"got transformers\.models\.clip\.modeling_clip\.CLIPTextModel$",
     ),
     "backbone": (
-        lambda: hf.Dinov2Backbone(hf.Dinov2Config(**SMALL)),
-        r"got transformers\.models\.dinov2\.modeling_dinov2\.Dinov2Backbone$",
+        lambda: hf.PixioBackbone(hf.PixioConfig(**SMALL)),
+        r"got transformers\.models\.pixio\.modeling_pixio\.PixioBackbone$",
     ),
     "hf swin": (lambda: hf.SwinModel(hf.SwinConfig(**TINY_SWIN)), "modeling_swin.SwinModel: it attends inside windows"),
     "hf beit": (lambda: hf.BeitModel(hf.BeitConfig(**SMALL, **MLP)), "BeitModel: .* table of relative positions"),

@@ -1,4 +1,4 @@
-"""``Dinov2Model`` and ``Dinov2WithRegistersModel``, alone or inside their classifiers.
+"""``Dinov2Model`` and ``Dinov2WithRegistersModel``, alone or inside their classifiers, and the backbones of both.
 
 The two families have the same parts under the same names. The registers follow the class token and never merge.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.dinov2 import modeling_dinov2 as foreign
 from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as registers
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..host import BlockParts, Embedded, HostAttention
 from ..merging import MergingBlock
 from .attention import SeparateAttention, VitStyleAttention
+from .backbone import MergingBackbone
 from .family import Family
 from .merging import MergingEncoder, MergingVisionModel
 
@@ -49,6 +49,10 @@ class Dinov2Model(_MergingDinov2, foreign.Dinov2Model):
     pass
 
 
+class Dinov2Backbone(MergingBackbone, foreign.Dinov2Backbone):
+    pass
+
+
 class Dinov2WithRegistersLayer(MergingBlock, registers.Dinov2WithRegistersLayer):
     pass
 
@@ -58,6 +62,10 @@ class Dinov2WithRegistersEncoder(MergingEncoder, registers.Dinov2WithRegistersEn
 
 
 class Dinov2WithRegistersModel(_MergingDinov2, registers.Dinov2WithRegistersModel):
+    pass
+
+
+class Dinov2WithRegistersBackbone(MergingBackbone, registers.Dinov2WithRegistersBackbone):
     pass
 
 
@@ -73,18 +81,20 @@ class Dinov2WithRegistersAttention(Dinov2Attention):
 
 
 class Dinov2(Family):
-    """The host of transformers' ``Dinov2Model``."""
+    """The host of transformers' ``Dinov2Model`` and ``Dinov2Backbone``."""
 
     name = "transformers.dinov2"
-    supports = "transformers' Dinov2Model"
+    supports = "transformers' Dinov2Model and Dinov2Backbone"
     patched = MappingProxyType(
         {
             foreign.Dinov2Model: Dinov2Model,
+            foreign.Dinov2Backbone: Dinov2Backbone,
             foreign.Dinov2Encoder: Dinov2Encoder,
             foreign.Dinov2Layer: Dinov2Layer,
         }
     )
     tower = foreign.Dinov2Model
+    backbone: type[nn.Module] = foreign.Dinov2Backbone
     encoder = foreign.Dinov2Encoder
     layer = foreign.Dinov2Layer
     attention: type[SeparateAttention] = Dinov2Attention
@@ -112,23 +122,25 @@ class Dinov2(Family):
         normed = tower.layernorm(x)
         return normed, normed[:, 0, :]
 
-    def position_embedding(self, tower: Any) -> torch.nn.Parameter:
+    def position_embedding(self, tower: Any) -> nn.Parameter:
         return tower.embeddings.position_embeddings
 
 
 class Dinov2WithRegisters(Dinov2):
-    """The host of transformers' ``Dinov2WithRegistersModel``."""
+    """The host of transformers' ``Dinov2WithRegistersModel`` and ``Dinov2WithRegistersBackbone``."""
 
     name = "transformers.dinov2_with_registers"
-    supports = "transformers' Dinov2WithRegistersModel"
+    supports = "transformers' Dinov2WithRegistersModel and Dinov2WithRegistersBackbone"
     patched = MappingProxyType(
         {
             registers.Dinov2WithRegistersModel: Dinov2WithRegistersModel,
+            registers.Dinov2WithRegistersBackbone: Dinov2WithRegistersBackbone,
             registers.Dinov2WithRegistersEncoder: Dinov2WithRegistersEncoder,
             registers.Dinov2WithRegistersLayer: Dinov2WithRegistersLayer,
         }
     )
     tower = registers.Dinov2WithRegistersModel
+    backbone = registers.Dinov2WithRegistersBackbone
     encoder = registers.Dinov2WithRegistersEncoder
     layer = registers.Dinov2WithRegistersLayer
     attention = Dinov2WithRegistersAttention

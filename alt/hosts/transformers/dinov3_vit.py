@@ -1,4 +1,4 @@
-"""``DINOv3ViTModel``: class token and registers that never merge, and rotary positions.
+"""``DINOv3ViTModel`` and ``DINOv3ViTBackbone``: class token and registers that never merge, and rotary positions.
 
 Queries and keys of a patch are turned by its place (y, x), in [-1, 1]; a merged token by the mean place of its patches.
 Pair j of the channels of a head turns by ``2 pi y f_j``, and pair ``D / 4 + j`` by ``2 pi x f_j``.
@@ -21,9 +21,10 @@ from ..merging import MergingBlock
 from ..modules import has_hooks, require_class
 from ..rotary import place_tokens
 from .attention import VitStyleAttention
+from .backbone import MergingBackbone
 from .dinov2 import Dinov2
 from .family import OWNER, patches_of
-from .merging import MergingEncoder, MergingVisionModel, RecordsNothing
+from .merging import LayersRun, MergingEncoder, MergingVisionModel
 
 __all__ = ["HOST"]
 
@@ -32,7 +33,7 @@ class DINOv3ViTLayer(MergingBlock, foreign.DINOv3ViTLayer):
     pass
 
 
-class DINOv3ViTEncoder(RecordsNothing, MergingEncoder, foreign.DINOv3ViTEncoder):
+class DINOv3ViTEncoder(MergingEncoder, foreign.DINOv3ViTEncoder):
     pass
 
 
@@ -40,6 +41,24 @@ class DINOv3ViTModel(MergingVisionModel, foreign.DINOv3ViTModel):
     @capture_outputs  # no surrounding model records what the layers return: their tokens are merged
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, **kwargs: Any) -> Any:
         return self.run_merged(_embed(self, pixel_values, bool_masked_pos), kwargs)
+
+
+class DINOv3ViTBackbone(MergingBackbone, foreign.DINOv3ViTBackbone):
+    """Its maps leave the protected tokens out in every form, and its last stage is always normed."""
+
+    def finish_stage(self, stage: int, x: Tensor) -> Tensor:
+        return self.norm(x) if stage == len(self.stage_names) - 1 else super().finish_stage(stage, x)
+
+    def make_output(self, run: LayersRun, tokens: list[Tensor], size: tuple[int, int]) -> Any:
+        class_tokens = tuple(x[:, 0] for x in tokens) if getattr(self.config, "return_class_token", False) else None
+        maps = tuple(self.to_map(x, size) for x in tokens)
+        output: Any = foreign.DINOv3ViTBackboneOutput(maps, run.hidden_states, cls_tokens=class_tokens)
+        if run.hidden_states is not None:  # the host's output has it only beside them
+            output.last_hidden_state = run.merge.restore(self.norm(run.tokens))
+        return output
+
+    def to_map(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().to_map(x, size) if self.config.reshape_hidden_states else x[:, HOST.num_protected(self) :]
 
 
 class Dinov3Attention(VitStyleAttention):
@@ -100,19 +119,21 @@ class DINOv3ViTRopePositionEmbedding(foreign.DINOv3ViTRopePositionEmbedding):
 
 
 class Dinov3(Dinov2):
-    """The host of transformers' ``DINOv3ViTModel``."""
+    """The host of transformers' ``DINOv3ViTModel`` and ``DINOv3ViTBackbone``."""
 
     name = "transformers.dinov3_vit"
-    supports = "transformers' DINOv3ViTModel"
+    supports = "transformers' DINOv3ViTModel and DINOv3ViTBackbone"
     patched = MappingProxyType(
         {
             foreign.DINOv3ViTModel: DINOv3ViTModel,
+            foreign.DINOv3ViTBackbone: DINOv3ViTBackbone,
             foreign.DINOv3ViTEncoder: DINOv3ViTEncoder,
             foreign.DINOv3ViTLayer: DINOv3ViTLayer,
             foreign.DINOv3ViTRopePositionEmbedding: DINOv3ViTRopePositionEmbedding,
         }
     )
     tower = foreign.DINOv3ViTModel
+    backbone = foreign.DINOv3ViTBackbone
     encoder = foreign.DINOv3ViTEncoder
     layer = foreign.DINOv3ViTLayer
     attention = Dinov3Attention

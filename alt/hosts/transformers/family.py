@@ -24,12 +24,14 @@ class Family(Host):
 
     Attributes:
         tower: class of the vision model, whose forward returns hidden states and a pooled output.
+        backbone: class with the same parts, whose forward returns maps of features; None if the family has none.
         layer: class of its layers. encoder: class of the module that loops over them, None if the tower does.
         attention: reads a layer's attention. owners: attributes under which larger models hold the tower.
         mean, std: of the family's image processor.
     """
 
     tower: type[nn.Module]
+    backbone: type[nn.Module] | None = None
     layer: type[nn.Module]
     encoder: type[nn.Module] | None
     attention: type[SeparateAttention]
@@ -57,19 +59,23 @@ class Family(Host):
 
     # --- where things are ---
 
+    @property
+    def _towers(self) -> tuple[type[nn.Module], ...]:
+        return (self.tower,) if self.backbone is None else (self.tower, self.backbone)
+
     def find_tower(self, model: nn.Module) -> nn.Module | None:
-        if isinstance(model, self.tower):
+        if isinstance(model, self._towers):
             return model
         if not any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__):
             return None
         inside: Any = (getattr(model, name, None) for name in self.owners)
         for module in inside:
-            if isinstance(module, self.tower):
+            if isinstance(module, self._towers):
                 return module
         return None
 
     def check_tower(self, tower: Any) -> None:
-        require_class(tower, (self.tower,), "the image tower", OWNER)
+        require_class(tower, self._towers, "the image tower", OWNER)
         if self.encoder is not None:
             require_class(self.encoder_of(tower), (self.encoder,), "the tower's encoder", OWNER)
         for i, block in enumerate(self.blocks(tower)):

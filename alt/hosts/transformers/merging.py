@@ -6,26 +6,17 @@ of their classes, and ``save_pretrained`` writes the name into the configuration
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.utils.output_capturing import resolve_hidden_states_indices, selected_hidden_states
 
 from ..host import Embedded
 from ..merging import PatchedTower, TrunkMerge
 
-__all__ = ["MergingEncoder", "MergingVisionModel", "RecordsNothing"]
-
-
-class MergingEncoder:
-    """Mix-in of a module that loops over the layers. The tower calls it, so its hooks fire."""
-
-    def forward(self, *args: Any, merge: TrunkMerge | None = None, **kwargs: Any) -> Any:
-        if merge is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        tokens = args[0] if args else next(iter(kwargs.values()))
-        # Each layer recomputes itself in the backward, if asked to.
-        return BaseModelOutput(last_hidden_state=merge.run(tokens, merge.host.layers_of(self), False))
+__all__ = ["LayersRun", "MergingEncoder", "MergingVisionModel"]
 
 
 class RecordsNothing:
@@ -47,6 +38,31 @@ class RecordsNothing:
         pass
 
 
+class MergingEncoder(RecordsNothing):
+    """Mix-in of a module that loops over the layers. The tower calls it, so its hooks fire."""
+
+    def forward(self, *args: Any, merge: TrunkMerge | None = None, **kwargs: Any) -> Any:
+        if merge is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        tokens = args[0] if args else next(iter(kwargs.values()))
+        # Each layer recomputes itself in the backward, if asked to.
+        return BaseModelOutput(last_hidden_state=merge.run(tokens, merge.host.layers_of(self), False))
+
+
+class LayersRun(NamedTuple):
+    """One run of embedded tokens over the layers.
+
+    tokens: ``[B, n, C]`` of the last layer. merge: the run, with their sizes.
+    states: those that were taken, on the grid: the input of the first layer by 0, outputs of layers by 1, 2, ...
+    hidden_states: what the caller asked for, None for a state that was left out. None: the caller asked for none.
+    """
+
+    tokens: Tensor
+    merge: TrunkMerge
+    states: dict[int, Tensor]
+    hidden_states: tuple[Tensor | None, ...] | None
+
+
 class MergingVisionModel(RecordsNothing, PatchedTower):
     """Mix-in of a patched vision model. Its forward embeds, and hands the tokens to :meth:`run_merged`."""
 
@@ -59,6 +75,19 @@ class MergingVisionModel(RecordsNothing, PatchedTower):
         Raises:
             ValueError: attention weights or an attention mask are asked for.
         """
+        run = self.run_layers(embedded, options)
+        normed, pooled = self._alt_patch.host.finish(self, run.tokens, run.merge.size)
+        output = BaseModelOutputWithPooling(last_hidden_state=run.merge.restore(normed), pooler_output=pooled)
+        if run.hidden_states is not None:
+            output["hidden_states"] = run.hidden_states
+        return output
+
+    def run_layers(self, embedded: Embedded, options: dict[str, Any], take: Iterable[int] = ()) -> LayersRun:
+        """Sends embedded tokens through the layers, and keeps the states ``take`` and those that the caller asked for.
+
+        Raises:
+            ValueError: see :meth:`run_merged`.
+        """
         name, config = type(self).__name__, self.config  # type: ignore[attr-defined]
         if options.get("output_attentions", getattr(config, "output_attentions", False)):
             raise ValueError(
@@ -68,15 +97,13 @@ class MergingVisionModel(RecordsNothing, PatchedTower):
         if options.get("attention_mask") is not None:
             raise ValueError(f"attention_mask: a patched {name} attends to all patches; expected None")
         wanted = options.get("output_hidden_states", getattr(config, "output_hidden_states", False))
-        layers = len(self._alt_patch.host.blocks(self))
-        states = _wanted_states(self, wanted, layers + 1)
-        tokens, merge = self._alt_patch.run(self, embedded, take=tuple(i - 1 for i in states if i > 0))
-        normed, pooled = self._alt_patch.host.finish(self, tokens, merge.size)
-        output = BaseModelOutputWithPooling(last_hidden_state=merge.restore(normed), pooler_output=pooled)
-        if wanted:
-            kept = iter([embedded.x, *merge.intermediates] if 0 in states else merge.intermediates)
-            output["hidden_states"] = tuple(next(kept) if i in states else None for i in range(layers + 1))
-        return output
+        count = len(self._alt_patch.host.blocks(self)) + 1
+        asked = _wanted_states(self, wanted, count)
+        layers = sorted({*asked, *take} - {0})
+        tokens, merge = self._alt_patch.run(self, embedded, take=tuple(i - 1 for i in layers))
+        states = {0: embedded.x, **dict(zip(layers, merge.intermediates, strict=True))}
+        hidden = tuple(states[i] if i in asked else None for i in range(count)) if wanted else None
+        return LayersRun(tokens, merge, states, hidden)
 
 
 def _wanted_states(model: Any, wanted: Any, count: int) -> list[int]:
