@@ -15,7 +15,18 @@ from alt.data.seeds import make_generator
 from .config import Form
 from .objective import ClipBatch, Objective, StepLoss
 
-__all__ = ["BagObjective", "Form", "Matches", "bag_loss", "bag_prompts", "draw_texts", "keep_share", "match_texts"]
+__all__ = [
+    "BagObjective",
+    "DictionaryObjective",
+    "Form",
+    "Matches",
+    "bag_loss",
+    "bag_prompts",
+    "dictionary_loss",
+    "draw_texts",
+    "keep_share",
+    "match_texts",
+]
 
 
 class Matches(NamedTuple):
@@ -130,6 +141,29 @@ def bag_loss(videos: Tensor, texts: Tensor, matches: Tensor, *, form: Form = "su
         return -log_share.masked_fill(~positive, float("-inf")).logsumexp(1).mean()
 
 
+def dictionary_loss(videos: Tensor, texts: Tensor, matches: Tensor, *, sigma: float = 0.02) -> Tensor:
+    r"""Returns the cross-entropy of matched names among all names of the dictionary, 0-d.
+
+    .. math:: L = -\frac1B \sum_i \log \frac{e^{\cos(v_i, t_{m_i}) / \sigma}}{\sum_{t \in D} e^{\cos(v_i, t) / \sigma}}
+
+    It takes the matches for labels. Logits are in float32 at least.
+
+    Args:
+        videos: ``[B, d]``. texts: ``[D, d]``, the names. matches: int64 ``[B]``, m of each clip. sigma: temperature.
+
+    Source: arXiv 2303.08914, its alternative to bags of texts.
+    """
+    if texts.dim() != 2 or matches.shape != (len(videos),):
+        raise ValueError(
+            f"texts: expected [D, d] and matches [B] for videos {list(videos.shape)}, got {list(texts.shape)} and "
+            f"{list(matches.shape)}"
+        )
+    dtype = torch.promote_types(videos.dtype, torch.float32)
+    with torch.autocast(videos.device.type, enabled=False):
+        v, t = F.normalize(videos.to(dtype), dim=-1), F.normalize(texts.to(dtype), dim=-1)
+        return F.cross_entropy(v @ t.T / sigma, matches)
+
+
 class BagObjective(Objective):
     """The loss of :func:`bag_loss` for a model that trains its text tower.
 
@@ -151,10 +185,7 @@ class BagObjective(Objective):
         self.form, self.sigma = form, sigma
 
     def __call__(self, model: Any, batch: ClipBatch, seed: int) -> StepLoss:
-        if batch.numbers is None or model.text is None:
-            lacking = "clip numbers in its batches" if batch.numbers is None else "a model with text='trained'"
-            raise ValueError(f"BagObjective: expected {lacking}, got none")
-        numbers, generator = batch.numbers.cpu(), make_generator("bags", seed=seed)
+        numbers, generator = _numbers_of(batch, model, "BagObjective"), make_generator("bags", seed=seed)
         bags = [self.ids[i] for i in numbers.tolist()]
         empty = next((i for i, bag in zip(numbers.tolist(), bags, strict=True) if len(bag) == 0), None)
         if empty is not None:
@@ -165,6 +196,34 @@ class BagObjective(Objective):
         matches = self.matches[numbers].to(batch.clips.device)
         videos, texts, matches = _gather(videos), _gather(texts), _gather(matches)
         return StepLoss(bag_loss(videos, texts, matches, form=self.form, sigma=self.sigma), None)
+
+
+class DictionaryObjective(Objective):
+    """The loss of :func:`dictionary_loss` for a model that trains its text tower, which embeds all names in every step.
+
+    Args:
+        ids: of the prompts of the names, int64 ``[D, length]``. matches: int64 ``[N]``, the name of every clip by its
+            number in the list. sigma: temperature.
+    """
+
+    def __init__(self, ids: Tensor, matches: Tensor, *, sigma: float = 0.02) -> None:
+        if len(matches) and int(matches.max()) >= len(ids):
+            raise ValueError(f"matches: expected numbers of {len(ids)} names, got {int(matches.max())}")
+        self.ids, self.matches, self.sigma = ids, matches, sigma
+
+    def __call__(self, model: Any, batch: ClipBatch, seed: int) -> StepLoss:
+        matches = self.matches[_numbers_of(batch, model, "DictionaryObjective")].to(batch.clips.device)
+        texts = model.text(self.ids.to(batch.clips.device), unit=True)
+        videos, _ = model.embed(model.encode(batch.clips), seed=None, noise=None)  # no logits: classes are not read
+        return StepLoss(dictionary_loss(videos, texts, matches, sigma=self.sigma), None)
+
+
+def _numbers_of(batch: ClipBatch, model: Any, owner: str) -> Tensor:
+    """Returns the numbers of a batch's clips, on the CPU; raises ValueError if there are none, or no text tower."""
+    if batch.numbers is None or model.text is None:
+        lacking = "clip numbers in its batches" if batch.numbers is None else "a model with text='trained'"
+        raise ValueError(f"{owner}: expected {lacking}, got none")
+    return batch.numbers.cpu()
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from .catalogue import find
 from .parse import read_override
 
 Form = Literal["sum", "pairwise", "instance", "max", "one"]
-"""Forms of MAXI's loss, see :func:`alt.train.bags.bag_loss`."""
+"""Forms of MAXI's loss over bags, see :func:`alt.train.bags.bag_loss`."""
 
 
 def _betas(value: tuple[float, ...]) -> tuple[float, ...]:
@@ -263,7 +263,8 @@ class BagsSection:
     names ship (k400), and files of names. ``templates``: of these names, while clips are matched. ``share``: p, the
     share of clips with the best matches that is trained on. ``size``: N_bag, texts per clip and step. ``prompts``:
     "photo" puts a text behind its name, ``a photo of a NAME. TEXT.``; "bare" are name and texts alone. ``form``,
-    ``sigma``: of the loss, see :func:`alt.train.bags.bag_loss`."""
+    ``sigma``: of the loss, see :func:`alt.train.bags.bag_loss`; "dictionary" is
+    :func:`alt.train.bags.dictionary_loss`, which reads no texts but the names."""
 
     file: Text | None = None
     dictionary: Annotated[tuple[Text, ...], AfterValidator(_dictionary)] = ("labels",)
@@ -271,7 +272,7 @@ class BagsSection:
     share: Share = 0.9
     size: Count = 16
     prompts: Literal["photo", "bare"] = "photo"
-    form: Form = "sum"
+    form: Literal[Form, "dictionary"] = "sum"
     sigma: Positive = 0.02
 
 

@@ -16,10 +16,11 @@ from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
 
 from .bag_file import BagFile, ClipBag, read_bags, write_bags
-from .bags import BagObjective, bag_prompts, keep_share, match_texts
+from .bags import BagObjective, DictionaryObjective, bag_prompts, keep_share, match_texts
 from .build import build_with_encoder
 from .config import BagsSection, TrainConfig
 from .data import ClipData, ClipDataset, ClipTransform
+from .objective import Objective
 from .processes import is_first_process
 
 __all__ = ["MatchedBags", "fits_run", "make_bags", "name_clips", "open_bags", "read_dictionary"]
@@ -38,7 +39,8 @@ class MatchedBags:
         kept: int64, numbers of the clips to train on. file: as given.
 
     Raises:
-        UserError: a clip has no bag, or none would be kept.
+        UserError: a clip has no bag, none would be kept, or the dictionary lacks a matched name that is to be told
+            from its others.
     """
 
     def __init__(self, file: BagFile, data: ClipData, section: BagsSection, where: Path) -> None:
@@ -54,6 +56,14 @@ class MatchedBags:
         if len(self.kept) == 0:
             raise UserError(f"bags.share: {section.share} of {len(numbers)} clips keeps none.")
         self._count = len(clips)
+        self._names = list(dict.fromkeys(bag.name for bag in self._bags.values()))  # that matches are numbered by
+        if section.form == "dictionary":
+            matched, self._names = self._names, read_dictionary(section.dictionary, data.class_names)
+            other = next((name for name in matched if name not in set(self._names)), None)
+            if other is not None:
+                raise UserError(
+                    f"bags.file: {where} matches clips with {other!r}, which bags.dictionary does not have."
+                )
 
     def describe(self) -> str:
         """Returns a line on what is trained on."""
@@ -64,7 +74,7 @@ class MatchedBags:
             f"Bags: {len(bags)} of {len(self._bags)} clips are kept, with {names} names and {texts:.1f} texts per clip."
         )
 
-    def make_objective(self, encoder: Any, report: Callable[[str], None]) -> BagObjective:
+    def make_objective(self, encoder: Any, report: Callable[[str], None]) -> Objective:
         """Returns what a step minimises; ``encoder`` makes the ids of the prompts.
 
         Texts whose words the text tower does not know are left out, and reported. CLIP's own knows all words, and the
@@ -73,28 +83,31 @@ class MatchedBags:
         Raises:
             UserError: the text tower cannot read a name.
         """
-        bags = [self._bags[i] for i in self.kept.tolist()]
-        unknown = find_unreadable([text for bag in bags for text in self.file.texts_of(bag)], encoder.tokenise)
-        if unknown:
-            report(
-                f"The text tower does not know {len(unknown)} of the texts, which are left out: {unknown[0]!r} first."
-            )
-        left = set(unknown)
-        prompts = {i: self._list_prompts(self._bags[i], left) for i in self.kept.tolist()}
-        try:
-            ids = PromptIds(prompts, self._count, encoder.tokenise)
-        except ValueError as error:
-            raise UserError(f"bags.file: the text tower cannot read its names: {one_line(error)}.") from None
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(bag.name for bag in self._bags.values()))}
+        section, kept = self.section, self.kept.tolist()
+        numbers = {name: number for number, name in enumerate(self._names)}
         matches = torch.full((self._count,), -1)
         for i, bag in self._bags.items():
             matches[i] = numbers[bag.name]
-        section = self.section
-        return BagObjective(ids, matches, size=section.size, form=section.form, sigma=section.sigma)
+        try:
+            if section.form == "dictionary":
+                ids = encoder.tokenise([self._list_prompts(name, [])[0] for name in self._names])
+                return DictionaryObjective(ids, matches, sigma=section.sigma)
+            texts = {i: self.file.texts_of(self._bags[i]) for i in kept}
+            unknown = dict.fromkeys(find_unreadable([text for i in kept for text in texts[i]], encoder.tokenise))
+            if unknown:
+                report(
+                    f"The text tower does not know {len(unknown)} of the texts, which are left out: "
+                    f"{next(iter(unknown))!r} first."
+                )
+            known = {i: [text for text in texts[i] if text not in unknown] for i in kept}
+            prompts = {i: self._list_prompts(self._bags[i].name, known[i]) for i in kept}
+            bags = PromptIds(prompts, self._count, encoder.tokenise)
+        except ValueError as error:
+            raise UserError(f"bags.file: the text tower cannot read its names: {one_line(error)}.") from None
+        return BagObjective(bags, matches, size=section.size, form=section.form, sigma=section.sigma)
 
-    def _list_prompts(self, bag: ClipBag, left: set[str]) -> list[str]:
-        texts = [text for text in self.file.texts_of(bag) if text not in left]
-        return bag_prompts(bag.name, texts) if self.section.prompts == "photo" else [bag.name, *texts]
+    def _list_prompts(self, name: str, texts: Sequence[str]) -> list[str]:
+        return bag_prompts(name, texts) if self.section.prompts == "photo" else [name, *texts]
 
 
 class PromptIds(Sequence[Tensor]):

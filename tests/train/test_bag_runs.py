@@ -185,6 +185,24 @@ def test_texts_that_the_tower_does_not_know_are_left_out_and_named(finished: Pat
         open_bags(config, ClipData(config), tmp_path, quiet, resume=False).make_objective(encoder, quiet)
 
 
+def test_matches_are_labels_among_all_names_of_the_dictionary(finished: Path, tmp_path: Path) -> None:
+    """The bags of a finished run serve; the names of clips that are filtered away are among the others."""
+    config = load(f"bags.file={finished / 'bags.json'}", "bags.form=dictionary", "schedule.steps=2")
+    data = ClipData(config)
+    encoder = alt.create_text_encoder("maxi-mini", pretrained="entity-world")
+    objective: Any = open_bags(config, data, tmp_path, quiet, resume=False).make_objective(encoder, quiet)
+    assert torch.equal(objective.ids, encoder.tokenise(data.class_names))
+    bags, matches = read_bags(finished / "bags.json"), objective.matches[:20].tolist()
+    assert [data.class_names[i] for i in matches] == [bag.name for bag in bags.clips]
+    assert len(data.class_names) > len(set(matches))
+    fit(config, tmp_path / "run", say=quiet)
+    assert not jobs.same(weights(tmp_path / "run"), weights(finished))
+    other = bags.clips[0]._replace(name="abseil")
+    write_bags(tmp_path / "bags.json", BagFile([other, *bags.clips[1:]], {}, bags.about))
+    with pytest.raises(UserError, match=r"matches clips with 'abseil', which bags\.dictionary does not have"):
+        fit(load(f"bags.file={tmp_path / 'bags.json'}", "bags.form=dictionary"), tmp_path / "other", say=quiet)
+
+
 def test_ids_of_prompts_are_those_of_the_tokenizer() -> None:
     encoder = alt.create_text_encoder("maxi-mini", pretrained="entity-world")
     prompts = {2: ["lifting cup", "cup"], 0: ["cup"]}

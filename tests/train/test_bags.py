@@ -14,9 +14,11 @@ import alt
 from alt.data.seeds import make_generator
 from alt.train.bags import (
     BagObjective,
+    DictionaryObjective,
     Form,
     bag_loss,
     bag_prompts,
+    dictionary_loss,
     draw_texts,
     keep_share,
     match_texts,
@@ -97,6 +99,46 @@ def test_gradients_are_finite_at_the_papers_temperature(form: Form) -> None:
     for tensor in (videos, texts):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
+
+
+def test_cross_entropy_in_the_space_of_the_dictionary() -> None:
+    """By hand with unit vectors along the axes, sigma = 1 / ln 2: a name like its clip weighs 2, its opposite 1/2."""
+    x, y = [1.0, 0.0], [0.0, 1.0]
+    videos, names = torch.tensor([x, [0.0, 5.0]]), torch.tensor([x, y, [-1.0, 0.0]])
+    found = dictionary_loss(videos, names, torch.tensor([0, 2]), sigma=1 / math.log(2))
+    assert found.item() == pytest.approx(-(math.log(2 / 3.5) + math.log(1 / 4)) / 2, rel=1e-6)
+
+    videos, names, matches = draw(5, 6).requires_grad_(), draw(7, 6, seed=4).requires_grad_(), [0, 6, 0, 2, 2]
+    for sigma in (0.5, 0.02):
+        loss = 0.0
+        for video, match in zip(videos.tolist(), matches, strict=True):
+            weights = []
+            for name in names.tolist():
+                product = sum(a * b for a, b in zip(video, name, strict=True))
+                lengths = math.sqrt(sum(a * a for a in video) * sum(b * b for b in name))
+                weights.append(math.exp(product / lengths / sigma))
+            loss -= math.log(weights[match] / sum(weights)) / 5
+        found = dictionary_loss(videos, names, torch.tensor(matches), sigma=sigma)
+        assert found.item() == pytest.approx(loss, rel=1e-12)
+    torch.autograd.gradcheck(lambda v, t: dictionary_loss(v, t, torch.tensor(matches), sigma=0.5), (videos, names))
+    small = [tensor.detach().bfloat16().requires_grad_() for tensor in (videos, names)]
+    dictionary_loss(*small, torch.tensor(matches)).backward()  # at the paper's temperature
+    assert all(tensor.grad is not None and torch.isfinite(tensor.grad).all() for tensor in small)
+    with pytest.raises(ValueError, match=r"expected \[D, d\] and matches \[B\] for videos \[5, 6\], got \[7, 6\]"):
+        dictionary_loss(videos, names, torch.tensor([0]))
+
+
+def test_its_objective_compares_every_clip_with_all_names() -> None:
+    model, clips = Towers(), draw(2, 3, seed=5)
+    objective = DictionaryObjective(torch.arange(7)[:, None], torch.tensor([4, 0, 6]), sigma=0.5)
+    found = objective(model, ClipBatch(clips, -torch.ones(2), torch.tensor([2, 0])), 1)
+    wanted = dictionary_loss(clips @ model.video, model.words, torch.tensor([6, 4]), sigma=0.5)
+    torch.testing.assert_close(found.loss, wanted, rtol=0, atol=0)
+    assert found.hits is None
+    with pytest.raises(ValueError, match="DictionaryObjective: expected clip numbers in its batches, got none"):
+        objective(model, ClipBatch(clips, -torch.ones(2)), 1)
+    with pytest.raises(ValueError, match="matches: expected numbers of 6 names, got 6"):
+        DictionaryObjective(torch.arange(6)[:, None], torch.tensor([6]))
 
 
 def test_matching_by_hand_and_by_brute_force() -> None:

@@ -66,6 +66,7 @@ ROWS_OF_MAXI: dict[str, dict[str, object]] = {
     **{f"share{percent}": {"bags.share": percent / 100} for percent in (100, 50, 30)},
     **{form: {"bags.form": form, "bags.share": 1} for form in ("pairwise", "instance", "max")},
     "nce": {"bags.form": "one", "bags.share": 1},
+    "ce": {"bags.form": "dictionary", "bags.share": 1},
     **{f"size{texts}": {"bags.size": texts, "bags.share": 1} for texts in (1, 4, 8)},
     **{f"cross{blocks}": {"model.options.cross_frame": blocks} for blocks in (2, 6)},
 }
