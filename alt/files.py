@@ -51,7 +51,7 @@ TEXT_SHARE = 16  # a text file may take 1/16 of the limit, because its parsed fo
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], what: str, *, sync: bool = True) -> Iterator[Path]:
     """Yields the path of a temporary file in the same folder, which replaces ``path`` at the end.
 
     The data is synced to disk before ``os.replace`` swaps the files in one step. A reader, a full disk, Ctrl-C or a
@@ -60,6 +60,8 @@ def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
     Args:
         path: the file to write. A missing folder is created.
         what: the thing being written, for the error message: "the model".
+        sync: False saves the time of syncing, for files whose content is checked when it is read: after a power cut
+            such a file may be there without its data.
 
     Raises:
         OSError: the file could not be written (disk full, no permission), or ``path`` is a device, a pipe or a link
@@ -74,12 +76,14 @@ def replacing(path: str | os.PathLike[str], what: str) -> Iterator[Path]:
         os.close(number)
         temporary = Path(name)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())
         os.chmod(temporary, _default_mode())  # mkstemp gives 0600
         os.replace(temporary, target)
         temporary = None
-        _sync_folder(target.parent)
+        if sync:
+            _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         kept = ", the previous file is unchanged" if target.is_file() else ""

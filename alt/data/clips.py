@@ -26,6 +26,7 @@ from alt.files import refuse_special
 
 from .array_videos import ARRAYS
 from .clip_lists import Entry, SetList, as_listed, check_entries, read_labels, read_list, write_labels, write_list
+from .frame_cache import FrameCache
 from .seeds import derive_seed
 from .video import ClipError, Video, as_frames
 from .videos import naming, open_video, read_clip, readable_suffixes, register_decoder
@@ -105,6 +106,7 @@ class ClipFiles:
             folder of the list, and the two files to the working directory.
         damaged: "replace" by another clip, or raise an "error".
         labelled: False: labels are not read, and lines of the list may be paths alone.
+        cache: keeps decoded frames.
 
     Attributes:
         labels: ``[N]`` int64, -1 where clips are not labelled. class_names: in the order of the labels. entries: path
@@ -123,9 +125,10 @@ class ClipFiles:
         *,
         damaged: Literal["replace", "error"] = "error",
         labelled: bool = True,
+        cache: FrameCache | None = None,
     ) -> None:
         names: list[str] | None
-        self._missing = 0
+        self._missing, self.cache = 0, cache
         if isinstance(list_file, SetList):
             self.entries, names, where, self._missing = list_file
         else:
@@ -136,6 +139,7 @@ class ClipFiles:
             where = base / list_file
             self.entries = read_list(where, root, names, labelled=labelled)
         check_entries(self.entries, where, lambda path: path.suffix.lower() in readable_suffixes())
+        self._where = Path(where)
         self.labels = torch.tensor([entry.label for entry in self.entries])
         self.class_names = names or [str(i) for i in range(int(self.labels.max()) + 1)]
         self.targets = _targets(self.entries, len(self.class_names)) if labelled else None
@@ -150,7 +154,7 @@ class ClipFiles:
     def video(self, index: int) -> Video:
         """Opens a clip."""
         entry = self.entries[index]
-        video = open_video(entry.path)
+        video = open_video(entry.path) if self.cache is None else self.cache.open(entry.path)
         try:
             clip = as_listed(video, entry)
         except ClipError:
@@ -219,6 +223,10 @@ class ClipFiles:
         if self.replaced:
             lines.append(self._count(self.replaced, "are damaged and were replaced by others"))
         return lines
+
+    def describe_cache(self) -> list[str]:
+        """Returns lines on the cache of frames, and on the frames of the list that were read so far."""
+        return [] if self.cache is None else [f"{self._where.name}: {line}" for line in self.cache.describe()]
 
     def _count(self, numbers: list[int], what: str) -> str:
         named = ", ".join(self.name(i) for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")

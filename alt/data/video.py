@@ -44,7 +44,10 @@ class Video(ABC):
 
     Attributes:
         path: of the video, for messages. frames: their number. fps: frames per second on average, None if not known.
+        steady: False once times or key frames misled a read: then a frame may depend on those that are read with it.
     """
+
+    steady = True
 
     def __init__(self, path: Path, frames: int, fps: float | None = None) -> None:
         self.path, self.frames, self.fps = path, frames, fps

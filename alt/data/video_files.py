@@ -57,7 +57,7 @@ class VideoFile(Video):
             opened all the same.
 
     Attributes:
-        problem: of a strict video: what :meth:`__init__` would else have raised, or None.
+        pixels: of a frame. problem: of a strict video: what :meth:`__init__` would else have raised, or None.
 
     Raises:
         ClipError: it is empty, broken off, has no video, or is too large.
@@ -121,6 +121,7 @@ class VideoFile(Video):
                 f"{self.path}: frames of at most {limit / 1e6:.1f} million pixels are expected, these have "
                 f"{context.width * context.height / 1e6:.1f}; if you trust it, set {LIMIT_VARIABLE}"
             )
+        self.pixels: int = context.width * context.height
         context.options = {"max_pixels": str(limit), **({"err_detect": "explode"} if self._strict else {})}
         # One thread, here and in conversion: loading processes work side by side, and a process that is forked while
         # threads of its parent belong to an open video would wait for them forever.
@@ -186,7 +187,8 @@ class VideoFile(Video):
                 found = self._read_by_time(places)
                 if found is not None:
                     return found
-                self._by_time = False  # a key frame was none, or a packet is damaged: count from the beginning
+                # A key frame was none, or a packet is damaged: count from the beginning.
+                self._by_time = self.steady = False
             return self._read_in_order(places)
         except ClipError:
             raise

@@ -15,7 +15,7 @@ from .picture_videos import FolderVideo, ZipVideo
 from .video import ClipError, MemoryVideo, Video, as_frames
 from .video_files import VIDEOS, VideoFile
 
-__all__ = ["naming", "open_video", "read_clip", "readable_suffixes", "register_decoder"]
+__all__ = ["has_decoder", "naming", "open_video", "read_clip", "readable_suffixes", "register_decoder"]
 
 _DECODERS: dict[str, Callable[[Path], Tensor]] = {}
 
@@ -28,6 +28,11 @@ def register_decoder(suffix: str, decode: Callable[[Path], Tensor]) -> None:
     if not suffix.startswith("."):
         raise ValueError(f"suffix: expected one with its dot, such as '.mp4', got {suffix!r}")
     _DECODERS[suffix.lower()] = decode
+
+
+def has_decoder(suffix: str) -> bool:
+    """Returns whether files with this ending are read by a registered function."""
+    return suffix.lower() in _DECODERS
 
 
 def open_video(path: str | Path) -> Video:

@@ -27,6 +27,7 @@ from alt.train.sources import choose_clips, open_list, open_split, open_world
 from .checkpoint import at_r, check_classes, open_model
 from .class_draws import choose_classes
 from .class_texts import open_class_texts
+from .feature_cache import FeatureCache
 from .linear_probe import ProbeConfig, linear_probe
 from .metrics import Result
 from .protocols import few_shot, listed_subsets, zero_shot
@@ -121,7 +122,8 @@ class _Job:
     def __init__(self, config: TrainConfig, checkpoint: Path, r: Any, where: Placement, say: Say, warn: Say) -> None:
         self.config, self.checkpoint, self.r, self.where = config, checkpoint, r, where
         self.say, self.warn = say, warn
-        self.section = config.evaluation
+        self.section, folder = config.evaluation, config.data.feature_cache
+        self.features = None if folder is None else FeatureCache(folder, config.data.cache_gib)
         self.model = self.open(checkpoint)
         if self.section.clip_share:
             self.add_clip(self.section.clip_share)
@@ -190,15 +192,19 @@ class _Job:
                 workers=where.workers,
                 device=where.device,
                 precision=where.precision,
+                features=self.features,
                 progress=progress,
             )
         self.report_clips(dataset)
         return collected
 
     def report_clips(self, dataset: ClipViews) -> None:
-        """Says which clips were too short or damaged."""
+        """Says which clips were too short or damaged, and what came from caches."""
         for line in dataset.describe():
             self.warn(line)
+        if isinstance(dataset.source, ClipFiles):
+            for line in [*dataset.source.describe_cache(), *(self.features.describe() if self.features else ())]:
+                self.say(line)
         self.replaced = dataset.replaced
 
     def setting(self, **more: Any) -> dict[str, Any]:
@@ -274,6 +280,7 @@ class _Job:
                 batch_size=where.batch,
                 workers=where.workers,
                 precision=where.precision,
+                features=self.features,
                 progress=progress,
             )
         self.report_clips(unseen)
@@ -296,6 +303,8 @@ class _Job:
         if shots is None:
             raise UserError("data.shots must be the number of clips per class on which the few-shot protocol trains.")
         start = model_file(self.checkpoint)
+        if config.model.options.get("strategy") != "frozen":
+            self.features = None  # every draw trains the tower, so none would find its tokens again
         labels = self.open_train().labels
         choose_clips(config, labels)  # raises before anything slow
         test, results = self.open_test(), []

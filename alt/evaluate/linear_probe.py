@@ -8,7 +8,6 @@ learning rate 4e-4: AdamW, betas (0.9, 0.98), weight decay 1e-3 on the matrix al
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alt.data.seeds import make_generator
 from alt.train.head_fitting import HeadRecipe, fit_head
 
+from .encoder_identity import fingerprint
+from .feature_cache import FeatureCache
 from .metrics import Result, VideoMetrics
-from .run import evaluating
+from .run import evaluating, run_batches
 
-__all__ = ["Features", "ProbeConfig", "extract_features", "fingerprint", "fit_probe", "linear_probe"]
+__all__ = ["Features", "ProbeConfig", "extract_features", "fit_probe", "linear_probe"]
 
 
 class ProbeConfig(NamedTuple):
@@ -61,6 +62,7 @@ def linear_probe(
     batch_size: int = 16,
     workers: int = 0,
     precision: str = "fp32",
+    features: FeatureCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """Fits a probe on the frozen ``model`` and returns the test result.
@@ -69,8 +71,8 @@ def linear_probe(
         model: a video model whose output has ``.embedding`` ``[B, d]``.
         train, test: items ``(clip [T, 3, H, W], label)``.
         classes: names, in the order of the labels.
-        batch_size, workers, precision: of the model's passes, as in :func:`alt.evaluate.evaluate`. The layer is
-            fitted in float32.
+        batch_size, workers, precision, features: of the model's passes, as in :func:`alt.evaluate.evaluate`. The layer
+            is fitted in float32.
         progress: called with (videos done, videos of both sets) after every batch.
 
     Raises:
@@ -79,6 +81,7 @@ def linear_probe(
     config = config or ProbeConfig()
     before = fingerprint(model)
     how: dict[str, Any] = {"device": device, "batch_size": batch_size, "workers": workers, "precision": precision}
+    how["features"] = features
     first, total = len(train), len(train) + len(test)  # type: ignore[arg-type]
     tell = progress or (lambda done, of: None)
     seen = extract_features(model, train, progress=lambda done, _: tell(done, total), **how)
@@ -100,6 +103,7 @@ def extract_features(
     batch_size: int = 16,
     workers: int = 0,
     precision: str = "fp32",
+    features: FeatureCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """Computes the video vectors of all items, in evaluation mode and without gradients.
@@ -110,13 +114,21 @@ def extract_features(
     if total == 0:
         raise ValueError("no video to take features of: the dataset is empty")
     parts, labels = [], []
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     with evaluating(model, device) as place:
-        for clips, target in loader:
-            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-                embedding = model(clips.to(place)).embedding
-            parts.append(embedding.float().cpu())
-            labels.append(torch.as_tensor(target).cpu().long())
+        found = run_batches(
+            model,
+            dataset,
+            place,
+            lambda clips: model(clips).embedding,
+            lambda encoded: torch.cat([model.forward_tokens(part).embedding for part in encoded.parts]),  # type: ignore[operator]
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            features=features,
+        )
+        for embedding, target in found:
+            parts.append(embedding)
+            labels.append(target.long())
             if progress is not None:
                 progress(min(total, len(parts) * batch_size), total)
     return Features(torch.cat(parts), torch.cat(labels))
@@ -145,12 +157,3 @@ def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None =
     )
     fit_head(head, lambda rows, _: F.cross_entropy(head(x[rows]), y[rows]), len(x), recipe, seed=config.seed)
     return head.requires_grad_(False)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Returns the SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -12,11 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from alt.errors import refuse_unordered
 from alt.models.modes import evaluation_mode
+from alt.models.video_model import VideoModel
 
+from .feature_cache import EncodedBatch, FeatureCache
 from .metrics import Result, VideoMetrics, multi_label_result
-from .views import logits_of_views, sum_of_softmax
+from .views import logits_of_tokens, logits_of_views, sum_of_softmax
 
-__all__ = ["Collected", "collect_logits", "evaluate", "evaluating", "result_of"]
+__all__ = ["Collected", "collect_logits", "evaluate", "evaluating", "result_of", "run_batches"]
 
 
 class Collected(NamedTuple):
@@ -35,6 +37,7 @@ def evaluate(
     workers: int = 0,
     device: torch.device | str | None = None,
     precision: str = "fp32",
+    features: FeatureCache | None = None,
     progress: Callable[[int, int], None] | None = None,
     **setting: Any,
 ) -> Result:
@@ -47,6 +50,7 @@ def evaluate(
         batch_size: videos per batch. The last batch may be smaller and is not dropped.
         device: of the run; None: the model's.
         precision: "fp32", or "bf16" for autocast.
+        features: keeps the tokens of clips; the dataset is then one of list files. None: nothing is kept.
         progress: called with (finished videos, total videos) after every batch.
         setting: kept with the result.
 
@@ -62,6 +66,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,
+        features=features,
         progress=progress,
     )
     views = collected.logits.shape[1]
@@ -85,6 +90,7 @@ def collect_logits(
     workers: int = 0,
     device: torch.device | str | None = None,
     precision: str = "fp32",
+    features: FeatureCache | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Collected:
     """Returns logits of every view of every video, without softmax, so that a protocol can restrict the classes first.
@@ -96,19 +102,67 @@ def collect_logits(
     total = len(dataset)  # type: ignore[arg-type]
     if total == 0:
         raise ValueError("no video was evaluated: the dataset is empty")
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
     logits, labels = [], []
     done = 0
     with evaluating(model, device) as place:
-        for clips, target in loader:
-            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-                out = logits_of_views(model, clips.to(place), at_once=batch_size)
-            logits.append(out.float().cpu())
-            labels.append(torch.as_tensor(target).cpu())
-            done += len(clips)
+        found = run_batches(
+            model,
+            dataset,
+            place,
+            lambda clips: logits_of_views(model, clips, at_once=batch_size),
+            lambda encoded: logits_of_tokens(model, encoded.parts, encoded.views),
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            features=features,
+        )
+        for out, target in found:
+            logits.append(out)
+            labels.append(target)
+            done += len(target)
             if progress is not None:
                 progress(done, total)
     return Collected(torch.cat(logits), torch.cat(labels))
+
+
+def run_batches(
+    model: nn.Module,
+    dataset: Dataset[Any],
+    place: torch.device,
+    of_clips: Callable[[Tensor], Tensor],
+    of_tokens: Callable[[EncodedBatch], Tensor],
+    *,
+    batch_size: int,
+    workers: int,
+    precision: str,
+    features: FeatureCache | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (result, labels) of every batch, on the CPU, the result in float32.
+
+    Args:
+        model: in evaluation mode, on ``place``. of_clips: what is computed of clips. of_tokens: the same of their
+            tokens, which a cache keeps. Others: as in :func:`evaluate`.
+
+    Raises:
+        TypeError: ``features`` are to be kept of a model without tokens, or of other clips than those of list files.
+    """
+    if features is None:
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
+        for clips, target in loader:
+            with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+                out = of_clips(clips.to(place))
+            yield out.float().cpu(), torch.as_tensor(target).cpu()
+        return
+    if not isinstance(model, VideoModel):
+        raise TypeError(
+            f"features: a model of alt.create_model is expected where they are kept, got {type(model).__name__}"
+        )
+    for encoded in features.encode_batches(
+        model, dataset, place, batch=batch_size, workers=workers, precision=precision
+    ):
+        with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+            out = of_tokens(encoded)
+        yield out.float().cpu(), encoded.labels
 
 
 @contextlib.contextmanager

@@ -7,12 +7,15 @@ is the sum over its views of the softmax of their logits, as in X-CLIP's code, w
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Views", "logits_of_views", "sum_of_softmax"]
+from alt.models.region_encoder import Tokens
+
+__all__ = ["Views", "logits_of_tokens", "logits_of_views", "sum_of_softmax"]
 
 
 class Views(NamedTuple):
@@ -71,6 +74,16 @@ def logits_of_views(model: nn.Module, clips: Tensor, *, at_once: int | None = No
     flat = clips.flatten(0, 1)
     parts = [_logits(model, part) for part in (flat.split(at_once) if at_once else (flat,))]
     return torch.cat(parts).unflatten(0, (batch, views))
+
+
+def logits_of_tokens(model: Any, parts: Sequence[Tokens], views: int) -> Tensor:
+    """Returns logits ``[B, V, C]`` as :func:`logits_of_views` does, of what the model's tower made of the views.
+
+    Args:
+        model: a :class:`alt.models.video_model.VideoModel`. parts: tokens of the B V views, as they passed the tower.
+        views: V.
+    """
+    return torch.cat([model.forward_tokens(part).logits for part in parts]).unflatten(0, (-1, views))
 
 
 def _logits(model: nn.Module, clips: Tensor) -> Tensor:

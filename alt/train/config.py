@@ -117,6 +117,8 @@ class DataSection:
     ``sets``: a YAML file on data sets in their own formats (:mod:`alt.train.data_sets`); the last part of ``root``, and
     each of ``evaluation.sets``, is then a name in it, and a list is "train1.txt", "test1.txt", ... of that set.
     ``damaged``: a clip that cannot be read is replaced by another one of the list, always the same, or is an error.
+    ``frame_cache``: a folder that keeps decoded frames of clips (:mod:`alt.data.frame_cache`). ``feature_cache``: one
+    that keeps the tower's tokens of test clips (:mod:`alt.evaluate.feature_cache`). Each holds ``cache_gib`` at most.
     """
 
     kind: Literal["entity_world", "frames"] = "frames"
@@ -137,6 +139,16 @@ class DataSection:
     limit: Count | None = None
     workers: Natural = 4
     damaged: Literal["replace", "error"] = "replace"
+    frame_cache: Text | None = None
+    feature_cache: Text | None = None
+    cache_gib: Count = 64
+
+    @model_validator(mode="after")
+    def _files_can_be_cached(self) -> DataSection:
+        for name in ("frame_cache", "feature_cache"):
+            if getattr(self, name) is not None and self.kind == "entity_world":
+                raise ValueError(f"data.{name} is for clips in files, and data.kind is entity_world, which has none.")
+        return self
 
 
 @checked

@@ -131,9 +131,10 @@ class ClipData(LightningDataModule):
                 source.render()
 
     def describe_clips(self) -> list[str]:
-        """Returns lines on clips with fewer frames than the model reads, and on damaged ones that were replaced."""
+        """Returns lines on clips with fewer frames than the model reads, on damaged ones, and on cached frames."""
         lists = [source for source in (self.sources.train, self.sources.validation) if isinstance(source, ClipFiles)]
-        return [line for source in lists for line in source.describe(self.config.model.frames)]
+        lines = [line for source in lists for line in source.describe(self.config.model.frames)]
+        return lines + [line for source in lists for line in source.describe_cache()]
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer

@@ -22,9 +22,10 @@ from .processes import is_first_process
 # Settings that a resumed run may change: its parameters do not depend on them (the checkpoint has embedded texts), or
 # they are the cure of a run that diverged.
 FREE_ON_RESUME = (
-    "optim.lr", "trainer.precision", "about", "model.texts", "data.workers", "data.root", "trainer.progress",
-    "trainer.log_every", "trainer.checkpoint_every", "trainer.validate_every", "trainer.threads", "trainer.devices",
-    "trainer.nodes", "trainer.strategy", "trainer.accelerator", "evaluation",
+    "optim.lr", "trainer.precision", "about", "model.texts", "data.workers", "data.root", "data.frame_cache",
+    "data.feature_cache", "data.cache_gib", "trainer.progress", "trainer.log_every", "trainer.checkpoint_every",
+    "trainer.validate_every", "trainer.threads", "trainer.devices", "trainer.nodes", "trainer.strategy",
+    "trainer.accelerator", "evaluation",
 )  # fmt: skip
 
 

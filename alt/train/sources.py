@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from alt.data.clip_views import Clips
 from alt.data.clips import ClipError, ClipFiles
 from alt.data.few_shot import few_shot_indices
+from alt.data.frame_cache import FrameCache
 from alt.data.video import Video, as_video
 from alt.errors import UserError, one_line
 
@@ -74,7 +75,7 @@ def open_sources(config: TrainConfig) -> Sources:
     world = None if data.kind == "frames" else open_world(data)
     name, held_out = (data.train_list, data.val_list) if world is None else (data.train_split, data.val_split)
     validation = _find_split(data, held_out, frames, world) if held_out else None
-    train = _find_split(data, name, frames, world, labelled=config.task != "unlabelled")
+    train = _find_split(data, name, frames, world, labelled=config.task != "unlabelled", training=True)
     return Sources(train, choose_clips(config, train.labels), validation, world)
 
 
@@ -94,22 +95,32 @@ def open_split(data: DataSection, name: str, frames: int, world: World | None) -
     return found.render() if isinstance(found, WorldClips) else found
 
 
-def _find_split(data: DataSection, name: str, frames: int, world: World | None, *, labelled: bool = True) -> Clips:
+def _find_split(
+    data: DataSection, name: str, frames: int, world: World | None, *, labelled: bool = True, training: bool = False
+) -> Clips:
     if world is not None:
         try:
             return WorldClips(world, name, frames)
         except (ValueError, KeyError) as error:
             raise UserError(f"data: {one_line(error)}.") from None
-    return open_list(data, data.root, name, labelled=labelled)
+    return open_list(data, data.root, name, labelled=labelled, training=training)
 
 
-def open_list(data: DataSection, root: str | None, list_file: str, *, labelled: bool = True) -> ClipFiles:
-    """Opens a list file and its labels under ``root``, or the part of a set that ``data.sets`` describes."""
+def open_list(
+    data: DataSection, root: str | None, list_file: str, *, labelled: bool = True, training: bool = False
+) -> ClipFiles:
+    """Opens a list file and its labels under ``root``, or the part of a set that ``data.sets`` describes.
+
+    ``training``: other frames of its clips are read in every epoch.
+    """
+    cache = None
+    if data.frame_cache is not None:
+        cache = FrameCache(data.frame_cache, data.cache_gib, whole=training)
+    how: dict[str, Any] = {"damaged": data.damaged, "labelled": labelled, "cache": cache}
     try:
         if data.sets is not None:
-            found = read_named_set(data.sets, root, list_file)
-            return ClipFiles(found, damaged=data.damaged, labelled=labelled)
-        return ClipFiles(list_file, data.labels, check_root(root), damaged=data.damaged, labelled=labelled)
+            return ClipFiles(read_named_set(data.sets, root, list_file), **how)
+        return ClipFiles(list_file, data.labels, check_root(root), **how)
     except ClipError as error:
         raise UserError(f"data: {error}.") from None
 

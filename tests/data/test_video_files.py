@@ -147,7 +147,7 @@ def _playlist(path: Path) -> Path:
     return _bytes(path / "a.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n")
 
 
-def _rotten(path: Path, name: str = "a.mp4", codec: str = "libx264", begin: int = 0) -> Path:
+def rotten(path: Path, name: str = "a.mp4", codec: str = "libx264", begin: int = 0) -> Path:
     """Half of the bytes of the 31st packet are changed, from ``begin`` on; the file's own tables are whole."""
     import av
 
@@ -173,7 +173,7 @@ def _rotten(path: Path, name: str = "a.mp4", codec: str = "libx264", begin: int 
         ),
         (lambda p: _cut(encode(p / "a.avi", "mpeg4", 30)), r"it is broken off, \d+ bytes are missing"),
         (_playlist, "not a readable video"),
-        (_rotten, r"frame \d+ is damaged|it cannot be decoded"),
+        (rotten, r"frame \d+ is damaged|it cannot be decoded"),
     ],
     ids=["empty", "text", "audio", "cut mp4", "cut webm", "cut avi", "playlist", "rotten"],
 )
@@ -251,7 +251,7 @@ def test_the_check_of_a_list_names_every_damaged_clip(tmp_path: Path) -> None:
     """Also damage that decoders conceal, so that reading gives a picture."""
     path = _list(tmp_path, 4, broken=(2,))
     (tmp_path / "0.mp4").unlink()
-    _rotten(tmp_path, "0.webm", "libvpx-vp9", 40)
+    rotten(tmp_path, "0.webm", "libvpx-vp9", 40)
     torch.save(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), tmp_path / "5.pt")
     path.write_text("0.webm 0\n1.mp4 1\n2.mp4 2\n3.mp4 11 3\n5.pt 5\n")
     assert len(read_clip(tmp_path / "0.webm")) == 31  # the container's reader goes on behind the damage

@@ -54,7 +54,8 @@ def test_every_field_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> Non
     video = torch.zeros(2, 4, 3, 24, 24, dtype=torch.uint8)
     write_clips(tmp_path / "set", video, [0, 1], ["a", "b"], "npy").rename(tmp_path / "set" / "val.txt")
     lists = ["data.kind=frames", f"data.root={tmp_path / 'set'}", "data.train_list=val.txt", "data.val_list=val.txt"]
-    ClipData(load_config("entity-world-cpu", [*tiny, *lists, "data.shots=1"]))
+    cache = f"data.frame_cache={tmp_path / 'cache'}"
+    ClipData(load_config("entity-world-cpu", [*tiny, *lists, "data.shots=1", cache]))
 
     unread = {name for section, name in FIELDS - reads if section == "EvaluationSection"}
     assert unread == {field.name for field in dataclasses.fields(module.EvaluationSection)}  # training reads none
