@@ -29,7 +29,10 @@ __all__ = ["WEIGHTS_NAME", "load_model", "load_weights", "model_file", "read_hea
 WEIGHTS_NAME = "model.safetensors"
 """File in the folder of a run."""
 
-_NO_WEIGHTS = {"r", "inflection", "prop_attn", "grad_checkpointing", "tau", "gumbel", "hard", "sim_scale", "drop_path"}
+_NO_WEIGHTS = {
+    *("r", "inflection", "prop_attn", "grad_checkpointing", "cross_frame"),
+    *("tau", "gumbel", "hard", "sim_scale", "drop_path"),
+}
 """Fields of a configuration that do not affect parameter names or shapes."""
 
 
@@ -128,7 +131,8 @@ def load_weights(
     """Reads the weights of a saved model into an existing model of the same configuration.
 
     The model keeps its own values of fields that no weight depends on: r, inflection, prop_attn, grad_checkpointing,
-    tau, gumbel, hard, sim_scale, and frames and strategy if they bring no weights. With ``keep_classes`` also head.
+    cross_frame, tau, gumbel, hard, sim_scale, drop_path, and frames and strategy if they bring no weights. With
+    ``keep_classes`` also head.
 
     Args:
         model: a video model. path: a file of :func:`save_model`, or the folder of a run.

@@ -97,6 +97,25 @@ def test_it_has_no_parameters_and_is_saved(tmp_path: Path) -> None:
     model.train()(clips).logits.sum().backward()
 
 
+def test_weights_of_another_cross_frame_are_read_and_its_own_is_kept(tmp_path: Path) -> None:
+    """It has no weights, so a run may start from one without it, and the other way round."""
+    across, plain = maxi(cross_frame=1, r=2), maxi(r=2)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.mul_(1.1)
+    plain.refresh_texts()
+    clips = draw(1, 4, 3, 24, 24, dtype=torch.float32)
+    path = alt.save_model(plain, tmp_path / "plain.safetensors")
+    alt.load_weights(across, path)
+    assert across.config.cross_frame == 1
+    assert all(torch.equal(a, b) for a, b in zip(across.parameters(), plain.parameters(), strict=True))
+    assert not torch.equal(across(clips).logits, plain(clips).logits)
+    again = maxi(r=2)
+    alt.load_weights(again, alt.save_model(across, tmp_path / "across.safetensors"))
+    assert again.config.cross_frame == 0
+    assert torch.equal(again(clips).logits, plain(clips).logits)
+
+
 def test_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="cross_frame: expected at most the 4 blocks of the tower, got 5"):
         maxi(cross_frame=5)
