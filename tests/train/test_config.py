@@ -68,12 +68,13 @@ def test_hyperparameters_of_the_paper() -> None:
     probe = load_config("alt-b16-hmdb-linear-probe-split2")
     assert (probe.optim.lr, probe.task, probe.augmentation.label_smoothing) == (4e-4, "linear-probe", 0)
     assert probe.evaluation.splits == (2,)
-    maxi = load_config("maxi-b16-ucf-zero-shot")
+    maxi = load_config("maxi-b16-k400")
     assert (maxi.task, maxi.optim.lr, maxi.schedule.epochs, maxi.model.frames) == ("unlabelled", 5e-6, 10, 16)
     assert (maxi.augmentation.mixup, maxi.augmentation.cutmix, maxi.augmentation.label_smoothing) == (0, 0, 0)
     assert (maxi.bags.share, maxi.bags.size, maxi.bags.form, maxi.bags.sigma) == (0.9, 16, "sum", 0.02)
     assert (maxi.bags.templates, maxi.bags.prompts, maxi.model.templates) == ("kinetics28", "photo", "photo")
     few = load_config("maxi-b16-ssv2-4shot")
+    assert few.model.init_from == "runs/maxi-b16-k400/model.safetensors"
     assert (few.task, few.optim.lr, few.schedule.epochs, few.model.frames) == ("supervised", 2e-6, 50, 32)
     # a base names a run that ships, with the weights of the same row
     started = {n: load_config(n).model.init_from for n in names()}

@@ -49,7 +49,7 @@ KINDS = [
     "vifi-b16-k400-8f",
     "xclip-b16-hmdb-2shot",
     "scratch-xclip-b32-k400-8f",
-    "maxi-b16-hmdb-zero-shot",
+    "maxi-b16-k400",
     "reading-mlp-tokens-k400-8f",
 ]
 
