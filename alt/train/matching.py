@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from alt.data.action_names import name_to_text, read_names
 from alt.data.clips import ClipFiles
 from alt.errors import UserError, one_line
+from alt.models.modes import evaluation_mode
 
 from .bag_file import BagFile, ClipBag, read_bags, write_bags
 from .bags import BagObjective, DictionaryObjective, bag_prompts, keep_share, match_texts
@@ -24,6 +25,9 @@ from .objective import Objective
 from .processes import is_first_process
 
 __all__ = ["MatchedBags", "fits_run", "make_bags", "name_clips", "open_bags", "read_dictionary"]
+
+Built = tuple[Any, Any]
+"""A model and the encoder of its texts, of :func:`build_with_encoder`."""
 
 BAGS = "bags.json"
 """The file that a run makes in its folder if none is named."""
@@ -177,13 +181,19 @@ def read_dictionary(sources: Sequence[str], classes: Sequence[str]) -> list[str]
 
 
 def open_bags(
-    config: TrainConfig, data: ClipData, folder: Path, report: Callable[[str], None], *, resume: bool
+    config: TrainConfig,
+    data: ClipData,
+    folder: Path,
+    report: Callable[[str], None],
+    *,
+    resume: bool,
+    build: Callable[[], Built] | None = None,
 ) -> MatchedBags:
     """Returns the bags of a run: those of ``bags.file``, or of a file in its folder, which is made here if it is not
     there yet. Of these clips, ``data`` keeps the share with the best matches.
 
     Args:
-        resume: the run goes on, so the file must be there.
+        resume: the run goes on, so the file must be there. build: see :func:`make_bags`.
 
     Raises:
         UserError: the file is missing, belongs to other clips or to another dictionary, or cannot be made.
@@ -200,7 +210,7 @@ def open_bags(
                 f"bags.file: several processes need it before they start; `alt bags {config.name} bags.file={path}` "
                 "makes it."
             )
-        bags = make_bags(config, data, report)
+        bags = make_bags(config, data, report, build=build)
         if is_first_process():
             folder.mkdir(parents=True, exist_ok=True)
             write_bags(path, bags)
@@ -248,6 +258,8 @@ def make_bags(
     data: ClipData,
     report: Callable[[str], None],
     progress: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    build: Callable[[], Built] | None = None,
 ) -> BagFile:
     """Matches the clips of a run with its dictionary by the model before training; the bags have no further texts.
 
@@ -255,19 +267,23 @@ def make_bags(
 
     Args:
         progress: is told how many clips of how many are done.
+        build: gives the model of the run before training, which comes back on the CPU in the mode it was in; None: it
+            is built here.
 
     Raises:
         UserError: the dictionary, the model or a clip cannot be read.
     """
     names = read_dictionary(config.bags.dictionary, data.class_names)
-    model, encoder = build_with_encoder(config, data.class_names, data.world)
+    model, encoder = build_with_encoder(config, data.class_names, data.world) if build is None else build()
     device = torch.device("cuda" if torch.cuda.is_available() and config.trainer.accelerator != "cpu" else "cpu")
     report(f"Matching {len(data.train_set)} clips with {len(names)} names.")
     try:
         texts = encoder.embed_classes(names, config.bags.templates)
     except ValueError as error:
         raise UserError(f"bags.dictionary: {one_line(error, 300)}.") from None
-    videos = _embed_clips(model.eval().to(device), config, data, device, progress)
+    with evaluation_mode(model):
+        videos = _embed_clips(model.to(device), config, data, device, progress)
+    model.cpu()
     matches = match_texts(videos, texts.cpu())
     clips, chosen = name_clips(data), data.train_set.chosen.tolist()
     found = zip(chosen, matches.text.tolist(), matches.similarity.tolist(), strict=True)

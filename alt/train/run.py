@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,17 @@ def fit(
         torch.manual_seed(config.seed)  # of new parameters; every step seeds itself
         data = ClipData(config)
         check_files(config)
+        build = functools.cache(lambda: build_with_encoder(config, data.class_names, data.world, say=report))
         bags = None
         if config.task == "unlabelled":
-            bags = open_bags(config, data, folder, report, resume=earlier is not None)
+            bags = open_bags(config, data, folder, report, resume=earlier is not None, build=build)
         origin = describe_origin(config, data, None if bags is None else bags.file)
         if earlier is not None:
             _check_origin(earlier, origin, folder, report)
             if earlier.step >= data.total_steps and model_file(folder).exists():  # else killed before it was written
                 raise UserError(f"The run in {folder} is complete: its last checkpoint is of step {earlier.step}.")
         trainer.loggers = open_folder(config, folder, earlier)
-        model, encoder = build_with_encoder(config, data.class_names, data.world, say=report)
+        model, encoder = build()
         objective = None if bags is None else bags.make_objective(encoder, report)
         learner = VideoLearner(model, config, data.steps_per_epoch, objective)
         learner.record = {"origin": origin, "changes": [] if earlier is None else earlier.changes}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import alt
 from alt.hosts import find_host
+from alt.models import load_weights
 from alt.models.cross_frame import NeighbourKeys
 from alt.patch.attention import self_attention
 
@@ -106,12 +107,12 @@ def test_weights_of_another_cross_frame_are_read_and_its_own_is_kept(tmp_path: P
     plain.refresh_texts()
     clips = draw(1, 4, 3, 24, 24, dtype=torch.float32)
     path = alt.save_model(plain, tmp_path / "plain.safetensors")
-    alt.load_weights(across, path)
+    load_weights(across, path)
     assert across.config.cross_frame == 1
     assert all(torch.equal(a, b) for a, b in zip(across.parameters(), plain.parameters(), strict=True))
     assert not torch.equal(across(clips).logits, plain(clips).logits)
     again = maxi(r=2)
-    alt.load_weights(again, alt.save_model(across, tmp_path / "across.safetensors"))
+    load_weights(again, alt.save_model(across, tmp_path / "across.safetensors"))
     assert again.config.cross_frame == 0
     assert torch.equal(again(clips).logits, plain(clips).logits)
 

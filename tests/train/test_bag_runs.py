@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 import alt
 from alt.data.clips import ClipFiles, write_clips
 from alt.errors import UserError
+from alt.models import registry
 from alt.train import fit, load_config
 from alt.train.bag_file import BagFile, ClipBag, read_bags, write_bags
 from alt.train.config import TrainConfig
@@ -76,9 +77,14 @@ def test_a_run_matches_by_clip_and_trains_both_towers(finished: Path) -> None:
     assert checkpoint["alt"]["origin"]["the clips of seen-train"]["count"] == 16  # 0.8 of 20
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(finished: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, build = [], registry.build_with_clip
+    monkeypatch.setattr(registry, "build_with_clip", lambda *a, **k: built.append(a) or build(*a, **k))
     with pytest.raises(KeyboardInterrupt):
         fit(load(), tmp_path, say=quiet, callbacks=[StopAt()])
+    assert len(built) == 1  # the model that matches is trained
     kept = (tmp_path / "bags.json").read_bytes()
     (tmp_path / "bags.json").unlink()
     with pytest.raises(UserError, match=r"has no bags\.json any more, which its run began with; put it back"):
