@@ -13,15 +13,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import alt
-from tests.patch.compare import images, loss_of, max_difference, parameter_gradients
+from tests.patch.compare import flat, images, loss_of, max_difference, parameter_gradients
 from tests.train import jobs
 
 from .all_families import FAMILIES, REMOVED
+from .backbone_families import BACKBONES
 from .families import build
 from .padded_families import PADDED, naflex
 from .torch_families import SEQUENCES, tokens_of
 
 ONE_OF_EACH = (
+    *("MetaClip2Model", "AltCLIPModel", "ChineseCLIPModel", "CLIPSegModel", "DeiTModel", "IJepaModel", "ViTMSNModel"),
+    *BACKBONES,
     "CLIPVisionModel",
     "SiglipVisionModel",
     "Siglip2VisionModel",
@@ -41,16 +44,14 @@ ONE_OF_EACH = (
 
 
 def call(name: str, model: nn.Module, batch: Tensor) -> list[Tensor]:
-    """Through the model's own call alone, where DDP and FSDP2 have their hooks."""
+    """Through the tower's own call alone, where DDP and FSDP2 have their hooks."""
     if name in PADDED:
-        output: Any = model(**naflex(batch))
-    else:
-        output = model(tokens_of(batch) if name in SEQUENCES else batch)
-    return [output] if isinstance(output, Tensor) else [output.last_hidden_state, output.pooler_output]
+        return flat(model(**naflex(batch)))
+    return flat(model(tokens_of(batch) if name in SEQUENCES else batch))
 
 
 def patched(name: str) -> tuple[Any, alt.patch.PatchHandle]:
-    model = build(FAMILIES[name], torch.float32)
+    model = FAMILIES[name].tower(build(FAMILIES[name], torch.float32))
     return model, alt.patch_model(model, REMOVED)
 
 
