@@ -2,8 +2,8 @@
 
 The ICLR version (anonymous, full text) and the CVPR 2024 version print other accuracies and number their tables
 differently; of the CVPR version the abstract and the supplement are known. A cell without a configuration is a rival's,
-or one that this package does not run. Nothing here was trained on Kinetics. X-CLIP's tables are in
-:mod:`alt.xclip_tables`.
+or one that this package does not run. Nothing here was trained on Kinetics. The tables of X-CLIP and MAXI are in
+:mod:`alt.xclip_tables` and :mod:`alt.maxi_tables`.
 
 Source: arXiv 2311.15619, both versions.
 """
@@ -12,30 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from . import paper
 
 __all__ = ["TABLES", "Cell", "PaperTable"]
 
 
+Metric = Literal["top1", "top5", "mean_average_precision"]
+
+
 class Cell(NamedTuple):
     """iclr, cvpr: percent in the versions of the ALT paper, None where one prints nothing. configuration: its shipped
-    name, None: not run here. std: of the ICLR version's number. top5: the cell is a top-5 accuracy, not a top-1.
-    xclip: percent in the X-CLIP paper, in its own tables."""
+    name, None: not run here. std: of the ICLR version's number, or of ``printed``. metric: of the results of alt eval.
+    printed: percent in another paper's table."""
 
     iclr: float | None = None
     cvpr: float | None = None
     configuration: str | None = None
     std: float | None = None
-    top5: bool = False
-    xclip: float | None = None
+    metric: Metric = "top1"
+    printed: float | None = None
 
 
 class PaperTable(NamedTuple):
     """key: its name here. title: what it shows. iclr, cvpr: its number in a version, None where it has none.
-    columns: of accuracies. rows: name -> one cell per column. xclip: where it is in the X-CLIP paper.
-    gflops: name of a row -> cost of all views as the ALT paper prints it, in 1e9 multiply-accumulates."""
+    columns: of accuracies. rows: name -> one cell per column. paper: whose table it is, None: ALT's. where: in that
+    paper. gflops: name of a row -> cost as the paper prints it, in 1e9 multiply-accumulates: ALT's of all views,
+    X-CLIP's of one."""
 
     key: str
     title: str
@@ -43,7 +47,8 @@ class PaperTable(NamedTuple):
     cvpr: str | None
     columns: tuple[str, ...]
     rows: dict[str, tuple[Cell, ...]]
-    xclip: str | None = None
+    paper: str | None = None
+    where: str | None = None
     gflops: Mapping[str, float] = MappingProxyType({})
 
 
@@ -52,7 +57,7 @@ def _run(iclr: float | None, cvpr: float | None, configuration: str, std: float 
 
 
 def _supervised(row: str, top1: float, top5: float, cvpr: float | None = None) -> tuple[Cell, ...]:
-    return Cell(top1, cvpr, row), Cell(top5, None, row, top5=True)
+    return Cell(top1, cvpr, row), Cell(top5, None, row, metric="top5")
 
 
 def _shots(names: Sequence[str], iclr: Sequence[float], cvpr: Sequence[float | None]) -> tuple[Cell, ...]:
@@ -66,6 +71,16 @@ def _few(model: str) -> list[str]:
 def _printed(*values: float | None) -> tuple[Cell, ...]:
     """Returns a rival's row of the ICLR version."""
     return tuple(Cell(value) for value in values)
+
+
+def _both(value: float) -> tuple[Cell, ...]:
+    """Returns a rival's row of one column, which both versions print."""
+    return (Cell(value, value),)
+
+
+def _spread(*values: tuple[float, float]) -> tuple[Cell, ...]:
+    """Returns the same with a standard deviation for each number."""
+    return tuple(Cell(value, std=std) for value, std in values)
 
 
 _NONE = (None,) * 8
@@ -154,8 +169,13 @@ TABLES = (
         None,
         ("HMDB-51", "UCF-101"),
         {
-            "ER-ZSAR": (Cell(35.3, std=4.6), Cell(51.8, std=2.9)),
-            "ActionCLIP": (Cell(40.8, std=5.4), Cell(58.3, std=3.4)),
+            "MTE": _spread((19.7, 1.6), (15.8, 1.3)),
+            "ASR": _spread((21.8, 0.9), (24.4, 1.0)),
+            "ZSECOC": _spread((22.6, 1.2), (15.1, 1.7)),
+            "UR": _spread((24.4, 1.6), (17.5, 1.6)),
+            "TS-GCN": _spread((23.2, 3.0), (34.2, 3.1)),
+            "ER-ZSAR": _spread((35.3, 4.6), (51.8, 2.9)),
+            "ActionCLIP": _spread((40.8, 5.4), (58.3, 3.4)),
             "X-CLIP-B/16": (
                 _run(44.6, None, "xclip-b16-hmdb-zero-shot", 5.2),
                 _run(72.0, None, "xclip-b16-ucf-zero-shot", 2.3),
@@ -177,18 +197,24 @@ TABLES = (
         None,
         ("top-1", "top-5"),
         {
-            "ER-ZSAR": (Cell(42.1, std=1.4), Cell(73.1, std=0.3)),
+            "DeViSE": _printed(23.8, 51.0),
+            "ALE": _printed(23.4, 50.3),
+            "SJE": _printed(22.3, 48.2),
+            "ESZSL": _printed(22.9, 48.3),
+            "DEM": _printed(23.6, 49.5),
+            "GCN": _printed(22.3, 49.7),
+            "ER-ZSAR": _spread((42.1, 1.4), (73.1, 0.3)),
             "X-CLIP-B/16": (
                 _run(65.2, None, "xclip-b16-k600-zero-shot", 0.4),
-                Cell(86.1, None, "xclip-b16-k600-zero-shot", 0.8, top5=True),
+                Cell(86.1, None, "xclip-b16-k600-zero-shot", 0.8, metric="top5"),
             ),
             "ALT-B/16": (
                 _run(68.1, None, "alt-b16-k600-zero-shot", 0.6),
-                Cell(88.1, None, "alt-b16-k600-zero-shot", 0.4, top5=True),
+                Cell(88.1, None, "alt-b16-k600-zero-shot", 0.4, metric="top5"),
             ),
             "ALT-L/14": (
                 _run(72.7, None, "alt-l14-k600-zero-shot", 0.4),
-                Cell(90.7, None, "alt-l14-k600-zero-shot", 0.3, top5=True),
+                Cell(90.7, None, "alt-l14-k600-zero-shot", 0.3, metric="top5"),
             ),
         },
     ),
@@ -239,6 +265,7 @@ TABLES = (
             "STM-adapter": (_run(82.0, None, "strategy-stm-k400-8f"),),
             "fine-tuned": (_run(82.4, None, "strategy-full-k400-8f"),),
         },
+        gflops={"frozen": 110, "S-adapter": 116, "SM-adapter": 123, "STM-adapter": 163, "fine-tuned": 110},
     ),
     PaperTable(
         "tokens",
@@ -252,6 +279,7 @@ TABLES = (
             "r = 8": (_run(82.4, 82.8, "r8-k400-8f"),),
             "r = 13": (_run(81.9, 82.2, "r13-k400-8f"),),
         },
+        gflops={f"r = {cost.r}": cost.gflops for cost in paper.COSTS if cost.top1 is not None},
     ),
     PaperTable(
         "k600",
@@ -260,11 +288,29 @@ TABLES = (
         "Table C1",
         ("top-1",),
         {
-            "ViViT-H": _printed(85.8),
-            "MTV-H": _printed(89.6),
-            "X-CLIP-L": _printed(88.3),
+            "MViT-B-24": _both(83.8),
+            "VideoSwin-L at 384": _both(85.9),
+            "ViViT-H at 320": _both(83.0),
+            "ViViT-H": _both(85.8),
+            "TokenLearner": _both(86.3),
+            "Florence": _both(87.8),
+            "CoVeR": _both(87.9),
+            "MTV-L": _both(85.4),
+            "MTV-H": _both(89.6),
+            "X-CLIP-L": _both(88.3),
             "ALT-B/16": (_run(85.9, 86.1, "alt-b16-k600-32f"),),
             "ALT-L/14": (_run(88.5, 88.6, "alt-l14-k600-32f"),),
+        },
+        gflops={
+            "MViT-B-24": 1180,
+            "VideoSwin-L at 384": 25284,
+            "ViViT-H": 48916,
+            "TokenLearner": 48912,
+            "MTV-L": 18483,
+            "MTV-H": 45537,
+            "X-CLIP-L": 7896,
+            "ALT-B/16": 1308,
+            "ALT-L/14": 4947,
         },
     ),
     PaperTable(
@@ -274,9 +320,20 @@ TABLES = (
         "Table C2",
         ("top-1",),
         {
-            "EVL-B": _printed(62.4),
-            "ST-Adapter-B": _printed(69.5),
+            "MViT-B-24": _both(69.7),
+            "ViViT-L": _both(65.4),
+            "MTV-B at 384": _both(68.5),
+            "EVL-B": _both(62.4),
+            "ST-Adapter-B": _both(69.5),
             "ALT-B/16": (_run(66.8, 68.6, "alt-b16-ssv2-32f"),),
+        },
+        gflops={
+            "MViT-B-24": 708,
+            "ViViT-L": 11892,
+            "MTV-B at 384": 11160,
+            "EVL-B": 2047,
+            "ST-Adapter-B": 1955,
+            "ALT-B/16": 1308,
         },
     ),
     PaperTable(
@@ -289,6 +346,7 @@ TABLES = (
             "CLIP": tuple(Cell(None, 2.7) for _ in range(4)),
             "ActionCLIP": tuple(Cell(None, value) for value in (4.1, 5.8, 8.4, 11.1)),
             "X-CLIP": tuple(Cell(None, value) for value in (3.9, 4.5, 6.8, 10.0)),
+            "A5": tuple(Cell(None, value) for value in (4.4, 5.1, 6.1, 9.7)),
             "ViFi-CLIP": tuple(Cell(None, value) for value in (6.2, 7.4, 8.5, 12.4)),
             "ALT-B/16": tuple(
                 Cell(None, value, f"alt-b16-ssv2-{shots}shot")

@@ -27,7 +27,7 @@ KERNEL_BASE = {"alt_kernels.types", "alt_kernels.checks"}
 BELOW_PATCH = {"alt_kernels", "alt.hosts", "alt.lazy"}
 BELOW_MODELS = BELOW_PATCH | {"alt.patch", "alt.files", "alt.validation"}
 BELOW_JOBS = BELOW_MODELS | {"alt.tables", "alt.paper", "alt.paper_tables", "alt.plots", "alt.models", "alt.data"}
-BELOW_JOBS |= {"alt.xclip_tables"}
+BELOW_JOBS |= {"alt.xclip_tables", "alt.maxi_tables"}
 BELOW_JOBS |= {"alt.cost", "alt.errors"}
 BELOW_JOBS |= {"alt.measure"}
 JOBS = {"alt.train", "alt.evaluate", "alt.visualize", "alt.entityworld", "alt.entityworld.demo"}
@@ -54,6 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "alt.paper": set(),
     "alt.paper_tables": {"alt.paper"},
     "alt.xclip_tables": {"alt.paper_tables"},
+    "alt.maxi_tables": {"alt.paper_tables"},
     "alt.plots": {"alt.files"},
     "alt.tables": set(),
     "alt.patch": BELOW_PATCH,

@@ -21,7 +21,7 @@ def table(
         typer.Option(metavar="FOLDER", help="Folder for tables.md, tables.csv and pareto.png.", show_default=False),
     ] = None,
 ) -> None:
-    """Show the tables of the ALT and X-CLIP papers: your results, and what the papers print.
+    """Show the tables of the ALT, X-CLIP and MAXI papers: your results, and what the papers print.
 
     A result fills the cells of its configuration. Cells without one say "not run". With --out, top-1 on Kinetics-400
     is also drawn over cost.

@@ -1,15 +1,16 @@
-"""Finished evaluations in the tables of the ALT and X-CLIP papers, beside the numbers that these print."""
+"""Finished evaluations in the tables of the ALT, X-CLIP and MAXI papers, beside the numbers that these print."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from alt.errors import UserError
 from alt.files import read_json
+from alt.maxi_tables import MAXI_TABLES
 from alt.paper_tables import TABLES as ALT_TABLES
-from alt.paper_tables import Cell, PaperTable
+from alt.paper_tables import Cell, Metric, PaperTable
 from alt.tables import plus_minus, to_markdown
 from alt.xclip_tables import XCLIP_TABLES
 
@@ -17,8 +18,8 @@ from .spread import mean_std
 
 __all__ = ["TABLES", "Measured", "collect", "list_configurations", "rows_of_table", "write_tables"]
 
-TABLES = (*ALT_TABLES, *XCLIP_TABLES)
-HEAD = ("configuration", "column", "ours", "std", "results", "ICLR", "ICLR std", "CVPR", "X-CLIP")
+TABLES = (*ALT_TABLES, *XCLIP_TABLES, *MAXI_TABLES)
+HEAD = ("configuration", "column", "ours", "std", "results", "ICLR", "CVPR", "X-CLIP", "MAXI", "printed std")
 """Columns of the CSV: one line per cell of a table."""
 
 
@@ -29,10 +30,11 @@ def list_configurations() -> list[str]:
 
 
 class Measured(NamedTuple):
-    """The results of one configuration. top1, top5: percent of each. setting: of the first of them."""
+    """The results of one configuration. top1, top5, mean_average_precision: percent of each. setting: of the first."""
 
     top1: tuple[float, ...]
     top5: tuple[float, ...]
+    mean_average_precision: tuple[float, ...]
     setting: dict[str, Any]
     path: Path
 
@@ -56,12 +58,8 @@ def collect(paths: Iterable[str | Path]) -> dict[str, Measured]:
         results = record.get("results", [record]) if isinstance(record, dict) else []
         try:
             settings = [dict(result["setting"]) for result in results]
-            measured = Measured(
-                tuple(float(result["top1"]) for result in results),
-                tuple(float(result["top5"]) for result in results),
-                settings[0],
-                path,
-            )
+            values = {metric: tuple(float(result[metric]) for result in results) for metric in get_args(Metric)}
+            measured = Measured(**values, setting=settings[0], path=path)
             configuration = str(settings[0]["configuration"])
         except (KeyError, TypeError, ValueError, IndexError):
             raise UserError(f"{path}: not a result of alt eval that names its configuration.") from None
@@ -85,13 +83,13 @@ def rows_of_table(table: PaperTable, measured: Mapping[str, Measured]) -> list[l
 
 
 def _papers(table: PaperTable) -> tuple[str, ...]:
-    """Returns the papers whose numbers a table shows: the versions of ALT's, or X-CLIP's."""
-    return ("ICLR", "CVPR") if table.xclip is None else ("X-CLIP",)
+    """Returns the papers whose numbers a table shows: the versions of ALT's, or another one."""
+    return ("ICLR", "CVPR") if table.paper is None else (table.paper,)
 
 
 def _values(cell: Cell, measured: Mapping[str, Measured]) -> tuple[float, ...]:
     result = measured.get(cell.configuration or "")
-    return () if result is None else result.top5 if cell.top5 else result.top1
+    return () if result is None else getattr(result, cell.metric)
 
 
 def _ours(cell: Cell, measured: Mapping[str, Measured]) -> str | None:
@@ -102,8 +100,8 @@ def _ours(cell: Cell, measured: Mapping[str, Measured]) -> str | None:
 
 
 def _theirs(table: PaperTable, cell: Cell) -> list[str | None]:
-    printed = {"ICLR": (cell.iclr, cell.std), "CVPR": (cell.cvpr, None), "X-CLIP": (cell.xclip, None)}
-    found = [printed[paper] for paper in _papers(table)]
+    own = [(cell.iclr, cell.std), (cell.cvpr, None)]
+    found = own if table.paper is None else [(cell.printed, cell.std)]
     return [None if value is None else plus_minus(value, std) for value, std in found]
 
 
@@ -111,7 +109,7 @@ def write_tables(measured: Mapping[str, Measured]) -> tuple[str, list[list[Any]]
     """Returns (Markdown of all tables, rows of one CSV with the columns :data:`HEAD`)."""
     parts, rows = [], []
     for table in TABLES:
-        versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr), ("X-CLIP paper", table.xclip))
+        versions = (("ICLR version", table.iclr), ("CVPR version", table.cvpr), (f"{table.paper} paper", table.where))
         numbered = "; ".join(f"{version}: {number}" for version, number in versions if number is not None)
         costs = ["GFLOPs"] if table.gflops else []
         head = [
@@ -125,12 +123,13 @@ def write_tables(measured: Mapping[str, Measured]) -> tuple[str, list[list[Any]]
                 values = _values(cell, measured)
                 mean, std = mean_std(values) if values else (None, None)
                 label = cell.configuration or f"{table.key}: {name}"
-                printed = (cell.iclr, cell.std, cell.cvpr, cell.xclip)
+                other = (cell.printed if table.paper == paper else None for paper in ("X-CLIP", "MAXI"))
+                printed = (cell.iclr, cell.cvpr, *other, cell.std)
                 rows.append([label, f"{table.key}: {column}", mean, std, len(values), *printed])
     run = [f"- `{name}`: {_describe(result)}" for name, result in measured.items()]
     note = (
         "Accuracies in percent. ICLR and CVPR are the two versions of the ALT paper (arXiv 2311.15619), X-CLIP is "
-        "arXiv 2208.02816; ours are from:\n\n"
+        "arXiv 2208.02816, MAXI arXiv 2303.08914; ours are from:\n\n"
     )
     return "\n".join([*parts, note + ("\n".join(run) or "- no run") + "\n"]), rows
 

@@ -51,8 +51,8 @@ class TextTower(nn.Module):
         Raises:
             ValueError: a text does not fit behind the learned vectors.
         """
-        if ids is not None and self.prompt_adapter is not None:
-            check_room(ids, len(self.prompt_adapter), [f"class text {number}" for number in range(len(ids))])
+        if ids is not None:
+            self._check_room(ids)
         self.ids = self.ids[:0] if ids is None else ids.to(self.ids)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -75,6 +75,15 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def embed(self, ids: Tensor | None = None, *, unit: bool, batch_size: int = 256) -> Tensor:
-        """Returns what a call returns, in batches of ``batch_size`` texts and without gradient."""
+        """Returns what a call returns, in batches of ``batch_size`` texts and without gradient.
+
+        Raises:
+            ValueError: a text does not fit behind the learned vectors.
+        """
         ids = self.ids if ids is None else ids.to(self.ids)
+        self._check_room(ids)
         return torch.cat([self(part, unit=unit) for part in ids.split(batch_size)])
+
+    def _check_room(self, ids: Tensor) -> None:
+        if self.prompt_adapter is not None:
+            check_room(ids, len(self.prompt_adapter), [f"class text {number}" for number in range(len(ids))])

@@ -18,8 +18,12 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     r, shots = config.model.r, config.data.shots
     family = parse_name(config.model.name)[0]
     holds_text = FAMILIES[family].config(**config.model.options).text != "cached"  # then a CLIP's ids are needed
+    options = dict(config.model.options)
+    if options.get("prompting") == "learned":
+        options["prompt_vectors"] = 2  # the small text tower reads 16 tokens
     model = replace(
         config.model,
+        options=options,
         name=f"{family}-mini",
         pretrained="entity-world" if holds_text else None,
         texts="clip" if holds_text else "random",

@@ -97,8 +97,11 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             mini("clip-mean", **options)
-    with pytest.raises(ValueError, match="'class text 0' does not fit behind 14 context vectors in 16 tokens"):
-        mini("vifi", prompting="learned", prompt_vectors=14, classes=NAMES)
+    for count in (14, 16):
+        with pytest.raises(
+            ValueError, match=f"'class text 0' does not fit behind {count} context vectors in 16 tokens"
+        ):
+            mini("vifi", prompting="learned", prompt_vectors=count, classes=NAMES)
     with pytest.raises(ValueError, match="drop_path must be from 0 to below 1, got 1"):
         mini("xclip", drop_path=1.0)
 

@@ -71,6 +71,9 @@ ROWS_OF_MAXI: dict[str, dict[str, object]] = {
     **{f"cross{blocks}": {"model.options.cross_frame": blocks} for blocks in (2, 6)},
 }
 SETS = {"k400": "k400", "k600": "k600", "ssv2": "ssv2", "hmdb": "hmdb51", "ucf": "ucf101"}
+#: MAXI's other sets, and their splits.
+OTHERS = {"charades": [1], "mit": [1], "minissv2": [1], "uav": [1, 2]}
+DENSE = {8: 8, 32: 2}  # frames -> how far they are apart in X-CLIP's rows of dense sampling
 
 
 def expected(name: str) -> dict[str, object]:
@@ -82,9 +85,14 @@ def expected(name: str) -> dict[str, object]:
     if words[-1] == "4x3":
         words.pop()
         wanted |= {"evaluation.crops": 3, "evaluation.clips": 4}
+    sampled = [words.pop(), words.pop()] if words[-1] in ("dense", "sparse") else []
     if words[-1][:-1].isdigit() and words[-1][-1] == "f":
         frames = int(words.pop()[:-1])
-    data = next(SETS[word] for word in reversed(words) if word in SETS)
+    data = next(SETS.get(word, word) for word in reversed(words) if word in {**SETS, **OTHERS})
+    for key, how in zip(("evaluation.stride", "data.stride"), sampled, strict=False):
+        wanted[key] = DENSE[frames] if how == "dense" else None
+    if "336" in words:
+        wanted |= {"data.size": 336, "data.resize": 384}
     if "probe" in words:
         wanted |= {**PROBE, **ONE_HOT}
         last = words[-1].removeprefix("split")
@@ -92,6 +100,7 @@ def expected(name: str) -> dict[str, object]:
     elif unlabelled:
         frames = 16
         wanted |= {**UNLABELLED, **ONE_HOT, **(OF_220 if "k600" in words else {})}
+        wanted["evaluation.splits"] = OTHERS.get(data, wanted["evaluation.splits"])
     elif words[-2:] == ["zero", "shot"]:
         wanted |= ZERO
         if words[0] in ("alt", "xclip") and frames == 32 and "k600" not in words:  # the others report the first split
@@ -128,7 +137,7 @@ def expected(name: str) -> dict[str, object]:
         wanted["model.options.strategy"] = "-".join(words[1:-1])  # -k400 (8f is gone)
     if words[0] == "tau":
         wanted["model.options.tau"] = float(words[1])
-    bare_names = words[0] == "xclip" and "text" not in words
+    bare_names = words[0] == "xclip" and not {"text", "templates"} & {*words}
     wanted["model.templates"] = "none" if bare_names else "photo" if words[0] in ("vifi", "maxi") else "alt16"
     return wanted
 
