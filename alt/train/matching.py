@@ -40,7 +40,8 @@ class MatchedBags:
         file: with a bag for every clip. data: the clips. section: which to keep, and how to train with them.
 
     Attributes:
-        kept: int64, numbers of the clips to train on. file: as given.
+        kept: int64, numbers of the clips to train on. file: as given. dictionary: the names that matched ones are told
+            from, of ``form`` "dictionary"; else none.
 
     Raises:
         UserError: a clip has no bag, none would be kept, or the dictionary lacks a matched name that is to be told
@@ -60,10 +61,11 @@ class MatchedBags:
         if len(self.kept) == 0:
             raise UserError(f"bags.share: {section.share} of {len(numbers)} clips keeps none.")
         self._count = len(clips)
-        self._names = list(dict.fromkeys(bag.name for bag in self._bags.values()))  # that matches are numbered by
+        self.dictionary: list[str] = []
         if section.form == "dictionary":
-            matched, self._names = self._names, read_dictionary(section.dictionary, data.class_names)
-            other = next((name for name in matched if name not in set(self._names)), None)
+            self.dictionary = read_dictionary(section.dictionary, data.class_names)
+            known = set(self.dictionary)
+            other = next((bag.name for bag in self._bags.values() if bag.name not in known), None)
             if other is not None:
                 raise UserError(
                     f"bags.file: {where} matches clips with {other!r}, which bags.dictionary does not have."
@@ -88,13 +90,14 @@ class MatchedBags:
             UserError: the text tower cannot read a name.
         """
         section, kept = self.section, self.kept.tolist()
-        numbers = {name: number for number, name in enumerate(self._names)}
+        names = self.dictionary or dict.fromkeys(bag.name for bag in self._bags.values())
+        numbers = {name: number for number, name in enumerate(names)}
         matches = torch.full((self._count,), -1)
         for i, bag in self._bags.items():
             matches[i] = numbers[bag.name]
         try:
             if section.form == "dictionary":
-                ids = encoder.tokenise([self._list_prompts(name, [])[0] for name in self._names])
+                ids = encoder.tokenise([self._list_prompts(name, [])[0] for name in self.dictionary])
                 return DictionaryObjective(ids, matches, sigma=section.sigma)
             texts = {i: self.file.texts_of(self._bags[i]) for i in kept}
             unknown = dict.fromkeys(find_unreadable([text for i in kept for text in texts[i]], encoder.tokenise))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from .config import TrainConfig
 from .data import ClipData
 
 
-def describe_origin(config: TrainConfig, data: ClipData, bags: BagFile | None = None) -> dict[str, Any]:
+def describe_origin(
+    config: TrainConfig, data: ClipData, bags: BagFile | None = None, dictionary: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns what a resumed run must find again, as plain values by the setting that decides it.
 
     Lists are hashed as their lines: paths relative to ``data.root``, labels, order. The content of clips is not read.
-    ``bags``: those of clips without labels.
+    ``bags``: those of clips without labels. ``dictionary``: all names, if matched ones are told from the others.
 
     Raises:
         UserError: the corpus cannot be read.
@@ -44,6 +46,8 @@ def describe_origin(config: TrainConfig, data: ClipData, bags: BagFile | None = 
         origin["the corpus"] = {"count": len(entities), "sha256": _hash(entities)}
     if bags is not None:
         origin["the bags of texts"] = {"count": len(bags.clips), "sha256": bags.content_hash()}
+    if dictionary:
+        origin["the names of the dictionary"] = {"count": len(dictionary), "names": list(dictionary)}
     origin["the length of the schedule"] = {"count": data.total_steps}
     return origin
 

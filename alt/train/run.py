@@ -77,7 +77,7 @@ def fit(
         bags = None
         if config.task == "unlabelled":
             bags = open_bags(config, data, folder, report, resume=earlier is not None, build=build)
-        origin = describe_origin(config, data, None if bags is None else bags.file)
+        origin = describe_origin(config, data, *(() if bags is None else (bags.file, bags.dictionary)))
         if earlier is not None:
             _check_origin(earlier, origin, folder, report)
             if earlier.step >= data.total_steps and model_file(folder).exists():  # else killed before it was written

@@ -201,7 +201,16 @@ def test_matches_are_labels_among_all_names_of_the_dictionary(finished: Path, tm
     bags, matches = read_bags(finished / "bags.json"), objective.matches[:20].tolist()
     assert [data.class_names[i] for i in matches] == [bag.name for bag in bags.clips]
     assert len(data.class_names) > len(set(matches))
+    (tmp_path / "names.txt").write_text("\n".join(data.class_names))
+    write_bags(tmp_path / "own.json", BagFile(bags.clips, {}, {}))  # by hand: it does not say its dictionary
+    config = load(
+        *(f"bags.file={tmp_path / 'own.json'}", f"bags.dictionary=[{tmp_path / 'names.txt'}]"),
+        *("bags.form=dictionary", "schedule.steps=2"),
+    )
     fit(config, tmp_path / "run", say=quiet)
+    (tmp_path / "names.txt").write_text("\n".join([*data.class_names, "abseiling"]))
+    with pytest.raises(UserError, match="other data: the names of the dictionary: 10 before, 11 now"):
+        fit(config, tmp_path / "run", resume=True, say=quiet)
     assert not jobs.same(weights(tmp_path / "run"), weights(finished))
     other = bags.clips[0]._replace(name="abseil")
     write_bags(tmp_path / "bags.json", BagFile([other, *bags.clips[1:]], {}, bags.about))
