@@ -46,7 +46,7 @@ def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[s
     """
     if model.config.head == "linear":
         raise UserError("evaluation.protocol: zero-shot needs a head with texts, and the checkpoint's is linear.")
-    source = model.class_texts
+    source = model.class_text_source
     if source is None:
         warn(
             "The checkpoint does not record how its class names were embedded: model.pretrained "

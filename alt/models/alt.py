@@ -104,7 +104,7 @@ class AltModel(VideoModel):
         embeddings = corpus if isinstance(corpus, Tensor) else getattr(corpus, "embeddings", None)
         if embeddings is None:
             raise ValueError("corpus: it has no embeddings yet; corpus.embed(text_encoder) makes them")
-        check_encoders("corpus: it", getattr(corpus, "encoder", None), "the model", self.text_source)
+        check_encoders("corpus: it", getattr(corpus, "encoder", None), "the model", self.joint_text_source)
         self.alignment.set_entities(embeddings)
         self.corpus = None if isinstance(corpus, Tensor) else corpus
 

@@ -41,8 +41,8 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a saved model's description.
 
     Its keys are ``family``, ``config``, ``host``, ``tower``, ``statistics`` (mean and standard deviation that the tower
-    expects; None: CLIP's), ``text_tower`` (if the model holds one), ``classes``, ``texts`` (how the class names were
-    embedded), ``corpus`` and ``text_encoder`` (of the joint space).
+    expects; None: CLIP's), ``text_tower`` (if the model holds one), ``classes``, ``texts`` (the model's
+    ``class_text_source``), ``corpus`` and ``text_encoder`` (its ``joint_text_source``).
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is not a model of this package, or of a newer version.

@@ -118,7 +118,7 @@ def build_with_clip(
     model = load_family(family)(config, visual, scale, text)
     if published is not None:
         published.load_into(model)
-    model.text_source = text_source
+    model.joint_text_source = text_source
     return model, loaded
 
 

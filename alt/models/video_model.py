@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Self
 
@@ -47,8 +48,11 @@ class VideoModel(nn.Module, HubModel):
         backbone: the tower; its parameters are named ``backbone.*``.
         text: the text tower or None; its parameters are named ``text.*``.
         head: scores of the classes. classes: their names, [] before :meth:`set_classes`.
-        class_texts: how the names were embedded, None if that is not known.
-        text_source: the text encoder of the joint space, which must be a corpus's too; None if that is not known.
+        joint_text_source: the text encoder that belongs to the image tower, so that its texts and the frames share one
+            space. A corpus must be of the same encoder, also before there are classes. None if it is not known, or has
+            random weights.
+        class_text_source: encoder and templates with which the class names were embedded, so that further names can be
+            embedded alike. None if they came as embeddings alone, or for a linear head.
     """
 
     config_class: type[Any] = AltConfig
@@ -85,8 +89,8 @@ class VideoModel(nn.Module, HubModel):
         self.register_buffer("logit_scale", torch.as_tensor(logit_scale, dtype=torch.get_default_dtype()).detach())
         self.register_buffer("template_rows", None, persistent=False)
         self.classes: list[str] = []
-        self.class_texts: TextSource | None = None
-        self.text_source: TextSource | None = None
+        self.class_text_source: TextSource | None = None
+        self.joint_text_source: TextSource | None = None
         apply_strategy(self, config.strategy)
 
     @property
@@ -229,7 +233,7 @@ class VideoModel(nn.Module, HubModel):
             raise ValueError("names: expected at least one class, got none")
         self.head.set_classes(len(names), embeddings)
         self.classes = list(names)
-        self.class_texts = texts
+        self.class_text_source = texts
         self.template_rows = None
         if self.text is not None:
             self.text.set_ids(None)
@@ -272,6 +276,18 @@ class VideoModel(nn.Module, HubModel):
             rows = self.text.embed(ids[0], unit=self.unit_texts)
             self.set_classes(names, rows, encoder.source(templates))
             self.text.set_ids(ids[0])
+
+    @property
+    def text_source(self) -> TextSource | None:
+        """Returns ``joint_text_source`` under its old name, for one release."""
+        warnings.warn("model.text_source is now model.joint_text_source", DeprecationWarning, stacklevel=2)
+        return self.joint_text_source
+
+    @property
+    def class_texts(self) -> TextSource | None:
+        """Returns ``class_text_source`` under its old name, for one release."""
+        warnings.warn("model.class_texts is now model.class_text_source", DeprecationWarning, stacklevel=2)
+        return self.class_text_source
 
     def is_backbone_parameter(self, name: str) -> bool:
         """Returns True if a parameter is CLIP's own, and so trained at the small rate.

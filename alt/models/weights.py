@@ -97,7 +97,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu",
     if header["statistics"] is not None:
         mean, std = header["statistics"]
         model.backbone.statistics = (tuple(mean), tuple(std))
-    model.text_source = parse_source(header["text_encoder"])
+    model.joint_text_source = parse_source(header["text_encoder"])
     _adopt_classes(model, header)
     _adopt_corpus(model, header)
     return model
@@ -183,7 +183,7 @@ def load_weights(
     check_fit(own, state, path)
     source = parse_source(header["text_encoder"])
     if keep_classes or keep_corpus:
-        kept: Any = model.text_source
+        kept: Any = model.joint_text_source
         check_encoders("the text that the model keeps", kept, str(path), source)
     _make_room(model, state)
     model.load_state_dict(state, strict=False)
@@ -192,7 +192,7 @@ def load_weights(
     else:
         _adopt_classes(model, header)
     if not (keep_classes or keep_corpus):
-        model.text_source = source
+        model.joint_text_source = source
     if not keep_corpus:
         _adopt_corpus(model, header)
     return len(state)
@@ -226,9 +226,9 @@ def _description(model: Any) -> dict[str, Any]:
         "statistics": [list(part) for part in model.backbone.statistics],
         "text_tower": None if model.text is None else host.describe_text(model.text.clip),
         "classes": list(model.classes),
-        "texts": None if model.class_texts is None else model.class_texts._asdict(),
+        "texts": None if model.class_text_source is None else model.class_text_source._asdict(),
         "corpus": entities,
-        "text_encoder": None if model.text_source is None else model.text_source._asdict(),
+        "text_encoder": None if model.joint_text_source is None else model.joint_text_source._asdict(),
     }
 
 
@@ -253,7 +253,7 @@ def _text(config: Any, header: dict[str, Any]) -> TextTower | None:
 
 def _adopt_classes(model: Any, header: dict[str, Any]) -> None:
     model.classes = list(header["classes"])
-    model.class_texts = parse_source(header["texts"])
+    model.class_text_source = parse_source(header["texts"])
 
 
 def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:
@@ -261,7 +261,7 @@ def _adopt_corpus(model: Any, header: dict[str, Any]) -> None:
     if alignment is None or header["corpus"] is None:
         return
     rows = alignment.entities.detach().cpu()
-    model.corpus = replace(Corpus.from_entities(header["corpus"]), embeddings=rows, encoder=model.text_source)
+    model.corpus = replace(Corpus.from_entities(header["corpus"]), embeddings=rows, encoder=model.joint_text_source)
 
 
 def _make_room(model: Any, state: dict[str, Tensor]) -> None:

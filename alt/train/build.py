@@ -92,7 +92,7 @@ def build_with_encoder(
             **section.options,
         )
         if section.texts == "random":
-            model.text_source = RandomTextEncoder(model.width).source()
+            model.joint_text_source = RandomTextEncoder(model.width).source()
         if getattr(model.config, "queries", None) == "entity":
             corpus = _open_corpus(section, classes, world)
             if corpus.embeddings is None:

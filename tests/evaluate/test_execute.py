@@ -281,7 +281,7 @@ def test_new_classes_are_embedded_as_the_checkpoint_says(folder: Path, tmp_path:
         model.classes, RandomTextEncoder(model.width).embed(model.classes), TextSource("random", None, "")
     )
     save_model(model, tmp_path / "random.safetensors")
-    assert load_model(tmp_path / "random.safetensors").class_texts == TextSource("random", None, "")
+    assert load_model(tmp_path / "random.safetensors").class_text_source == TextSource("random", None, "")
     assert test_on(tmp_path / "random.safetensors").top1.mean < right
 
 

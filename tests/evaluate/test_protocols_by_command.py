@@ -121,7 +121,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = alt.create_model("alt-mini", layers=1, corpus=torch.randn(9, 48), r=2)
     encoder = RandomTextEncoder(model.width)
-    model.text_source = encoder.source()
+    model.joint_text_source = encoder.source()
     model.set_classes(K400, encoder.embed(K400), TextSource("random", None, ""))
     save_model(model, home / "model.safetensors")
     return home

@@ -204,7 +204,7 @@ def test_costs_and_files(make: Any, family: str, tmp_path: Path) -> None:
     assert bool(parts["adapter"]) == (family == "alt")
     again = load_model(save_model(model.eval(), tmp_path / "model.safetensors")).eval()
     assert torch.equal(again(clips()).logits, model(clips()).logits)
-    assert (again.config, again.text_source) == (model.config, model.text_source)
+    assert (again.config, again.joint_text_source) == (model.config, model.joint_text_source)
     assert again.backbone.statistics == model.backbone.statistics
 
 
@@ -261,14 +261,14 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     clip.save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     model: Any = alt.create_model("clip-mean-b16", backbone=f"hf:{folder}", frames=FRAMES, r=0).eval()
-    assert model.config.backbone == model.text_source.backbone == f"hf:{folder}"
+    assert model.config.backbone == model.joint_text_source.backbone == f"hf:{folder}"
     with torch.no_grad():
         text = clip.get_text_features(input_ids=torch.tensor([[0, 3, 1, 5, 5, 5, 5, 5]])).pooler_output
         frames = clip.get_image_features(clips().flatten(0, 1)).pooler_output
     torch.testing.assert_close(model.backbone(clips()).frame.flatten(0, 1), frames, rtol=0, atol=2e-5)
     encoder = alt.create_text_encoder(f"hf:{folder}")
     torch.testing.assert_close(encoder.embed(["lifting cup"]), nn.functional.normalize(text, dim=-1))
-    assert encoder.fingerprint() == model.text_source.sha256
+    assert encoder.fingerprint() == model.joint_text_source.sha256
     assert not hasattr(encoder.clip, "vision_model")
     with pytest.warns(UserWarning, match=r"1 of 2 have more than the 8 tokens .* 'cup cup .* cup' \(9\) first"):
         encoder.embed([" ".join(["cup"] * 6), " ".join(["cup"] * 7)])

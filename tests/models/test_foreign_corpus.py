@@ -53,18 +53,36 @@ def test_refused_when_a_model_is_made_or_loaded(other: str, tmp_path: Path) -> N
     corpus = CORPUS.embed(encoder)
     path = corpus.save(tmp_path / "c.json")
     model = alt.create_model("alt-mini", pretrained="entity-world", corpus=path)
-    assert model.text_source == model.corpus.encoder == encoder.source()
+    assert model.joint_text_source == model.corpus.encoder == encoder.source()
     with pytest.raises(ValueError, match=REFUSED):
         alt.create_model("alt-mini", pretrained=other, corpus=corpus)
     foreign = alt.create_model("alt-mini", pretrained=other, corpus=CORPUS, classes=["cup"])
     loaded = load_model(save_model(foreign, tmp_path / "model.safetensors"))
-    assert loaded.text_source == foreign.text_source == loaded.corpus.encoder
+    assert loaded.joint_text_source == foreign.joint_text_source == loaded.corpus.encoder
     with pytest.raises(ValueError, match=REFUSED):
         loaded.set_corpus(path)
     with pytest.raises(ValueError, match="the text that the model keeps was embedded by mini with"):
         load_weights(model, tmp_path / "model.safetensors", keep_corpus=True)
     load_weights(model, tmp_path / "model.safetensors")  # with its corpus, its classes, and so its encoder
-    assert model.text_source == foreign.text_source
+    assert model.joint_text_source == foreign.joint_text_source
+
+
+def test_the_space_and_the_class_names_have_records_of_their_own() -> None:
+    """One is known without classes and holds for corpora; the other has templates, and is lost with bare embeddings."""
+    model = alt.create_model("clip-mean-mini", pretrained="entity-world")
+    encoder = alt.create_text_encoder("alt-mini", pretrained="entity-world")
+    assert (model.joint_text_source, model.class_text_source) == (encoder.source(), None)
+    model.name_classes(["cup", "hand"], encoder, ["lifting {}"])
+    assert (
+        model.class_text_source
+        == encoder.source(["lifting {}"])
+        == model.joint_text_source._replace(templates=("lifting {}",))
+    )
+    model.set_classes(["cup", "hand"], torch.eye(2, 48))
+    assert (model.joint_text_source, model.class_text_source) == (encoder.source(), None)
+    for old, new in (("text_source", "joint_text_source"), ("class_texts", "class_text_source")):
+        with pytest.warns(DeprecationWarning, match=f"model.{old} is now model.{new}"):
+            assert getattr(model, old) is getattr(model, new)
 
 
 class NamelessEncoder:
@@ -77,7 +95,7 @@ def test_unknown_encoders_are_not_compared() -> None:
     assert nameless.encoder is None
     alt.create_model("alt-mini", pretrained="entity-world", corpus=nameless)
     untrained = alt.create_model("alt-mini", corpus=CORPUS.embed(alt.create_text_encoder("alt-mini")))
-    assert untrained.text_source is None
+    assert untrained.joint_text_source is None
 
 
 def test_a_model_file_of_format_1_still_loads(tmp_path: Path) -> None:
@@ -89,7 +107,7 @@ def test_a_model_file_of_format_1_still_loads(tmp_path: Path) -> None:
     header |= {"format": 1, "corpus": [["cup", "", "object", "lifting cup"], ["hand", "", "body_part", ""]]}
     save_file(load_file(path), path, {HEADER_KEY: json.dumps(header)})
     loaded = load_model(path)
-    assert loaded.text_source is None
+    assert loaded.joint_text_source is None
     assert loaded.corpus[0].sources == ("lifting cup",)
     assert read_header(path)["text_encoder"] is None
 

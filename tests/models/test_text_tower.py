@@ -33,7 +33,7 @@ def test_class_texts_are_those_of_the_encoder() -> None:
     torch.testing.assert_close(model.head.embeddings, encoder.embed_classes(NAMES, "none"))
     torch.testing.assert_close(model(clips()).logits, plain(clips()).logits)
     torch.testing.assert_close(model.train()(clips()).logits, plain(clips()).logits)
-    assert model.class_texts == plain.class_texts
+    assert model.class_text_source == plain.class_text_source
     with pytest.raises(ValueError, match="templates: a model with a text tower reads one text per class, got 2"):
         model.name_classes(NAMES, encoder, ["{}", "lifting {}"])
     model.name_classes(["lifting ball"], encoder, "none")

@@ -259,7 +259,7 @@ def test_create_model_takes_a_published_xclip(tmp_path: Path, monkeypatch: pytes
             assert found.config.frames == 2
             assert found.config.quick_gelu
             torch.testing.assert_close(found(x).logits, expected, rtol=0, atol=1e-4)
-            assert found.text_source.pretrained == ("model.safetensors" if source.is_dir() else source.name)
+            assert found.joint_text_source.pretrained == ("model.safetensors" if source.is_dir() else source.name)
     with pytest.raises(ValueError, match=r"pretrained: .*k400_32_2\.pth was trained with QuickGELU"):
         alt.create_model("xclip-b32", **small, pretrained=tmp_path / "k400_32_2.pth", quick_gelu=False)
     with pytest.raises(ValueError, match=r"pretrained: .* has no weights for \d+ tensors of the model, integration\.b"):
