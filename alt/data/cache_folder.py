@@ -106,6 +106,8 @@ class CacheFolder:
                 return
             with replacing(self.folder / name, "an entry", sync=False) as partial, partial.open("wb") as file:
                 file.writelines(blocks)
+        except FileNotFoundError:  # emptied at this moment
+            return
         except OSError as error:
             self._stop(os.strerror(error.errno) if error.errno else describe_error(error))
             return
