@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from alt.files import describe_error, parse_json, read_tensors
 from alt.validation import Count, checked
 
 __all__ = [
+    "ANY_WORDS",
     "SHIPPED",
     "MiniClip",
     "MiniClipConfig",
@@ -28,6 +31,9 @@ __all__ = [
     "save_mini_clip",
     "words_of",
 ]
+
+ANY_WORDS = "entity-world-any-words"
+"""The name of the shipped weights with a tokenizer that takes any words (:class:`WordTokenizer`)."""
 
 SHIPPED = Path(__file__).parent / "weights" / "mini_clip.safetensors"
 """Weights of the "cpu" size, trained on EntityWorld. ``load_mini_clip().about`` records the training."""
@@ -100,9 +106,12 @@ class WordTokenizer:
 
     Args:
         vocabulary: the words, distinct. context_length: ids of a text, both ends counted.
+        any_words: takes texts with unknown words, or too many: the known words, cut to leave room, are followed by four
+            that a hash of the whole text picks. So texts stay apart, and their embeddings mean little. A warning counts
+            the unknown words, each once. False: such texts are refused.
     """
 
-    def __init__(self, vocabulary: Sequence[str], context_length: int = 16) -> None:
+    def __init__(self, vocabulary: Sequence[str], context_length: int = 16, *, any_words: bool = False) -> None:
         words = list(vocabulary)
         if not words or any(words_of(word) != [word] for word in words):
             wrong = next((word for word in words if words_of(word) != [word]), None)
@@ -111,6 +120,8 @@ class WordTokenizer:
             raise ValueError("vocabulary: expected distinct words")
         self.vocabulary = words
         self.context_length = context_length
+        self.any_words = any_words
+        self._told: set[str] = set()
         self.vocab_size = len(words) + 3
         self.end = len(words) + 2
         self._ids = {word: number + 2 for number, word in enumerate(words)}
@@ -119,21 +130,44 @@ class WordTokenizer:
         """Returns int64 ids ``[n, context_length]``.
 
         Raises:
-            ValueError: a word is not in the vocabulary, or a text is too long. Unknown words get no substitute, because
-                the small text tower knows nothing about them, and texts are not truncated.
+            ValueError: unknown words, or a text that is too long, without ``any_words``: the small text tower knows
+                nothing about such words, and texts are not cut.
         """
         length = self.context_length if context_length is None else context_length
         texts = [texts] if isinstance(texts, str) else list(texts)
+        split = [words_of(text) for text in texts]
+        self._check_words(split, texts)
         ids = torch.zeros(len(texts), length, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            words = words_of(text)
-            unknown = [word for word in words if word not in self._ids]
-            if unknown:
-                raise ValueError(f"texts: the vocabulary of {len(self._ids)} words has no {unknown[0]!r} (in {text!r})")
-            if len(words) + 2 > length:
-                raise ValueError(f"texts: at most {length - 2} words fit the context, got {len(words)} in {text!r}")
+        for row, words in enumerate(split):
+            if len(words) + 2 > length or not self._ids.keys() >= set(words):
+                if not self.any_words:
+                    raise ValueError(
+                        f"texts: at most {length - 2} words fit the context, got {len(words)} in {texts[row]!r}"
+                    )
+                words = self._pick_known(words, length - 2)
             ids[row, : len(words) + 2] = torch.tensor([1, *(self._ids[word] for word in words), self.end])
         return ids
+
+    def _check_words(self, split: Sequence[Sequence[str]], texts: Sequence[str]) -> None:
+        """Refuses unknown words, or warns of those that no earlier warning counted."""
+        unknown = {
+            word: text for words, text in zip(split, texts, strict=True) for word in words if word not in self._ids
+        }
+        new = [word for word in unknown if word not in self._told]
+        if not new:
+            return
+        lacks = f"texts: the vocabulary of {len(self._ids)} words has no {new[0]!r} (in {unknown[new[0]]!r})"
+        more = f", and lacks {len(new) - 1} more of their words" if len(new) > 1 else ""
+        if not self.any_words:
+            raise ValueError(f"{lacks}{more}; the weights {ANY_WORDS!r} take any words")
+        self._told.update(new)
+        warnings.warn(f"{lacks}{more}; known words that a hash picks stand for them", UserWarning, stacklevel=3)
+
+    def _pick_known(self, words: Sequence[str], room: int) -> list[str]:
+        digest = hashlib.sha256(" ".join(words).encode()).digest()
+        numbers = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") % len(self.vocabulary) for i in range(4)]
+        known = [word for word in words if word in self._ids][: max(0, room - 4)]
+        return [*known, *(self.vocabulary[number] for number in numbers)][:room]
 
     def decode(self, ids: Tensor) -> list[str]:
         """Returns the words of ids ``[n, length]`` joined by spaces, without start, end and padding."""
@@ -188,13 +222,14 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
     """Loads a small CLIP by name.
 
     Args:
-        pretrained: "entity-world", the weights that ship with the package; the path of a file that
-            :func:`save_mini_clip` wrote; None: the shipped sizes and vocabulary with random weights.
+        pretrained: "entity-world", the weights that ship with the package; :data:`ANY_WORDS`, the same with a tokenizer
+            that takes any words; the path of a file that :func:`save_mini_clip` wrote; None: the shipped sizes and
+            vocabulary with random weights.
 
     Raises:
         ValueError: there is no such file, or :func:`save_mini_clip` did not write it.
     """
-    path = SHIPPED if pretrained in (None, "entity-world") else Path(os.fspath(pretrained))
+    path = SHIPPED if pretrained in (None, "entity-world", ANY_WORDS) else Path(os.fspath(pretrained))
     if not path.is_file():
         raise ValueError(f"pretrained: expected 'entity-world' or a file of a small CLIP, found no {path}")
     try:
@@ -210,7 +245,7 @@ def load_mini_clip(pretrained: str | os.PathLike[str] | None = "entity-world") -
         config = MiniClipConfig(**about.pop("config"))
         if max(config.layers, config.text_layers) > len(tensors):
             raise ValueError(f"it has {len(tensors)} tensors, fewer than the layers that it names")
-        tokenizer = WordTokenizer(about.pop("vocabulary"), config.context_length)
+        tokenizer = WordTokenizer(about.pop("vocabulary"), config.context_length, any_words=pretrained == ANY_WORDS)
         with torch.device("meta"):
             own = build_mini_clip(config, tokenizer.vocab_size).state_dict()
         if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in tensors.items()}:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from alt.errors import UserError, one_line
-from alt.models.clip import has_own_weights, list_tags
+from alt.models.clip import has_own_weights, list_tags, takes_any_words
 from alt.models.registry import create_text_encoder
 from alt.models.video_model import VideoModel
 from alt.train.build import RandomTextEncoder, text_encoder
@@ -36,7 +36,8 @@ class ClassTexts(NamedTuple):
 def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[str], None]) -> ClassTexts:
     """Opens the encoder that the checkpoint of ``model`` records, and takes the templates that it records.
 
-    The record names published weights by their tag. Anything else in it is no reason to read or download a file:
+    The record names published weights by their tag; for the small CLIP, ``section.pretrained`` may ask for the same
+    tower with a tokenizer that takes any words. Anything else in it is no reason to read or download a file:
     weights from a file are those of ``section.pretrained``, and those of a folder of transformers ``section.backbone``.
     Either way the tower must have the recorded fingerprint.
     A checkpoint without a record (format 1) takes encoder and templates of ``section``, which is told.
@@ -62,7 +63,11 @@ def open_class_texts(model: VideoModel, section: ModelSection, warn: Callable[[s
         raise UserError(
             f"The checkpoint's class names were embedded by {source}: name its folder with model.backbone=hf:PATH."
         )
-    elif source.backbone != backbone or pretrained not in list_tags(backbone):
+    elif (
+        source.backbone != backbone
+        or pretrained not in list_tags(backbone)
+        or takes_any_words(backbone, section.pretrained)
+    ):
         pretrained = section.pretrained
     if pretrained is None and not has_own_weights(backbone):
         raise UserError(f"The checkpoint's class names were embedded by {source}: name the file with model.pretrained.")

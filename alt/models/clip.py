@@ -28,6 +28,7 @@ __all__ = [
     "has_own_weights",
     "list_tags",
     "name_backbone",
+    "takes_any_words",
 ]
 
 Backbone = str | nn.Module | tuple[nn.Module, Any]
@@ -194,10 +195,19 @@ def check_weights(backbone: str, pretrained: str | os.PathLike[str] | None) -> N
 def list_tags(backbone: str) -> list[str]:
     """Returns the published weights of a backbone by their tags: open_clip's own list, without a download."""
     if backbone == "mini":
-        return ["entity-world"]
+        from alt.entityworld.mini_clip import ANY_WORDS
+
+        return ["entity-world", ANY_WORDS]
     import open_clip
 
     return list(open_clip.list_pretrained_tags_by_model(backbone))
+
+
+def takes_any_words(backbone: str, pretrained: str | None) -> bool:
+    """Returns whether weights are the small CLIP's with the tokenizer that refuses no word."""
+    from alt.entityworld.mini_clip import ANY_WORDS
+
+    return backbone == "mini" and pretrained == ANY_WORDS
 
 
 def _build_mini(pretrained: str | os.PathLike[str] | None) -> LoadedClip:

@@ -43,8 +43,9 @@ def create_model(
         name: one of :func:`list_models`, for example "alt-b16", "xclip-l14-336", "alt-mini", "clip-mean-b16"; a
             family alone is that of B/16: "xclip".
         pretrained: weights of CLIP: None for random ones, a tag of open_clip ("openai"), or the path of a
-            checkpoint; for "mini" also "entity-world", the weights that ship with the package. For "xclip-*" also a
-            whole published X-CLIP: the authors' file (.pth), or a file or folder that transformers wrote.
+            checkpoint; for "mini" also "entity-world", the weights that ship with the package, and
+            "entity-world-any-words", which refuses no word (docs/entity_world.md). For "xclip-*" also a whole published
+            X-CLIP: the authors' file (.pth), or a file or folder that transformers wrote.
         frames: T of a clip; None: that of a published X-CLIP, else 8, 16 for L/14 at 336 pixels, and 4 for "mini".
         r: tokens merged away per block. None: 8 for ALT, or 2 if a frame has few tokens (B/32 and "mini"); 0 for the
             baselines.

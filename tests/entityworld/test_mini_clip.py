@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import open_clip
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 import alt
+from alt.data.action_names import ACTION_SETS, read_action_names
 from alt.entityworld.mini_clip import (
+    ANY_WORDS,
     MiniClip,
     MiniClipConfig,
     WordTokenizer,
@@ -75,6 +78,46 @@ def test_tokenizer_reads_words_whatever_is_between_them() -> None:
 def test_tokenizer_neither_guesses_nor_cuts(text: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         WordTokenizer(WORDS, context_length=6)([text])
+
+
+def test_any_words_stay_apart_and_are_counted_once() -> None:
+    tokenizer = WordTokenizer(WORDS, 10, any_words=True)
+    texts = ["lifting kettle", "a ball", "lifting pan", "pan lifting", " ".join(["a"] * 12), " ".join(["a"] * 13)]
+    with pytest.warns(
+        UserWarning, match=r"no 'kettle' \(in 'lifting kettle'\), and lacks 1 more of their words"
+    ) as told:
+        ids = tokenizer(texts)
+    assert len(told) == 1
+    words = [text.split() for text in tokenizer.decode(ids)]
+    assert words[1] == ["a", "ball"]
+    assert [len(row) for row in words] == [5, 2, 5, 5, 8, 8]  # four words of a hash, and at most 8 fit
+    assert all(row[0] == "lifting" for row in (words[0], words[2], words[3]))
+    assert words[4][:4] == words[5][:4] == ["a"] * 4
+    assert len({tuple(row) for row in words}) == len(texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # told already
+        assert torch.equal(tokenizer(texts), ids)
+    with pytest.warns(UserWarning, match="no 'kettle'"):
+        assert torch.equal(WordTokenizer(WORDS, 10, any_words=True)(texts), ids)
+    refused = r"no 'kettle' .* and lacks 1 more of their words; the weights 'entity-world-any-words' take any words"
+    with pytest.raises(ValueError, match=refused):
+        WordTokenizer(WORDS, 10)(texts)
+
+
+def test_the_shipped_weights_with_any_words() -> None:
+    """The names of every set that ships get rows of their own, and texts of known words keep theirs."""
+    encoder = create_text_encoder("alt-mini", pretrained=ANY_WORDS)
+    known = ["lifting cup", "cup in kitchen"]
+    plain = create_text_encoder("alt-mini", pretrained="entity-world")
+    assert torch.equal(encoder.embed(known), plain.embed(known))
+    assert encoder.fingerprint() == plain.fingerprint()  # so corpora of one fit the other
+    for name in ACTION_SETS:
+        names = read_action_names(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = encoder.embed_classes(names, "none")  # two names with the same tokens would be refused
+        assert rows.shape == (len(names), 48)
+    assert alt.create_model("clip-mean-mini", pretrained=ANY_WORDS).joint_text_source.pretrained == ANY_WORDS
 
 
 @pytest.mark.parametrize("vocabulary", [[], ["two words"], ["Ball"], ["ball", "ball"]])

@@ -21,6 +21,7 @@ from alt.data.few_shot import few_shot_indices
 from alt.entityworld.mini_clip import load_mini_clip, save_mini_clip
 from alt.entityworld.world import World, write_to_disk
 from alt.errors import UserError
+from alt.evaluate.class_texts import open_class_texts
 from alt.evaluate.execute import Evaluated, Placement, execute
 from alt.files import read_tensors
 from alt.models.registry import create_text_encoder
@@ -283,6 +284,23 @@ def test_new_classes_are_embedded_as_the_checkpoint_says(folder: Path, tmp_path:
     save_model(model, tmp_path / "random.safetensors")
     assert load_model(tmp_path / "random.safetensors").class_text_source == TextSource("random", None, "")
     assert test_on(tmp_path / "random.safetensors").top1.mean < right
+
+
+def test_names_that_the_small_clip_does_not_know() -> None:
+    """A checkpoint of the shipped weights refuses them, and tells which weights take them: the same ones."""
+    model = alt.create_model("clip-mean-mini", pretrained="entity-world", classes=["lifting cup", "pushing box"])
+    names, said = ["apply eye makeup", "lifting cup"], list[str]()
+    with pytest.raises(
+        UserError, match=r"of ucf101 cannot be embedded: .* no 'apply' .* 'entity-world-any-words' take"
+    ):
+        open_class_texts(model, load_config("entity-world-cpu").model, said.append).name_classes(model, names, "ucf101")
+    section = load_config("entity-world-cpu", ["model.pretrained=entity-world-any-words"]).model
+    known = model.head.embeddings[0].clone()
+    with pytest.warns(UserWarning, match="no 'apply'"):
+        open_class_texts(model, section, said.append).name_classes(model, names, "ucf101")
+    assert model.class_text_source.pretrained == "entity-world-any-words"
+    torch.testing.assert_close(model.head.embeddings[1], known)
+    assert said == []
 
 
 def test_sets_in_their_own_formats(folder: Path, tmp_path: Path) -> None:
