@@ -44,6 +44,20 @@ def test_rival_merging_is_ours() -> None:
         torch.testing.assert_close(total[..., 0].float(), want.size, rtol=0, atol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "protected"), [(197, 1), (576, 0)])
+def test_compiled_matching_names_the_pairs_of_the_eager_one(count: int, protected: int) -> None:
+    """inductor's argmax of a sum names wrong columns on a CPU (pytorch issue 178964); here it follows a product."""
+    reason = rivals.why_no_compile(torch.device("cpu"))
+    if reason is not None:
+        pytest.skip(reason)
+    metric = torch.randn(4, count, 64, generator=torch.Generator().manual_seed(2))
+    want = rivals.match(metric, 8, protected)
+    got = rivals.compiled(rivals.match)(metric, 8, protected)
+    for name, left, right in zip(want._fields, got, want, strict=True):
+        assert torch.equal(left, right), name
+
+
 def test_rival_attention_is_ours() -> None:
     q, k, v = (tokens(8).unflatten(-1, (2, 4)).transpose(1, 2) + i for i in range(3))
     size = torch.arange(1, 24).expand(3, -1).float()
