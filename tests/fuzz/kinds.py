@@ -159,7 +159,7 @@ def _lists(folder: Path) -> dict[str, bytes]:
     (folder / "a").mkdir(exist_ok=True)
     np.save(folder / "b c.npy", np.zeros((2, 3, 4, 4), np.uint8))
     return {
-        "list.txt": b"# clips\na 0\nb c.npy 1\na 120 2\nb c.npy lifting cup\n",
+        "list.txt": b"# clips\na 0\nb c.npy 1\na 120 2\na 1 2 0\na;1;1;0\nb c.npy lifting cup\n",
         "labels.csv": b'id,name\n0,pushing box\n1,"lifting cup, high"\n2,lifting cup\n',
     }
 
