@@ -26,12 +26,14 @@ _CLIPS = ("open_clip:", "hf:")
 
 class _Wanted(NamedTuple):
     """names: texts that every model must embed. frames: T of the first checkpoint, which all read; None without one.
-    templates: of its class texts, which a CLIP takes over. pretrained: weights of the CLIP."""
+    templates: of its class texts, which a CLIP takes over. pretrained: weights of open_clip's CLIP. folder: "hf:PATH"
+    of a CLIP among the models, None without one. Both may have the text tower of a checkpoint too."""
 
     names: list[str]
     frames: int | None
     templates: Sequence[str] | None
     pretrained: str | None
+    folder: str | None
 
 
 def heatmaps(
@@ -78,6 +80,8 @@ def heatmaps(
     place = parse_device(device)
     if html is None and pictures is None:
         raise UsageError("Say what to write: --html FILE, --pictures FOLDER, or both.")
+    if pretrained is None and any(model.startswith("open_clip:") for model in models):
+        raise UsageError("open_clip:NAME needs its weights: --pretrained TAG.")
     check_file(html, "--html")
     if pictures is not None:
         check_folder(pictures, "--pictures")
@@ -112,7 +116,9 @@ def _open_clips(
         raise UserError(f"{data}: label {max(numbers)}, but there are {len(names)} class names; --labels names them.")
     texts = [names[number] for number in numbers]
     templates = (first["texts"] or {}).get("templates")
-    return files, texts, _Wanted(list(dict.fromkeys(texts)), first["config"].get("frames"), templates, pretrained)
+    folder = next((model for model in models if model.startswith("hf:")), None)
+    frames = first["config"].get("frames")
+    return files, texts, _Wanted(list(dict.fromkeys(texts)), frames, templates, pretrained, folder)
 
 
 def _group(texts: Sequence[str], dictionary: Sequence[str] | None) -> list[str]:
@@ -166,10 +172,11 @@ def _open_clip(name: str, wanted: _Wanted) -> VideoModel:
     from alt.models.registry import build_with_clip
 
     backbone = name.removeprefix("open_clip:")
+    pretrained = None if name.startswith("hf:") else wanted.pretrained  # such a folder has its weights
     suffix = next((suffix for suffix, row in BACKBONES.items() if row[0] == backbone), "b16")
     try:
         model, loaded = build_with_clip(
-            f"clip-mean-{suffix}", backbone=backbone, pretrained=wanted.pretrained, frames=wanted.frames
+            f"clip-mean-{suffix}", backbone=backbone, pretrained=pretrained, frames=wanted.frames
         )
         model.name_classes(wanted.names, loaded.text_encoder(), wanted.templates or loaded.templates)
     except (OSError, TypeError, ValueError) as error:
@@ -183,12 +190,20 @@ def _name_classes(model: VideoModel, name: str, wanted: _Wanted) -> None:
     from alt.train.config import ModelSection, load_config
 
     kept = (Path(name) if Path(name).is_dir() else Path(name).parent) / "config.yaml"
-    section = load_config(kept).model if kept.is_file() else ModelSection(pretrained=wanted.pretrained)
+    if kept.is_file():
+        section = load_config(kept).model
+    elif model.config.backbone.startswith("hf:"):
+        section = ModelSection(backbone=wanted.folder, pretrained=None)
+    else:
+        section = ModelSection(pretrained=wanted.pretrained)
     try:
         texts = open_class_texts(model, section, lambda line: logger.warning("%s", line))
         texts.name_classes(model, wanted.names, "the clips")
     except UserError as error:
-        raise UserError(f"{name}: {error} Without a run's config.yaml, --pretrained names the weights.") from None
+        if kept.is_file():
+            raise UserError(f"{name}: {error}") from None
+        hint = "Here --pretrained names the weights, and an hf:PATH among the models its folder."
+        raise UserError(f"{name}: {error} {hint}") from None
 
 
 def _map_clips(model: VideoModel, files: ClipFiles, texts: Sequence[str]) -> list[TextMap]:

@@ -15,6 +15,7 @@ pytest.importorskip("torchmetrics")
 
 from alt.cli import build_app
 from alt.corpus import Corpus, Entity
+from alt.data.clips import write_clips
 from alt.entityworld.mini_clip import load_mini_clip
 from alt.errors import UserError
 from alt.evaluate.class_texts import open_class_texts
@@ -102,3 +103,17 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     embedded = run.invoke(app, ["corpus", "embed", str(corpus), str(tmp_path / "b.json"), f"hf:{folder}"])
     assert embedded.exit_code == 0, embedded.output
     assert Corpus.load(tmp_path / "b.json").encoder.backbone == f"hf:{folder}"
+
+
+def test_heat_maps_beside_the_clip_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    """A checkpoint's new classes are embedded by the text tower of the CLIP that stands beside it."""
+    path = save_model(build_model(section(f"model.backbone=hf:{folder}"), CLASSES), tmp_path / "alt.safetensors")
+    video = torch.randint(256, (1, 4, 3, 24, 24), dtype=torch.uint8)
+    listed = write_clips(tmp_path, video, [0], ["spinning ball"], "npy")
+    data = ["--data", str(listed), "--labels", str(tmp_path / "labels.csv"), "--html", str(tmp_path / "maps.html")]
+    alone = CliRunner().invoke(build_app(), ["heatmaps", str(path), *data])
+    assert alone.exit_code == 1
+    assert "Here --pretrained names the weights, and an hf:PATH among the models its folder." in alone.stderr
+    both = CliRunner().invoke(build_app(), ["heatmaps", f"hf:{folder}", str(path), *data])
+    assert both.exit_code == 0, both.output
+    assert "spinning ball" in (tmp_path / "maps.html").read_text(encoding="utf-8")

@@ -74,9 +74,9 @@ def test_the_page_has_groups_as_headings_and_escapes_names(scene: Scene, tmp_pat
 
 @pytest.fixture(scope="module")
 def files(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clips, and two models of other classes: one with a text tower of its own, which was trained."""
+    """Two clips, and two models of other classes: one with a text tower of its own, which was trained."""
     folder = tmp_path_factory.mktemp("files")
-    write_clips(folder, scene.clips.frames[:3], [0, 1, 2], scene.split.class_names[:3], "npy")
+    write_clips(folder, scene.clips.frames[:2], [0, 1], scene.split.class_names[:2], "npy")
     model = scene.model("vifi-mini")
     encoder = create_text_encoder("vifi-mini", pretrained="entity-world")
     model.name_classes(["lifting cup"], encoder, "none")
@@ -102,14 +102,14 @@ def test_clip_before_training_stands_beside_checkpoints(scene: Scene, files: Pat
     result = heatmaps(files, *models, *output)
     assert result.exit_code == 0, result.output
     page = Reader((tmp_path / "maps.html").read_text(encoding="utf-8"))
-    names = scene.split.class_names[:3]
+    names = scene.split.class_names[:2]
     groups = group_by_verb(names, [names[1], "sitting"])
     words = [word for word in page.words if word.strip()]
     columns = [word for word in words if word in ("CLIP", "tuned", "mit")]
-    assert columns == 3 * ["CLIP", "tuned", "mit"]
+    assert columns == 2 * ["CLIP", "tuned", "mit"]
     headings = [word for word in words if word.endswith(" verbs")]
     assert headings == [group for group in ("in-dictionary verbs", "novel verbs") if group in groups]
-    assert len(list((tmp_path / "all").glob("*.png"))) == 3
+    assert len(list((tmp_path / "all").glob("*.png"))) == 2
     # the first clip's maps by hand: CLIP with bare names, and the tuned tower's own text
     clip = scene.model("clip-mean-mini")
     expected = map_text(clip, scene.clips.frames[0], names[0])
@@ -141,7 +141,8 @@ def test_errors_are_one_sentence(scene: Scene, files: Path, tmp_path: Path) -> N
         ((tuned, "--dictionary", "k401", *page), "--dictionary: 'k401' is neither a file nor one of"),
         ((tmp_path / "linear.safetensors", *page), "its linear head has no texts"),
         ((files / "mit.safetensors", tmp_path / "three.safetensors", *page), "has weights for 3 frames, got 4"),
-        (("open_clip:none", *page), "open_clip:none: "),
+        (("open_clip:mini", *page), "open_clip:NAME needs its weights: --pretrained TAG"),
+        (("open_clip:none", "--pretrained", "x", *page), "open_clip:none: "),
     ):
         result = heatmaps(files, *arguments)
         assert result.exit_code in (1, 2), (arguments, result.output)
