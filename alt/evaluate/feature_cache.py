@@ -93,6 +93,7 @@ class FeatureCache:
         found = [_Batch(clips.source, [numbers[row] for row in part], made) for part in rows]
         kept = [one.name is not None and (self.entries.folder / one.name).is_file() for one in found]
         missing: Any = [part for part, there in zip(rows, kept, strict=True) if not there]
+        workers = workers if missing else 0
         loader = iter(DataLoader(dataset, batch_sampler=missing, num_workers=workers, generator=torch.Generator()))
         for part, one, there in zip(rows, found, kept, strict=True):
             labels = (clips.labels if clips.targets is None else clips.targets)[one.numbers]

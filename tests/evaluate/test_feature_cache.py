@@ -18,7 +18,7 @@ from alt.data.clip_views import ClipViews
 from alt.data.clips import ClipFiles, write_clips
 from alt.errors import UserError
 from alt.evaluate.checkpoint import at_r
-from alt.evaluate.execute import execute
+from alt.evaluate.execute import Placement, execute
 from alt.evaluate.feature_cache import FeatureCache
 from alt.evaluate.linear_probe import extract_features
 from alt.evaluate.run import collect_logits
@@ -211,9 +211,8 @@ def test_an_evaluation_of_a_configuration(clips: Path, tmp_path: Path, monkeypat
 
     def run(*more: str) -> tuple[Any, list[str]]:
         said: list[str] = []
-        found = execute(
-            load_config("entity-world-cpu", [*lists, *more]), tmp_path / "model.safetensors", say=said.append
-        )
+        config = load_config("entity-world-cpu", [*lists, *more])
+        found = execute(config, tmp_path / "model.safetensors", where=Placement(workers=1), say=said.append)
         return found.results, said
 
     plain, _ = run()
