@@ -71,7 +71,8 @@ def run_whole(method: Method, cache: TokenCache, *, seed: int, plan: Plan | None
         fine_tune(model, clips, plan.bags, seed=seed, objective=objective)
     few = dataclasses.replace(plan.few_shot, strategy=strategy)
     entrant = ClipEntrant(model.eval(), cache, few, method.templates)
-    entrant.name_classes("seen-train")
+    if method.training != "clips":  # those have the seen classes, and a linear head would begin anew
+        entrant.name_classes("seen-train")
     found |= evaluate(entrant, objects=method.corpus == "all")
     if method.few_shot:
         found |= few_shot(entrant, shots=plan.shots, seed=seed)

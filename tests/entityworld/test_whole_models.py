@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from alt.entityworld.comparison import cell_file, count_costs, measure_speed, run_cells
-from alt.entityworld.fine_tuning import FineTuning
+from alt.entityworld.fine_tuning import FineTuning, fine_tune, top1
 from alt.entityworld.measures import evaluate
 from alt.entityworld.method_grid import build
 from alt.entityworld.methods import GROUPS, METHODS, Budget, Plan
 from alt.entityworld.token_cache import TokenCache
 from alt.entityworld.unlabelled import match_clips, wrong_names
-from alt.entityworld.whole_models import ClipEntrant, run_whole
+from alt.entityworld.whole_models import ClipEntrant, run_whole, take
 from alt.entityworld.world import World, WorldConfig, normalise
 from alt.entityworld.world.captions import phrases
 from alt.errors import UserError
@@ -57,6 +57,16 @@ def test_few_shots_train_a_copy_on_these_clips_alone(cache: TokenCache) -> None:
     assert other.model.classes == cache.split("transfer-a-1").split.class_names
     moved = [name for name, p in other.model.named_parameters() if not torch.equal(before[name], p)]
     assert any(name.startswith("backbone.") for name in moved)
+
+
+def test_a_linear_head_is_tested_as_it_was_trained(cache: TokenCache) -> None:
+    method = METHODS["tuned CLIP-Mean no texts"]
+    training = FineTuning(steps=6, batch_size=32, new_multiplier=300)
+    model = build(method, cache, 0)
+    fine_tune(model, take(cache, "seen-train"), training, seed=0)
+    found = run_whole(method, cache, seed=0, plan=dataclasses.replace(FAST, clips=training))
+    assert found["seen"] == pytest.approx(top1(model, take(cache, "seen-test"))["all"])
+    assert found["seen"] > 10  # of a new head: 1.7
 
 
 def test_wrong_names_are_of_no_class(cache: TokenCache) -> None:
