@@ -21,6 +21,8 @@ def shrink(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     options = dict(config.model.options)
     if options.get("prompting") == "learned":
         options["prompt_vectors"] = 2  # the small text tower reads 16 tokens
+    if "cross_frame" in options:
+        options["cross_frame"] = min(options["cross_frame"], 4)  # and the image tower has four blocks
     model = replace(
         config.model,
         options=options,
