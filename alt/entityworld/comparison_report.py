@@ -146,10 +146,10 @@ def write(
     return [folder / name for name in texts]
 
 
-def update_document(document: str | os.PathLike[str], results: str | os.PathLike[str], name: str = "results") -> None:
+def update_document(document: str | os.PathLike[str], results: str | os.PathLike[str]) -> None:
     """Replaces the text between the marks of a Markdown document by the tables of a results.json.
 
-    The marks are the lines ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+    The marks are the lines ``<!-- results: begin -->`` and ``<!-- results: end -->``.
 
     Raises:
         ValueError: the document has no marks.
@@ -157,7 +157,7 @@ def update_document(document: str | os.PathLike[str], results: str | os.PathLike
     path = Path(document)
     text = path.read_text(encoding="utf-8")
     record = read_json(results)
-    begin, end = (f"<!-- {name}: {place} -->\n" for place in ("begin", "end"))
+    begin, end = (f"<!-- results: {place} -->\n" for place in ("begin", "end"))
     if begin not in text or end not in text:
         raise ValueError(f"document: expected the lines {begin.strip()!r} and {end.strip()!r} in {path}")
     before, _, rest = text.partition(begin)
@@ -175,6 +175,6 @@ def update_document(document: str | os.PathLike[str], results: str | os.PathLike
 if __name__ == "__main__":
     import sys
 
-    if len(sys.argv) not in (3, 4):
-        sys.exit("usage: python -m alt.entityworld.comparison_report RESULTS.json DOCUMENT.md [MARK]")
-    update_document(sys.argv[2], sys.argv[1], *sys.argv[3:])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m alt.entityworld.comparison_report RESULTS.json DOCUMENT.md")
+    update_document(sys.argv[2], sys.argv[1])

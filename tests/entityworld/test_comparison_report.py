@@ -232,7 +232,7 @@ def test_the_page_shows_the_kept_runs(tmp_path: Path) -> None:
         pytest.skip("an sdist has no kept results")
     copy = tmp_path / "page.md"
     copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-    update_document(copy, kept, "systems")
+    update_document(copy, kept)
     assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     record = json.loads(kept.read_text(encoding="utf-8"))
     found = orderings(record["results"], classes=record["setting"]["classes"], steps=STEPS)
