@@ -141,7 +141,7 @@ def main() -> None:
                 rows.append([f"{name}, a key frame every {keyframes} frames", *cells])
         print(to_markdown(["loading", "ms per clip without", "epoch 1", "epoch 2", "MiB kept per clip"], rows))
         if options.encode:
-            cells = compare_encoding(write_list(Path(folder), 4, RATE), max(6, options.rounds // 2))
+            cells = compare_encoding(write_list(Path(folder), 2, RATE), 6)
             print(to_markdown(["encoding", "ms per clip without", "first", "second"], [["ALT B/16, r = 8", *cells]]))
 
 
