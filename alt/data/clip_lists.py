@@ -125,7 +125,7 @@ def read_list(
     Lists of frame folders have lines ``path frames label`` or ``path start end label``, the numbers of the first and
     last frame, counted from 1. They are told from a path with spaces by the file that is there. The last form may have
     semicolons in place of its spaces. Where the clips are not ``labelled``, a line may be a path alone, and every label
-    is -1.
+    is -1. A line that begins with "#" is a comment, unless a name follows at once and a number ends it: that is a clip.
 
     Raises:
         ClipError: the file cannot be read, or a line is not of this form.
@@ -136,7 +136,7 @@ def read_list(
     found = []
     for number, line in enumerate(read_text_file(path, "list file").split("\n"), 1):
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line or _is_comment(line, base, labelled):
             continue
         if "\0" in line:
             raise ClipError(f"{path}, line {number}: a path is expected, got {line[:80]!r}")
@@ -167,6 +167,15 @@ def read_list(
     if not found:
         raise ClipError(f"{path}: no clips listed in it")
     return found
+
+
+def _is_comment(line: str, base: Path, labelled: bool) -> bool:
+    """Whether a line begins with "#" and is no clip; HMDB-51 has clips as ``#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi``."""
+    if not line.startswith("#"):
+        return False
+    words = line.rsplit(maxsplit=1)
+    named = line[1:2].strip() != "" and len(words) == 2 and _is_number(words[1])
+    return not named and (labelled or "\0" in line or not os.path.exists(base / line))
 
 
 def _without_semicolons(line: str) -> str:

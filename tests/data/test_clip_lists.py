@@ -77,6 +77,17 @@ def test_lists_with_a_mark_tabs_and_line_ends_of_windows(tmp_path: Path) -> None
         read_list(tmp_path / "list.txt")
 
 
+def test_comments_and_clips_that_look_like_them(tmp_path: Path) -> None:
+    """Kind: HMDB-51's "#20_Rhythm_clap" was left out of a list without a word."""
+    text = "# clips\n#\n# 3 of 4 0\n#20_Rhythm_clap.avi 1\n#of yesterday\na.avi 0\n"
+    (tmp_path / "list.txt").write_text(text)
+    found = read_list(tmp_path / "list.txt")
+    assert [(entry.path.name, entry.label) for entry in found] == [("#20_Rhythm_clap.avi", 1), ("a.avi", 0)]
+    clip(tmp_path / "#b.npy")
+    (tmp_path / "list.txt").write_text("# clips\n#b.npy\n#c.npy\n")
+    assert [entry.path.name for entry in read_list(tmp_path / "list.txt", labelled=False)] == ["#b.npy"]
+
+
 def clip(path: Path, frames: int = 2) -> None:
     np.save(path, np.zeros((frames, 8, 8, 3), np.uint8))
 
