@@ -171,11 +171,12 @@ def _ucf101(folders: SetFolders, part: str, split: int) -> SetList:
 
 def _hmdb51(folders: SetFolders, part: str, split: int) -> SetList:
     ending, wanted = f"_test_split{split}.txt", {"train": "1", "test": "2"}[part]
-    files = sorted(path for path in folders.lists.iterdir() if path.name.endswith(ending))
+    files = {path.name.removesuffix(ending): path for path in folders.lists.iterdir() if path.name.endswith(ending)}
     if not files:
         raise ClipError(f"{folders.lists}: files 'class{ending}' are expected, there are none")
-    entries, classes = [], [path.name.removesuffix(ending) for path in files]
-    for label, (path, name) in enumerate(zip(files, classes, strict=True)):
+    entries, classes = [], sorted(files)  # by class, as lists of others number them: climb comes before climb_stairs
+    for label, name in enumerate(classes):
+        path = files[name]
         for number, line in _lines(path):
             words = line.rsplit(maxsplit=1)
             if len(words) != 2 or words[1] not in ("0", "1", "2"):

@@ -79,6 +79,14 @@ def test_hmdb51(tmp_path: Path) -> None:
         read_set("hmdb51", where, "train", 3)
 
 
+def test_hmdb51_numbers_its_classes_as_published_lists_do(tmp_path: Path) -> None:
+    """By the names of the classes. The names of its files have another order: climb_stairs_test before climb_test."""
+    names = ["climb", "climb_stairs", "kick", "kick_ball", "sword", "sword_exercise"]
+    where = folders(tmp_path, **{f"{name}_test_split1__txt": f"{name}.avi 1 \n" for name in names})
+    assert found(where, "hmdb51", "train") == [(f"{name}/{name}.avi", i) for i, name in enumerate(names)]
+    assert read_set("hmdb51", where, "train").names[:2] == ["climb", "climb stairs"]
+
+
 def test_kinetics_finds_clips_wherever_they_are_and_counts_those_that_are_gone(tmp_path: Path) -> None:
     head = "label,youtube_id,time_start,time_end,split\n"
     where = folders(
