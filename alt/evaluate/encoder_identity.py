@@ -45,7 +45,7 @@ def describe_encoder(model: VideoModel, place: torch.device) -> str:
                 raise UserError(f"data.feature_cache: expected a tower without hooks, and {name} has one.")
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
             digest.update(repr((name, kind, _plain_attributes(module))).encode())
-    settings = settings_of(model.backbone.visual)
+    settings = settings_of(model.backbone.tower)
     mask = None if settings.protected is None else settings.protected.mask.tolist()
     digest.update(repr((_plain_attributes(settings), mask, model.backbone.statistics)).encode())
     digest.update(describe_code().encode() + describe_processor(place).encode())
