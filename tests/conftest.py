@@ -57,6 +57,12 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def few_objects() -> None:
+    """For tests whose code collects garbage hundreds of times: what earlier tests left alive is not visited again."""
+    pytest_collection_finish()
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """``threads(n)`` sets torch's number of threads for the rest of the test."""

@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
 H100_CACHE = 50 * 2**20
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 
 class Device:
     """A GPU that keeps a diary: what is captured is a list of calls, and its clock advances by what they take."""

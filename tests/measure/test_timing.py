@@ -21,6 +21,8 @@ from alt.measure import (
     timing,
 )
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 
 def test_interval_is_the_one_of_order_statistics() -> None:
     # 17 values: the 5th and the 13th enclose the median with 1 - 2 P(Binomial(17, 1/2) <= 4) = 95.1 %.
