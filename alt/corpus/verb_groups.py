@@ -12,7 +12,7 @@ __all__ = ["VERB_GROUPS", "group_by_verb"]
 
 VERB_GROUPS = ("in-dictionary verbs", "novel verbs", "general verbs")
 _SEVERAL = 3
-"""Names of a dictionary from which on a verb is general. The paper says "several"."""
+"""Names of a dictionary from which on a verb is general. Our choice: only the names of the groups are known to us."""
 
 
 def group_by_verb(names: Sequence[str], dictionary: Sequence[str]) -> list[str]:
