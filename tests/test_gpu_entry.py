@@ -25,6 +25,7 @@ def run(*arguments: str, timeout: int = 1500) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
+@pytest.mark.slow
 def test_every_section_runs_dry(tmp_path: Path) -> None:
     """Files, tables, exit status; `train` has its own test, since the command it calls takes its time."""
     sections = ("test", "sanitize", "tune", "bench")

@@ -29,7 +29,7 @@ from alt_kernels import (
     weighted_merge,
 )
 
-EXAMPLES = 500  # for each of the six properties
+EXAMPLES = 300  # for each of the six properties
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 Draw = Callable[..., Any]
 
