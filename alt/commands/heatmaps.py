@@ -11,7 +11,17 @@ import typer
 from alt.errors import UsageError, UserError, one_line
 
 from .logs import logger
-from .options import Device, Labels, Reduction, Root, list_of_clips, parse_device, parse_reduction
+from .options import (
+    Device,
+    HtmlFile,
+    Labels,
+    PictureFolder,
+    Reduction,
+    Root,
+    list_of_clips,
+    parse_device,
+    parse_reduction,
+)
 from .outputs import check_file, check_folder
 from .progress import progress_bar
 from .terminal import echo
@@ -61,12 +71,8 @@ def heatmaps(
         str | None,
         typer.Option(metavar="TAG", help="Weights of open_clip:NAME: open_clip's tag, or a file.", show_default=False),
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page to look at.", show_default=False)
-    ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the page's pictures as PNG files.", show_default=False)
-    ] = None,
+    html: HtmlFile = None,
+    pictures: PictureFolder = None,
     r: Reduction = None,
     device: Device = "auto",
 ) -> None:

@@ -107,6 +107,14 @@ CropsAndClips = Annotated[
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Videos per batch.")]
 Threads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")]
 Seeds = Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="Number of seeds: 0 to N - 1.")]
+HtmlFile = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write one page to look at.", show_default=False),
+]
+PictureFolder = Annotated[
+    Path | None,
+    typer.Option("--pictures", metavar="FOLDER", help="Write the page's pictures as PNG files.", show_default=False),
+]
 JsonFile = Annotated[
     Path | None,
     typer.Option(

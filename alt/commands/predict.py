@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 from alt.errors import UserError, printable
 
 from .logs import logger
-from .options import Device, JsonFile, Reduction, parse_device, parse_reduction
+from .options import Device, HtmlFile, JsonFile, PictureFolder, Reduction, parse_device, parse_reduction
 from .outputs import STDOUT, check_file, check_folder, write_json
 from .terminal import echo
 
@@ -41,12 +41,8 @@ def predict(
     ],
     clip: Annotated[Path, typer.Argument(help="A folder of frames, or an array file: .npy, .npz, .pt, .zip.")],
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Number of classes and entities to show.")] = 5,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one page to look at.", show_default=False)
-    ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the page's pictures as PNG files.", show_default=False)
-    ] = None,
+    html: HtmlFile = None,
+    pictures: PictureFolder = None,
     json_: JsonFile = None,
     r: Reduction = None,
     text: Annotated[
