@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +97,4 @@ def describe_processor(place: torch.device) -> str:
     for name in ("load", "commit", "modified"):
         machine.pop(name, None)
     fast = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
-    return repr((sorted(machine.items(), key=str), _version_of_torchvision(), fast))
-
-
-def _version_of_torchvision() -> str:
-    from importlib.metadata import version
-
-    return version("torchvision")
+    return repr((sorted(machine.items(), key=str), metadata.version("torchvision"), fast))

@@ -24,7 +24,7 @@ from alt.train.head_fitting import HeadRecipe, fit_head
 from .encoder_identity import fingerprint
 from .feature_cache import FeatureCache
 from .metrics import Result, VideoMetrics
-from .run import evaluating, run_batches
+from .run import run_batches
 
 __all__ = ["Features", "ProbeConfig", "extract_features", "fit_probe", "linear_probe"]
 
@@ -110,28 +110,21 @@ def extract_features(
 
     Arguments as in :func:`alt.evaluate.evaluate`.
     """
-    total = len(dataset)  # type: ignore[arg-type]
-    if total == 0:
+    if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("no video to take features of: the dataset is empty")
-    parts, labels = [], []
-    with evaluating(model, device) as place:
-        found = run_batches(
-            model,
-            dataset,
-            place,
-            lambda clips: model(clips).embedding,
-            lambda encoded: torch.cat([model.forward_tokens(part).embedding for part in encoded.parts]),  # type: ignore[operator]
-            batch_size=batch_size,
-            workers=workers,
-            precision=precision,
-            features=features,
-        )
-        for embedding, target in found:
-            parts.append(embedding)
-            labels.append(target.long())
-            if progress is not None:
-                progress(min(total, len(parts) * batch_size), total)
-    return Features(torch.cat(parts), torch.cat(labels))
+    embedding, labels = run_batches(
+        model,
+        dataset,
+        lambda clips: model(clips).embedding,
+        lambda encoded: torch.cat([model.forward_tokens(part).embedding for part in encoded.parts]),  # type: ignore[operator]
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        features=features,
+        progress=progress,
+    )
+    return Features(embedding, labels.long())
 
 
 def fit_probe(features: Features, num_classes: int, config: ProbeConfig | None = None) -> nn.Linear:

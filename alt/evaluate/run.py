@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -99,70 +99,70 @@ def collect_logits(
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: expected 'fp32' or 'bf16', got '{precision}'")
-    total = len(dataset)  # type: ignore[arg-type]
-    if total == 0:
+    if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("no video was evaluated: the dataset is empty")
-    logits, labels = [], []
-    done = 0
-    with evaluating(model, device) as place:
-        found = run_batches(
-            model,
-            dataset,
-            place,
-            lambda clips: logits_of_views(model, clips, at_once=batch_size),
-            lambda encoded: logits_of_tokens(model, encoded.parts, encoded.views),
-            batch_size=batch_size,
-            workers=workers,
-            precision=precision,
-            features=features,
-        )
-        for out, target in found:
-            logits.append(out)
-            labels.append(target)
-            done += len(target)
-            if progress is not None:
-                progress(done, total)
-    return Collected(torch.cat(logits), torch.cat(labels))
+    found = run_batches(
+        model,
+        dataset,
+        lambda clips: logits_of_views(model, clips, at_once=batch_size),
+        lambda encoded: logits_of_tokens(model, encoded.parts, encoded.views),
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        features=features,
+        progress=progress,
+    )
+    return Collected(*found)
 
 
 def run_batches(
     model: nn.Module,
     dataset: Dataset[Any],
-    place: torch.device,
     of_clips: Callable[[Tensor], Tensor],
     of_tokens: Callable[[EncodedBatch], Tensor],
     *,
+    device: torch.device | str | None,
     batch_size: int,
     workers: int,
     precision: str,
     features: FeatureCache | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (result, labels) of every batch, on the CPU, the result in float32.
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns what is computed of all videos, in float32, and their labels, both on the CPU.
 
     Args:
-        model: in evaluation mode, on ``place``. of_clips: what is computed of clips. of_tokens: the same of their
-            tokens, which a cache keeps. Others: as in :func:`evaluate`.
+        of_clips: what is computed of clips. of_tokens: the same of their tokens, which a cache keeps. Both are called
+            in evaluation mode. Others: as in :func:`evaluate`.
 
     Raises:
         TypeError: ``features`` are to be kept of a model without tokens, or of other clips than those of list files.
     """
-    if features is None:
-        loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
-        for clips, target in loader:
+    parts: list[Tensor] = []
+    labels: list[Tensor] = []
+    done, total = 0, len(dataset)  # type: ignore[arg-type]
+    with evaluating(model, device) as place:
+        batches: Iterable[tuple[Any, Any]]
+        if features is not None:
+            if not isinstance(model, VideoModel):
+                raise TypeError(
+                    f"features: a model of alt.create_model is expected where they are kept, got {type(model).__name__}"
+                )
+            kept = features.encode_batches(
+                model, dataset, place, batch=batch_size, workers=workers, precision=precision
+            )
+            batches = ((encoded, encoded.labels) for encoded in kept)
+        else:
+            batches = DataLoader(dataset, batch_size=batch_size, num_workers=workers, generator=torch.Generator())
+        for batch, target in batches:
             with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-                out = of_clips(clips.to(place))
-            yield out.float().cpu(), torch.as_tensor(target).cpu()
-        return
-    if not isinstance(model, VideoModel):
-        raise TypeError(
-            f"features: a model of alt.create_model is expected where they are kept, got {type(model).__name__}"
-        )
-    for encoded in features.encode_batches(
-        model, dataset, place, batch=batch_size, workers=workers, precision=precision
-    ):
-        with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-            out = of_tokens(encoded)
-        yield out.float().cpu(), encoded.labels
+                out = of_clips(batch.to(place)) if features is None else of_tokens(batch)
+            parts.append(out.float().cpu())
+            labels.append(torch.as_tensor(target).cpu())
+            done += len(target)
+            if progress is not None:
+                progress(done, total)
+    return torch.cat(parts), torch.cat(labels)
 
 
 @contextlib.contextmanager
