@@ -123,9 +123,8 @@ def bag_loss(videos: Tensor, texts: Tensor, matches: Tensor, *, form: Form = "su
             f"texts: expected [B, n, d] and matches [B] for videos {list(videos.shape)}, got {list(texts.shape)} and "
             f"{list(matches.shape)}"
         )
-    dtype = torch.promote_types(videos.dtype, torch.float32)
     with torch.autocast(videos.device.type, enabled=False):
-        v, t = F.normalize(videos.to(dtype), dim=-1), F.normalize(texts.to(dtype), dim=-1)
+        v, t = _unit_rows(videos, texts)
         s = torch.einsum("id,jnd->ijn", v, t) / sigma
         if form == "max":
             s = s.amax(-1, keepdim=True)
@@ -158,10 +157,15 @@ def dictionary_loss(videos: Tensor, texts: Tensor, matches: Tensor, *, sigma: fl
             f"texts: expected [D, d] and matches [B] for videos {list(videos.shape)}, got {list(texts.shape)} and "
             f"{list(matches.shape)}"
         )
-    dtype = torch.promote_types(videos.dtype, torch.float32)
     with torch.autocast(videos.device.type, enabled=False):
-        v, t = F.normalize(videos.to(dtype), dim=-1), F.normalize(texts.to(dtype), dim=-1)
+        v, t = _unit_rows(videos, texts)
         return F.cross_entropy(v @ t.T / sigma, matches)
+
+
+def _unit_rows(videos: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both with rows of length 1, in the dtype of the videos, but float32 at least."""
+    dtype = torch.promote_types(videos.dtype, torch.float32)
+    return F.normalize(videos.to(dtype), dim=-1), F.normalize(texts.to(dtype), dim=-1)
 
 
 class BagObjective(Objective):
