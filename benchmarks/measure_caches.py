@@ -78,6 +78,17 @@ def format_ratio(slow: list[float], fast: list[float]) -> str:
     return f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
+def compare_epochs(run: Callable[[bool], list[float]], clips: int, rounds: int) -> list[str]:
+    """Returns the milliseconds per clip of an epoch without a cache, and the ratios of both epochs.
+
+    ``run``: from whether there is a cache to the seconds of two epochs.
+    """
+    found = interleave({cached: partial(run, cached) for cached in (False, True)}, rounds=rounds)
+    without, cached = np.array(found[False]), np.array(found[True])
+    ratios = [format_ratio(without[:, epoch].tolist(), cached[:, epoch].tolist()) for epoch in (0, 1)]
+    return [f"{np.median(without) / clips * 1e3:.0f}", *ratios]
+
+
 def compare_loading(listed: Path, read: Callable[[ClipFiles], Epoch], whole: bool, rounds: int) -> list[str]:
     """Returns the seconds of an epoch without a cache, and the ratios of both epochs."""
 
@@ -92,11 +103,8 @@ def compare_loading(listed: Path, read: Callable[[ClipFiles], Epoch], whole: boo
             pairs = zip(kept(number), read(ClipFiles(listed))(number), strict=True)
             assert all(torch.equal(ours, plain) for ours, plain in pairs)
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    found = interleave({cached: partial(run, cached) for cached in (False, True)}, rounds=rounds)
-    without, cached = np.array(found[False]), np.array(found[True])
-    ratios = [format_ratio(without[:, epoch].tolist(), cached[:, epoch].tolist()) for epoch in (0, 1)]
     count = len(ClipFiles(listed))
-    return [f"{np.median(without) / count * 1e3:.0f}", *ratios, f"{size / count / 2**20:.1f}"]
+    return [*compare_epochs(run, count, rounds), f"{size / count / 2**20:.1f}"]
 
 
 def compare_encoding(listed: Path, rounds: int) -> list[str]:
@@ -118,10 +126,7 @@ def compare_encoding(listed: Path, rounds: int) -> list[str]:
 
             return time_epochs(epoch)
 
-    found = interleave({cached: partial(run, cached) for cached in (False, True)}, rounds=rounds)
-    without, cached = np.array(found[False]), np.array(found[True])
-    ratios = [format_ratio(without[:, epoch].tolist(), cached[:, epoch].tolist()) for epoch in (0, 1)]
-    return [f"{np.median(without) / len(dataset) * 1e3:.0f}", *ratios]
+    return compare_epochs(run, len(dataset), rounds)
 
 
 def main() -> None:
